@@ -1,0 +1,69 @@
+# GotoHotel. Every target sets up what it needs by itself; all it takes is Python 3.11 (or newer) and make.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+# Kept in the environment of what make starts: GOTOHOTEL_HOME, GOTOHOTEL_GATEWAY_PORT, …
+RUN := $(BIN)/gotohotel
+PROTOS := $(shell find protos -name '*.proto')
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint up down status logs start stop token audit bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(VENV)/ready ## the main job as a story: search, book, pay, confirm, cancel, sold out
+	@$(RUN) demo
+
+test: $(VENV)/ready ## run all tests, on real PostgreSQL, NATS and Envoy
+	@$(BIN)/pytest $(ARGS)
+
+lint: $(VENV)/ready ## ruff, mypy, buf
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
+
+up: $(VENV)/ready ## start the embedded stack in the background
+	@$(RUN) up
+
+down: $(VENV)/ready ## stop it; data stays in .run/
+	@$(RUN) down
+
+status: $(VENV)/ready ## name, state, pid and port of each process
+	@$(RUN) status
+
+logs: $(VENV)/ready ## follow the logs, of one process with SVC=name
+	@$(RUN) logs $(SVC)
+
+start: $(VENV)/ready ## start one process: SVC=name
+	@$(RUN) start $(SVC)
+
+stop: $(VENV)/ready ## stop one process: SVC=name
+	@$(RUN) stop $(SVC)
+
+token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
+	@$(RUN) token --role $(or $(ROLE),guest) --sub $(or $(SUB),guest)
+
+audit: $(VENV)/ready ## check the invariants against databases, ledger and stream
+	@$(RUN) audit
+
+bench: $(VENV)/ready ## measure orders/s against pgbench on the same server
+	@$(BIN)/python -m bench $(ARGS)
+
+clean: ## stop the stack and remove what was made, data included
+	@if [ -x $(RUN) ]; then $(RUN) down; fi
+	@rm -rf .run $(VENV) .mypy_cache .pytest_cache .ruff_cache
+
+# Tools first, then the project itself, which compiles the protos.
+$(VENV)/tools: requirements.txt
+	@echo "Setting up $(VENV) …" >&2
+	@$(PYTHON) -c 'import sys; sys.exit("GotoHotel needs Python 3.11 or newer; set PYTHON=… to one.") if sys.version_info < (3, 11) else None'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@touch $@
+
+$(VENV)/ready: $(VENV)/tools pyproject.toml hatch_build.py $(PROTOS)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-build-isolation --no-deps --editable .
+	@touch $@

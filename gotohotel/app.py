@@ -1,0 +1,217 @@
+"""Runs a service: settings from the environment, an ordered start, an ordered drain."""
+
+import asyncio
+import dataclasses
+import logging
+import os
+import signal
+import sys
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+import asyncpg
+import nats.errors
+import uvloop
+from google.protobuf.descriptor import ServiceDescriptor
+
+from gotohotel import log
+from gotohotel.bus import Bus, DeclarationDiffers
+from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
+from gotohotel.domain import DomainError
+from gotohotel.outbox import KEEP_DAYS, Relay
+from gotohotel.policies import Policies
+from gotohotel.rpc import CallFailed, RpcServer
+
+logger = logging.getLogger(__name__)
+
+# Old rows go in small batches, so that no delete holds locks or bloats the log for long.
+PRUNE = (
+    """
+    DELETE FROM outbox
+    WHERE event_id IN (
+        SELECT event_id FROM outbox WHERE published_at < now() - make_interval(days => $1) ORDER BY event_id LIMIT 1000
+    )
+    """,
+    """
+    DELETE FROM inbox
+    WHERE event_id IN (
+        SELECT event_id FROM inbox WHERE received_at < now() - 10 * make_interval(days => $1) LIMIT 1000
+    )
+    """,
+    """
+    DELETE FROM requests
+    WHERE (subject, method, request_id) IN (
+        SELECT subject, method, request_id FROM requests
+        WHERE claimed_at < now() - 10 * make_interval(days => $1) LIMIT 1000
+    )
+    """,
+)
+
+
+class SettingRefused(Exception):
+    """A setting is missing or bad; says which one and what it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What every service is told by its environment. A service's variables share a prefix: ORDER_PORT, PAY_PORT, …"""
+
+    port: int
+    database_url: str
+    migration_url: str  # of the role that owns the schema; the run-time role can't change it
+    nats_url: str
+    host: str = "127.0.0.1"
+    pool_size: int = 10
+    drain_seconds: float = 20.0
+    log_level: str = "INFO"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(settings_type: type[S], prefix: str) -> S:
+    """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable."""
+    types = get_type_hints(settings_type)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(settings_type):
+        variable = f"{prefix}_{field.name.upper()}"
+        text = os.environ.get(variable)
+        if text is None:
+            if field.default is dataclasses.MISSING:
+                raise SettingRefused(f"The setting {variable} is missing.")
+            continue
+        try:
+            values[field.name] = types[field.name](text)
+        except ValueError:
+            raise SettingRefused(f"The setting {variable} takes {types[field.name].__name__}, not {text!r}.") from None
+    return settings_type(**values)
+
+
+class App:
+    """One running service. `compose` fills it; `run` starts what is in it and drains it on SIGTERM."""
+
+    def __init__(self, settings: Settings, database: Database, resources: AsyncExitStack, *, name: str) -> None:
+        self.name = name
+        self.settings = settings
+        self.database = database
+        self.resources = resources  # what `compose` opens and the app closes last
+        self._bus = Bus(settings.nats_url, name=name)
+        self._relay = Relay(settings.database_url, self._bus, source=name)
+        self._server = RpcServer(port=settings.port, host=settings.host)
+        self._policies: Policies[Any] | None = None
+        self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
+        self._follow_ups: list[asyncio.Event] = []
+        self._stopping = asyncio.Event()
+
+    def serve(self, service: ServiceDescriptor, implementation: object) -> None:
+        """Serves an RPC service."""
+        self._server.add(service, implementation)
+
+    def listen(self, policies: Policies[Any]) -> None:
+        """Runs these policies on the events that they name."""
+        self._policies = policies
+
+    def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
+        """Runs a job again and again, and at once after a commit if it `follows_commits`.
+
+        It must be safe to run in several replicas at once.
+        """
+        due = asyncio.Event()
+        self._jobs.append((job, seconds, due))
+        if follows_commits:
+            self._follow_ups.append(due)
+
+    def committed(self) -> None:
+        """Says that something was committed here that may have to be published or followed up."""
+        self._relay.wake()
+        for due in self._follow_ups:
+            due.set()
+
+    async def run(self) -> None:
+        """Start, main loop, drain."""
+        for name in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(name, self._stopping.set)
+
+        self.every(3600, self._prune)
+        async with asyncio.TaskGroup() as tasks:
+            relay = tasks.create_task(self._relay.run())
+            consumer = tasks.create_task(self._consume())
+            jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
+            await self._server.start()
+            await self._server.set_serving(True)
+            logger.info("%s serves on port %d", self.name, self.settings.port)
+
+            await self._stopping.wait()
+
+            logger.info("%s drains", self.name)
+            await self._server.set_serving(False)  # 1. the gateway sends no new calls
+            await asyncio.wait([consumer], timeout=5)  # 2. the batch of events under way ends, no other begins
+            for loop in (consumer, *jobs):
+                loop.cancel()
+            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 3. calls under way end
+            self._relay.finish()  # 4. what they announced goes out
+            await asyncio.wait([relay], timeout=5)
+            relay.cancel()
+            await self._bus.close()
+        logger.info("%s has stopped", self.name)
+
+    async def _consume(self) -> None:
+        """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
+        while not self._stopping.is_set():
+            try:
+                await self._bus.connect()
+                if self._policies is None:
+                    return
+                await self._bus.consume(
+                    self._policies, self.database, committed=self.committed, stopping=self._stopping
+                )
+            except (*TRANSIENT, nats.errors.Error, DeclarationDiffers) as error:
+                logger.error("no events are taken: %r", error)
+                await asyncio.sleep(2)
+
+    async def _repeat(self, job: Callable[[], Awaitable[None]], seconds: float, due: asyncio.Event) -> None:
+        while True:
+            due.clear()
+            try:
+                await job()
+            except (*TRANSIENT, DomainError, CallFailed) as error:
+                logger.warning("job %s: %r", job.__name__, error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(due.wait(), timeout=seconds)
+
+    async def _prune(self) -> None:
+        for statement in PRUNE:
+            while await self.database.autocommit.execute(statement, KEEP_DAYS) == "DELETE 1000":
+                await asyncio.sleep(0.1)
+
+
+async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awaitable[None]], folder: Path) -> None:
+    await migrate(settings.migration_url, KERNEL_MIGRATIONS, folder / "migrations")
+    async with AsyncExitStack() as resources:
+        database = await resources.enter_async_context(
+            open_database(settings.database_url, name=name, pool_size=settings.pool_size)
+        )
+        app = App(settings, database, resources, name=name)
+        await compose(app, settings)
+        await app.run()
+
+
+def run(
+    settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitable[None]], *, folder: Path
+) -> None:
+    """A service's main function: ends with one clear sentence if it can't start."""
+    name = folder.name
+    try:
+        settings = read_settings(settings_type, prefix)
+        log.configure(settings.log_level)
+        uvloop.run(_main(name, settings, compose, folder))
+    except SettingRefused as error:
+        sys.exit(f"{name}: {error}")
+    except (OSError, asyncpg.PostgresError) as error:
+        place = settings.database_url.rsplit("@")[-1]
+        sys.exit(f"{name} can't start (database {place}, port {settings.port}): {error}")
+    except BaseExceptionGroup as group:
+        sys.exit(f"{name} has failed: {'; '.join(str(error) for error in group.exceptions)}")

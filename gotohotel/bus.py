@@ -1,0 +1,260 @@
+"""NATS JetStream: declared streams and consumers, delivery in batches, dead letters."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import nats
+import nats.errors
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import NotFoundError
+
+from gotohotel import inbox, trace
+from gotohotel.database import TRANSIENT, Database
+from gotohotel.domain import Conflict
+from gotohotel.policies import Arrival, Policies
+
+logger = logging.getLogger(__name__)
+
+BATCH = 200
+FETCH_SECONDS = 1.0  # after a server restart a fetch stays deaf for its whole time-out (nats.py#504)
+ACK_WAIT_SECONDS = 30.0
+REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
+PUBLISH_SECONDS = 5.0
+
+# Everything that ever happened, so that a read model can be built again from the first event. A full stream
+# refuses (the row waits in its outbox) rather than forget.
+EVENTS = StreamConfig(
+    name="EVENTS",
+    subjects=["gotohotel.*.v1.*"],
+    storage=StorageType.FILE,
+    discard=DiscardPolicy.NEW,
+    max_bytes=4 * 1024**3,
+    duplicate_window=600,
+    allow_direct=True,
+)
+DEAD_LETTERS = StreamConfig(
+    name="DEAD_LETTERS",
+    subjects=["dead.*"],
+    storage=StorageType.FILE,
+    discard=DiscardPolicy.NEW,
+    max_bytes=256 * 1024**2,
+    duplicate_window=600,
+    allow_direct=True,
+)
+
+
+class DeclarationDiffers(Exception):
+    """A stream or consumer on the server is not as this version declares it."""
+
+
+class Bus:
+    """A service's connection to NATS. It may come and go while the service runs."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self._name = name
+        self._client = Client()
+        self._js: JetStreamContext = self._client.jetstream(timeout=PUBLISH_SECONDS)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server can be reached at this moment."""
+        return bool(self._client.is_connected)
+
+    async def connect(self) -> None:
+        """Connects, however long it takes, and declares the streams; later interruptions heal by themselves."""
+        while not self._client.is_connected:
+            try:
+                self._client = await nats.connect(
+                    self._url,
+                    name=self._name,
+                    connect_timeout=3,
+                    ping_interval=10,
+                    max_outstanding_pings=2,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.25,
+                    allow_reconnect=True,
+                    error_cb=self._log_error,
+                    pending_size=0,  # fail at once while disconnected; the outbox is the buffer
+                )
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                logger.warning("NATS can't be reached at %s: %s", self._url.rsplit("@")[-1], error)
+                await asyncio.sleep(1)
+        self._js = self._client.jetstream(timeout=PUBLISH_SECONDS)
+        for stream in (EVENTS, DEAD_LETTERS):
+            await self._declare_stream(stream)
+
+    async def close(self) -> None:
+        """Sends what is written and disconnects."""
+        if self._client.is_connected:
+            await self._client.flush(timeout=2)
+        await self._client.close()
+
+    async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
+        """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
+
+        async def publish(subject: str, payload: bytes, headers: dict[str, str]) -> asyncio.Future[Any]:
+            return await self._js.publish_async(subject, payload, stream=EVENTS.name, headers=headers)
+
+        acks: list[asyncio.Future[Any] | None] = []
+        for message in messages:
+            try:
+                acks.append(await publish(*message))
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                logger.warning("publish: %s", error)
+                acks.append(None)
+        pending = [ack for ack in acks if ack is not None]
+        if pending:
+            await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+        return [_acknowledged(ack) for ack in acks]
+
+    async def consume(
+        self, policies: Policies[Any], database: Database, *, committed: Callable[[], None], stopping: asyncio.Event
+    ) -> None:
+        """Hands events to the policies in batches, until `stopping` is set; `committed` is told after each batch."""
+        subscription = await self._declare_consumer(policies.subjects)
+        while not stopping.is_set():
+            try:
+                deliveries = await subscription.fetch(BATCH, timeout=FETCH_SECONDS)
+            except TimeoutError:
+                continue
+            except (OSError, nats.errors.Error) as error:
+                logger.warning("consumer %s: %s", self._name, error)
+                await asyncio.sleep(1)
+                continue
+            await self._handle(deliveries, policies, database)
+            committed()
+
+    async def _handle(self, deliveries: Sequence[Msg], policies: Policies[Any], database: Database) -> None:
+        """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
+        readable: list[tuple[Msg, Arrival]] = []
+        for delivery in deliveries:
+            try:
+                readable.append((delivery, _read(delivery, policies)))
+            except (KeyError, DecodeError) as error:
+                await self._bury(delivery, f"unreadable: {type(error).__name__}: {error}")
+        if not readable:
+            return
+        try:
+            await _apply([arrival for _, arrival in readable], policies, database)
+        except (*TRANSIENT, Conflict) as error:
+            logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
+            for delivery, _ in readable:
+                await self._try_later(delivery)
+        except Exception as error:
+            if len(readable) > 1:
+                for delivery, _ in readable:
+                    await self._handle([delivery], policies, database)
+                return
+            logger.exception("event %s can't be handled", readable[0][1].event_id)
+            await self._bury(readable[0][0], f"impossible: {type(error).__name__}: {error}")
+        else:
+            for delivery, _ in readable:
+                await self._settle(delivery.ack())
+
+    async def _try_later(self, delivery: Msg) -> None:
+        tries = delivery.metadata.num_delivered or 1
+        delay = REDELIVERY_SECONDS[min(tries, len(REDELIVERY_SECONDS)) - 1]
+        await self._settle(delivery.nak(delay=delay * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
+
+    async def _bury(self, delivery: Msg, reason: str) -> None:
+        """Moves an event to the dead letters, with the reason and where it came from."""
+        origin = delivery.metadata
+        headers = {
+            **(delivery.headers or {}),
+            "Nats-Msg-Id": f"{self._name}/{origin.sequence.stream}",
+            "x-dead-reason": " ".join(reason.split())[:500],
+            "x-dead-consumer": self._name,
+            "x-dead-subject": delivery.subject,
+            "x-dead-sequence": str(origin.sequence.stream),
+        }
+        try:
+            await self._js.publish(f"dead.{self._name}", delivery.data, stream=DEAD_LETTERS.name, headers=headers)
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            logger.warning("dead letter not kept yet: %s", error)
+            await self._try_later(delivery)
+        else:
+            logger.error("event %s of %s is a dead letter: %s", origin.sequence.stream, delivery.subject, reason)
+            await self._settle(delivery.term())
+
+    async def _settle(self, settlement: Any) -> None:
+        """Sends an ack, nak or term. If it is lost the event comes again, and the inbox knows it."""
+        try:
+            await settlement
+        except (OSError, nats.errors.Error) as error:
+            logger.warning("consumer %s: an acknowledgement was lost: %s", self._name, error)
+
+    async def _declare_stream(self, wanted: StreamConfig) -> None:
+        try:
+            current = (await self._js.stream_info(str(wanted.name))).config
+        except NotFoundError:
+            # Replicas may declare at once: adding the very same stream again is no error.
+            current = (await self._js.add_stream(wanted)).config
+        _refuse_difference("stream", wanted, current)
+
+    async def _declare_consumer(self, subjects: Sequence[str]) -> JetStreamContext.PullSubscription:
+        wanted = ConsumerConfig(
+            durable_name=self._name,
+            filter_subjects=list(subjects),
+            deliver_policy=DeliverPolicy.ALL,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=ACK_WAIT_SECONDS,
+            max_ack_pending=5 * BATCH,
+            max_deliver=-1,
+        )
+        try:
+            current = (await self._js.consumer_info(str(EVENTS.name), self._name)).config
+        except NotFoundError:
+            current = (await self._js.add_consumer(str(EVENTS.name), wanted)).config
+        _refuse_difference("consumer", wanted, current)
+        return await self._js.pull_subscribe_bind(durable=self._name, stream=str(EVENTS.name))
+
+    async def _log_error(self, error: Exception) -> None:
+        logger.warning("NATS: %r", error)
+
+
+def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
+    headers = delivery.headers or {}
+    message = policies.parse(delivery.subject, delivery.data)
+    return Arrival(headers["Nats-Msg-Id"], headers["ce-subject"], headers.get("traceparent", ""), message)
+
+
+async def _apply(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
+    trace.enter_batch({arrival.aggregate_id: arrival.traceparent for arrival in arrivals})
+    async with database.transaction() as connection:
+        fresh = await inbox.claim(connection, [arrival.event_id for arrival in arrivals])
+        # The same event may stand in a batch twice.
+        chosen = {arrival.event_id: arrival for arrival in arrivals if arrival.event_id in fresh}
+        if chosen:
+            await policies.apply(connection, list(chosen.values()))
+
+
+def _acknowledged(ack: asyncio.Future[Any] | None) -> bool:
+    if ack is None or not ack.done():
+        return False
+    if ack.exception() is not None:
+        logger.warning("publish: %r", ack.exception())
+        return False
+    return True
+
+
+def _refuse_difference(kind: str, wanted: StreamConfig | ConsumerConfig, current: Any) -> None:
+    """A silent difference would be served for ever: pull_subscribe keeps an existing consumer's configuration."""
+    for field, value in vars(wanted).items():
+        if value is not None and getattr(current, field) != value:
+            name = getattr(wanted, "name", None) or getattr(wanted, "durable_name", "")
+            raise DeclarationDiffers(f"{kind} {name}: {field} is {getattr(current, field)!r}, declared {value!r}")

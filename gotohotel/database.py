@@ -1,0 +1,135 @@
+"""PostgreSQL: the pool, transactions and migrations."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import asyncpg
+
+logger = logging.getLogger(__name__)
+
+# What a broken or overloaded server makes asyncpg raise. None of it says that the statement was wrong:
+# the same work may succeed a moment later.
+TRANSIENT = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.TransactionRollbackError,  # deadlock and serialization failures too
+    asyncpg.InsufficientResourcesError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.LockNotAvailableError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+
+MIGRATIONS_LOCK = 0x676F746F  # "goto"
+
+# The server gives up before the client does, so that no abandoned statement goes on holding locks.
+SERVER_TIMEOUTS = {
+    "statement_timeout": "4s",
+    "lock_timeout": "2s",
+    "idle_in_transaction_session_timeout": "10s",
+}
+
+
+class Connection(Protocol):
+    """What stores use: a connection inside a transaction, or the pool, where each statement is one of its own."""
+
+    async def fetch(self, query: str, *args: object) -> list[Any]: ...
+    async def fetchrow(self, query: str, *args: object) -> Any: ...
+    async def fetchval(self, query: str, *args: object) -> Any: ...
+    async def execute(self, query: str, *args: object) -> str: ...
+
+
+class Database:
+    """A service's own database."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+
+    @property
+    def autocommit(self) -> Connection:
+        """Each statement is a transaction of its own: one round trip."""
+        pool: Connection = self._pool
+        return pool
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Connection]:
+        """One transaction: committed at the end, rolled back on an exception."""
+        async with self._pool.acquire(timeout=2) as connection, connection.transaction():
+            yield connection
+
+
+async def _keep_session(_: Any) -> None:
+    """Stands in for asyncpg's reset, which costs a round trip: nothing here changes a session."""
+
+
+@asynccontextmanager
+async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator[Database]:
+    """Opens the pool. Raises OSError or asyncpg's errors if the server can't be reached."""
+    pool = await asyncpg.create_pool(
+        url,
+        min_size=2,
+        max_size=pool_size,
+        timeout=3,
+        command_timeout=5,
+        reset=_keep_session,
+        server_settings={"application_name": name, **SERVER_TIMEOUTS},
+    )
+    try:
+        yield Database(pool)
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), timeout=5)
+        except TimeoutError:
+            pool.terminate()
+
+
+CREATE_MIGRATIONS_TABLE = """
+CREATE TABLE IF NOT EXISTS schema_migrations (
+    component text NOT NULL,
+    number integer NOT NULL,
+    name text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (component, number)
+)
+"""
+
+
+async def migrate(url: str, *folders: Path) -> None:
+    """Applies the numbered SQL files that are not applied yet, each once, in one transaction each.
+
+    Replicas that start together wait for one another on an advisory lock.
+    """
+    connection = await asyncpg.connect(url, timeout=3)
+    try:
+        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATIONS_LOCK)
+        await connection.execute(CREATE_MIGRATIONS_TABLE)
+        rows = await connection.fetch("SELECT component, number FROM schema_migrations")
+        applied = {(row["component"], row["number"]) for row in rows}
+        for component, number, path in _numbered(folders):
+            if (component, number) in applied:
+                continue
+            async with connection.transaction():
+                await connection.execute(path.read_text())
+                await connection.execute(
+                    "INSERT INTO schema_migrations (component, number, name) VALUES ($1, $2, $3)",
+                    *(component, number, path.name),
+                )
+            logger.info("applied migration %s/%s", component, path.name)
+    finally:
+        await connection.close()
+
+
+def _numbered(folders: Sequence[Path]) -> list[tuple[str, int, Path]]:
+    return [
+        (folder.parent.name, int(path.name.split("_")[0]), path)
+        for folder in folders
+        for path in sorted(folder.glob("[0-9]*_*.sql"))
+    ]
+
+
+KERNEL_MIGRATIONS = Path(__file__).parent / "migrations"

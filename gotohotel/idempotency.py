@@ -1,0 +1,178 @@
+"""Makes a mutating request safe to repeat: the same id and body give the same answer again."""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from google.protobuf.message import Message
+
+from gotohotel.database import Connection, Database
+from gotohotel.domain import AlreadyExists, Conflict, parse_text
+
+# Longer than any request may run: whoever claimed an id this long ago and left no answer has died.
+ABANDONED_AFTER_SECONDS = 15
+
+CLAIM = """
+INSERT INTO requests (subject, method, request_id, fingerprint)
+VALUES ($1, $2, $3, $4)
+ON CONFLICT DO NOTHING
+RETURNING request_id
+"""
+
+FIND = """
+SELECT
+    fingerprint,
+    resource_id,
+    response
+FROM requests
+WHERE subject = $1
+  AND method = $2
+  AND request_id = $3
+"""
+
+TAKE_OVER = """
+UPDATE requests
+SET claimed_at = now()
+WHERE subject = $1
+  AND method = $2
+  AND request_id = $3
+  AND response IS NULL
+  AND claimed_at < now() - make_interval(secs => $4)
+RETURNING request_id
+"""
+
+RELEASE = """
+DELETE FROM requests
+WHERE subject = $1
+  AND method = $2
+  AND request_id = $3
+  AND response IS NULL
+"""
+
+ANSWER = """
+UPDATE requests
+SET response = $4
+WHERE subject = $1
+  AND method = $2
+  AND request_id = $3
+"""
+
+R = TypeVar("R", bound=Message)
+
+
+class RequestIdReused(AlreadyExists):
+    """The request id was used before with another body."""
+
+
+class RequestInProgress(Conflict):
+    """The same request is being answered at this moment; try again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """Who asked for what under which id, and a keyed hash of the body (it may hold a card number)."""
+
+    subject: str
+    method: str
+    request_id: str
+    fingerprint: bytes
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """The primary key."""
+        return self.subject, self.method, self.request_id
+
+
+class Requests:
+    """The requests that a service has answered, or is answering."""
+
+    def __init__(self, database: Database, secret: bytes) -> None:
+        self._database = database
+        self._secret = secret
+
+    def claim_of(self, request: Any, *, subject: str) -> Claim | None:
+        """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
+        request_id = parse_text(request.request_id, "requestId", at_most=64)
+        if not request_id:
+            return None
+        body = request.SerializeToString(deterministic=True)
+        digest = hmac.new(self._secret, body, hashlib.sha256).digest()
+        return Claim(subject, request.DESCRIPTOR.name, request_id, digest)
+
+    async def once(
+        self, request: Message, response_type: type[R], act: Callable[[Connection], Awaitable[R]], *, subject: str
+    ) -> R:
+        """Runs `act` in one transaction with its claim and its answer; a repetition gets that answer."""
+        claim = self.claim_of(request, subject=subject)
+        async with self._database.transaction() as connection:
+            if claim is None:
+                return await act(connection)
+            if await self.claim(connection, claim):
+                response = await act(connection)
+                await self.answer(connection, claim, response)
+                return response
+        return await self.replay(claim, response_type) or await self.once(
+            request, response_type, act, subject=subject
+        )
+
+    async def in_steps(
+        self, request: Message, response_type: type[R], act: Callable[[], Awaitable[R]], *, subject: str
+    ) -> R:
+        """Runs an `act` that commits on its way and is safe to repeat; a repetition of the request gets its answer.
+
+        If the process dies in between, a repetition runs `act` again.
+        """
+        claim = self.claim_of(request, subject=subject)
+        if claim is None:
+            return await act()
+        connection = self._database.autocommit
+        if not await self.claim(connection, claim):
+            replay = await self.replay(claim, response_type)
+            if replay is not None:
+                return replay
+        try:
+            response = await act()
+        except Exception:
+            await connection.execute(RELEASE, *claim.key)
+            raise
+        await self.answer(connection, claim, response)
+        return response
+
+    async def claim(self, connection: Connection, claim: Claim) -> bool:
+        """Claims the id. False if it is taken: `replay` then tells by what."""
+        row = await connection.fetchval(CLAIM, *claim.key, claim.fingerprint)
+        return row is not None
+
+    async def answer(self, connection: Connection, claim: Claim | None, response: Message) -> None:
+        """Keeps the answer for the repetitions to come."""
+        if claim is not None:
+            await connection.execute(ANSWER, *claim.key, response.SerializeToString())
+
+    async def replay(self, claim: Claim, response_type: type[R]) -> R | None:
+        """The answer kept under an id that is taken, waiting for it while another call works on it.
+
+        None if that call has ended without one: the id has passed to the caller, who carries on from what is stored.
+        Raises RequestIdReused if the body differs.
+        """
+        pause = 0.02
+        while True:
+            row = await self._database.autocommit.fetchrow(FIND, *claim.key)
+            if row is None:
+                raise RequestInProgress()
+            if not hmac.compare_digest(row["fingerprint"], claim.fingerprint):
+                raise RequestIdReused()
+            if row["response"] is not None:
+                return response_type.FromString(row["response"])
+            taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, ABANDONED_AFTER_SECONDS)
+            if taken is not None:
+                return None
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.5)
+
+    async def resource_of(self, claim: Claim) -> str:
+        """What the claimed request made."""
+        row = await self._database.autocommit.fetchrow(FIND, *claim.key)
+        return str(row["resource_id"])

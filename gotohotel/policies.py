@@ -1,0 +1,71 @@
+"""Which function runs whenever an event has happened.
+
+A service hands in `open_work`, which loads what a batch of events is about and saves it at the end:
+
+    policies = Policies(open_work)
+
+    @policies.whenever(PaymentApproved)
+    def take_reservation(event: PaymentApproved, work: Work) -> None: ...
+
+Policies are plain functions over loaded aggregates. One may see an event before the one that caused it, and
+the same event again: it records facts, and never assumes an order.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.message import Message
+
+from gotohotel.database import Connection
+
+Work = TypeVar("Work")
+E = TypeVar("E", bound=Message)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """An event as it came in: its id, whose it is, and what it says."""
+
+    event_id: str
+    aggregate_id: str
+    traceparent: str
+    message: Message
+
+
+class Policies(Generic[Work]):
+    """A service's policies, by the type of event that they answer to."""
+
+    def __init__(
+        self, open_work: Callable[[Connection, Sequence[Arrival]], AbstractAsyncContextManager[Work]]
+    ) -> None:
+        self._open_work = open_work
+        self._handlers: dict[str, Callable[[Any, Work], None]] = {}
+        self._types: dict[str, type[Message]] = {}
+
+    def whenever(self, event_type: type[E]) -> Callable[[Callable[[E, Work], None]], Callable[[E, Work], None]]:
+        """Registers a function for a type of event."""
+        subject = event_type.DESCRIPTOR.full_name
+
+        def register(handler: Callable[[E, Work], None]) -> Callable[[E, Work], None]:
+            self._handlers[subject] = handler
+            self._types[subject] = event_type
+            return handler
+
+        return register
+
+    @property
+    def subjects(self) -> list[str]:
+        """The full names of the events that are listened to."""
+        return sorted(self._handlers)
+
+    def parse(self, subject: str, payload: bytes) -> Message:
+        """Reads an event. Raises KeyError or DecodeError if it can't be read here."""
+        return self._types[subject].FromString(payload)
+
+    async def apply(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+        """Runs the policies of a batch inside the caller's transaction."""
+        async with self._open_work(connection, arrivals) as work:
+            for arrival in arrivals:
+                self._handlers[arrival.message.DESCRIPTOR.full_name](arrival.message, work)

@@ -1,0 +1,426 @@
+"""gRPC: the server's edge and the client's edge. Errors are translated here, and nowhere else for RPCs."""
+
+import asyncio
+import base64
+import binascii
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import grpc
+import grpc.aio
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from google.type import money_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from gotohotel import trace
+from gotohotel.database import TRANSIENT
+from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, Money, NotFound, WrongState, new_id
+
+logger = logging.getLogger(__name__)
+
+# What Envoy puts on a request after it has checked the token, and removes from every request before.
+SUBJECT_HEADER = "x-gotohotel-subject"
+ROLE_HEADER = "x-gotohotel-role"
+# What Envoy's egress listener puts on an error of its own when no connection took the call.
+NEVER_SENT_HEADER = "x-gotohotel-never-sent"
+
+GUEST, DESK, SERVICE = "guest", "desk", "service"
+
+LONGEST_CALL_SECONDS = 10.0
+RESERVED_FOR_THE_ANSWER_SECONDS = 0.1
+MESSAGE_LIMIT_BYTES = 1024 * 1024
+
+SERVER_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+]
+CHANNEL_OPTIONS = [
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+]
+
+_deadline: ContextVar[float] = ContextVar("deadline")
+
+M = TypeVar("M", bound=Callable[..., Awaitable[Message]])
+Response = TypeVar("Response", bound=Message)
+
+
+class Unavailable(Exception):
+    """A part that this call needs can't be reached now. Nothing that the caller can see has changed."""
+
+    def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unauthenticated(Exception):
+    """The call bears no identity."""
+
+
+class PermissionDenied(Exception):
+    """The caller's role may not make this call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who calls, as the gateway's check of the token found."""
+
+    subject: str
+    role: str
+
+    @property
+    def owner(self) -> str | None:
+        """Whose things the caller may see: a guest's own; None means everybody's."""
+        return self.subject if self.role == GUEST else None
+
+
+NOBODY = Caller("", "")
+
+
+def allow(*roles: str) -> Callable[[M], M]:
+    """Marks a method as an RPC and says who may call it; no role at all means anybody, even without a token."""
+
+    def mark(method: M) -> M:
+        method.allowed_roles = frozenset(roles)  # type: ignore[attr-defined]
+        return method
+
+    return mark
+
+
+def remaining_seconds() -> float:
+    """How long the current call may still take, less what the answer needs."""
+    return _deadline.get(time.monotonic() + LONGEST_CALL_SECONDS) - time.monotonic() - RESERVED_FOR_THE_ANSWER_SECONDS
+
+
+# ---------------------------------------------------------------------------------------------- the server's edge
+
+
+class RpcServer:
+    """Serves implementations of services described by protobuf, with health and reflection."""
+
+    def __init__(self, *, port: int, host: str, maximum_concurrent_rpcs: int = 500) -> None:
+        self._address = f"{host}:{port}"
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=maximum_concurrent_rpcs)
+        self._health = HealthServicer()
+        self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        self._mutations: set[asyncio.Task[Any]] = set()
+
+    def add(self, service: ServiceDescriptor, implementation: object) -> None:
+        """Registers every RPC of a service. Raises AttributeError if one is not implemented or not marked."""
+        handlers = {}
+        for method in service.methods:
+            function = getattr(implementation, method.name)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                self._edge(method, function),
+                request_deserializer=GetMessageClass(method.input_type).FromString,
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+        self._names.append(service.full_name)
+
+    async def start(self) -> None:
+        """Opens the port. Raises OSError if it is taken."""
+        add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(self._names, self._server)
+        try:
+            self._server.add_insecure_port(self._address)
+        except RuntimeError:
+            raise OSError(f"the address {self._address} is taken") from None
+        await self._server.start()
+
+    async def set_serving(self, serving: bool) -> None:
+        """Answers health checks with SERVING or NOT_SERVING."""
+        status = health_pb2.HealthCheckResponse.SERVING if serving else health_pb2.HealthCheckResponse.NOT_SERVING
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Takes no new calls, and ends those under way, commits that outlived their callers included."""
+        await self._server.stop(grace_seconds)
+        if self._mutations:
+            await asyncio.wait(self._mutations, timeout=grace_seconds)
+
+    def _edge(self, method: Any, function: Any) -> Callable[[Any, Any], Awaitable[Message]]:
+        """Wraps an implementation: identity, required fields, deadline, errors."""
+        roles: frozenset[str] = function.allowed_roles
+        required = _required_fields(method.input_type)
+        reads_only = method.name.startswith(("Get", "List", "Search"))
+
+        async def answer(request: Any, caller: Caller) -> Message | status_pb2.Status:
+            try:
+                _refuse_missing(request, required)
+                async with asyncio.timeout(LONGEST_CALL_SECONDS):
+                    response: Message = await function(request, caller)
+                    return response
+            except Exception as error:  # the edge: whatever it is, the caller gets a status and no internals
+                return status_of(error)
+
+        async def handle(request: Any, context: Any) -> Message:
+            metadata = dict(context.invocation_metadata())
+            _enter(context.time_remaining(), metadata.get("traceparent"))
+            try:
+                caller = _identify(metadata, roles)
+            except (Unauthenticated, PermissionDenied) as error:
+                result: Message | status_pb2.Status = status_of(error)
+            else:
+                if reads_only:
+                    result = await answer(request, caller)
+                else:
+                    # A commit is not undone by a caller who hangs up: the work runs to its end.
+                    task = asyncio.create_task(answer(request, caller))
+                    self._mutations.add(task)
+                    task.add_done_callback(self._mutations.discard)
+                    result = await asyncio.shield(task)
+            if isinstance(result, status_pb2.Status):
+                await _abort(context, result)
+            return result
+
+        return handle
+
+
+def _enter(time_remaining: float | None, traceparent: object) -> None:
+    seconds = LONGEST_CALL_SECONDS if time_remaining is None else min(time_remaining, LONGEST_CALL_SECONDS)
+    _deadline.set(time.monotonic() + seconds)
+    trace.enter(traceparent if isinstance(traceparent, str) else None)
+
+
+def _identify(metadata: dict[str, Any], roles: frozenset[str]) -> Caller:
+    if not roles:
+        return NOBODY
+    subject = metadata.get(SUBJECT_HEADER)
+    if not subject:
+        raise Unauthenticated()
+    role = metadata.get(ROLE_HEADER) or GUEST
+    if role not in roles:
+        raise PermissionDenied()
+    return Caller(str(subject), str(role))
+
+
+def _required_fields(request_type: Any) -> list[Any]:
+    behavior = field_behavior_pb2.field_behavior
+    return [f for f in request_type.fields if field_behavior_pb2.REQUIRED in f.GetOptions().Extensions[behavior]]
+
+
+def _refuse_missing(request: Any, required: list[Any]) -> None:
+    for field in required:
+        value = getattr(request, field.name)
+        missing = not request.HasField(field.name) if field.message_type else not value
+        if missing:
+            raise Invalid(field.json_name, "is required")
+
+
+async def _abort(context: Any, status: status_pb2.Status) -> None:
+    # Only abort() puts the status where Envoy's breaker and retries see it; set_code() puts it into trailers.
+    details = (("grpc-status-details-bin", status.SerializeToString()),)
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    await context.abort(code, status.message, details)
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """The google.rpc.Status that tells a caller of an error."""
+    match error:
+        case Invalid():
+            violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
+            bad_request = error_details_pb2.BadRequest(field_violations=[violation])
+            return _status(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", str(error), bad_request)
+        case NotFound():
+            return _status(code_pb2.NOT_FOUND, error.reason(), str(error))
+        case AlreadyExists():
+            return _status(code_pb2.ALREADY_EXISTS, error.reason(), str(error))
+        case Conflict():
+            return _status(code_pb2.ABORTED, error.reason(), str(error))
+        case WrongState():
+            return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
+        case DomainError():
+            return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
+        case Unauthenticated():
+            return _status(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", "a token is needed")
+        case PermissionDenied():
+            return _status(code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED", "the caller's role may not do this")
+        case Unavailable():
+            return _unavailable(str(error), error.retry_after_seconds)
+        case _ if isinstance(error, TRANSIENT):
+            logger.warning("the database is away or overloaded: %r", error)
+            return _unavailable("the service can't reach its database now", 1.0)
+        case asyncpg.CharacterNotInRepertoireError() | asyncpg.UntranslatableCharacterError():
+            return _status(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", "a text has a character that can't be kept")
+        case _:
+            error_id = new_id()
+            logger.error("internal error %s", error_id, exc_info=error)
+            return _status(code_pb2.INTERNAL, "INTERNAL", f"internal error {error_id}")
+
+
+def _unavailable(message: str, retry_after_seconds: float) -> status_pb2.Status:
+    retry = error_details_pb2.RetryInfo()
+    retry.retry_delay.FromMilliseconds(int(retry_after_seconds * 1000))
+    return _status(code_pb2.UNAVAILABLE, "UNAVAILABLE", message, retry)
+
+
+def _status(code: int, reason: str, message: str, *details: Message) -> status_pb2.Status:
+    status = status_pb2.Status(code=code, message=message)
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel"), *details):
+        status.details.add().Pack(detail)
+    return status
+
+
+# ---------------------------------------------------------------------------------------------- the client's edge
+
+
+class RetryBudget:
+    """Lets retries be a tenth of the calls at most, so that an outage is not answered with a storm of them."""
+
+    def __init__(self) -> None:
+        self._tokens = 5.0
+
+    def earn(self) -> None:
+        """Counts a first try."""
+        self._tokens = min(self._tokens + 0.1, 5.0)
+
+    def spend(self) -> bool:
+        """Whether one more retry is affordable."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class CallFailed(Exception):
+    """Another service gave no answer. If `never_sent`, it has not even seen the call; otherwise that is unknown."""
+
+    def __init__(self, error: grpc.aio.AioRpcError, *, never_sent: bool) -> None:
+        super().__init__(f"{error.code().name}: {error.details()}")
+        self.never_sent = never_sent
+
+
+class RpcClient:
+    """Calls another service's idempotent RPCs, within the current call's deadline."""
+
+    def __init__(self, target: str, *, name: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._metadata = ((SUBJECT_HEADER, name), (ROLE_HEADER, SERVICE))
+        self._budget = RetryBudget()
+
+    async def call(
+        self, path: str, request: Message, response_type: type[Response], *, at_most_seconds: float
+    ) -> Response:
+        """The response, after at most 3 tries of which only UNAVAILABLE ones are repeated.
+
+        Raises CallFailed: unless it was never sent, ask for the truth or repeat the call.
+        """
+        ends = time.monotonic() + min(at_most_seconds, remaining_seconds())
+        method = self._channel.unary_unary(
+            path, request_serializer=type(request).SerializeToString, response_deserializer=response_type.FromString
+        )
+        metadata = (*self._metadata, ("traceparent", trace.of("")))
+        never_sent = True
+        self._budget.earn()
+
+        def worth_another_try(error: BaseException) -> bool:
+            nonlocal never_sent
+            if not isinstance(error, grpc.aio.AioRpcError):
+                return False
+            never_sent = never_sent and _never_sent(error)
+            return error.code() == grpc.StatusCode.UNAVAILABLE and time.monotonic() < ends and self._budget.spend()
+
+        try:
+            async for attempt in AsyncRetrying(
+                stop=stop_after_attempt(3),
+                wait=wait_random_exponential(multiplier=0.01, max=0.1),
+                retry=retry_if_exception(worth_another_try),
+                reraise=True,
+            ):
+                with attempt:
+                    left = max(ends - time.monotonic(), 0.001)
+                    response: Response = await method(request, timeout=left, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed(error, never_sent=never_sent) from None
+        return response
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+@asynccontextmanager
+async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
+    """Opens a channel; connecting happens with the first call."""
+    client = RpcClient(target, name=name)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _never_sent(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the egress listener says that it found no host to send the call to."""
+    return any(key == NEVER_SENT_HEADER for key, _ in error.trailing_metadata() or ())
+
+
+# ---------------------------------------------------------------------------------------------- values of messages
+
+
+def money_to_proto(money: Money) -> money_pb2.Money:
+    """Units and nanos of an amount."""
+    units = int(money.amount)
+    return money_pb2.Money(
+        currency_code=money.currency, units=units, nanos=int((money.amount - units) * 1_000_000_000)
+    )
+
+
+def money_from_proto(message: money_pb2.Money, field: str) -> Money:
+    """The amount that a message holds. Raises Invalid naming the field."""
+    try:
+        return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
+    except ValueError as error:
+        raise Invalid(field, str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: at most `size` things whose UUIDv7 is less than `before` (None is the first page)."""
+
+    size: int
+    before: str | None
+
+    def next_token(self, ids: list[str]) -> str:
+        """The token of the page after one that ended with these ids; a full page may have a successor."""
+        return base64.urlsafe_b64encode(ids[-1].encode()).decode() if len(ids) == self.size else ""
+
+
+def parse_page(request: Any) -> Page:
+    """Reads page_size and page_token. Raises Invalid."""
+    if request.page_size < 0:
+        raise Invalid("pageSize", "must not be negative")
+    before = None
+    if request.page_token:
+        try:
+            before = str(UUID(base64.urlsafe_b64decode(request.page_token.encode()).decode("ascii")))
+        except (binascii.Error, ValueError):
+            raise Invalid("pageToken", "is not a token of this list") from None
+    return Page(min(request.page_size or 50, 200), before)

@@ -1,0 +1,36 @@
+"""Compiles protos/ into gotohotel/ whenever the project is built; generated code is never committed."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import google.api
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+ROOT = Path(__file__).parent
+
+
+def compile_protos() -> None:
+    """Writes the Python modules, their type stubs, and the descriptor set that Envoy and `buf lint` read."""
+    published = Path(next(iter(google.api.__path__))).parents[1]
+    sources = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{published}"]
+    subprocess.run([*protoc, "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *sources], cwd=ROOT, check=True)
+    # Not imported by ours, but Envoy needs them to write an error's details as JSON.
+    details = ["google/rpc/status.proto", "google/rpc/error_details.proto"]
+    describe = ["--include_imports", "--include_source_info", "--descriptor_set_out=gotohotel/descriptors.binpb"]
+    subprocess.run([*protoc, *describe, *sources, *details], cwd=ROOT, check=True)
+
+
+class CompileProtos(BuildHookInterface[Any]):
+    """Hatchling's hook: runs before a wheel or an editable install is made."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the hook's signature
+        compile_protos()
+        build_data["artifacts"] += ["gotohotel/**/*_pb2.py", "gotohotel/**/*_pb2.pyi", "gotohotel/**/*_pb2_grpc.py"]
+        build_data["artifacts"] += ["gotohotel/descriptors.binpb"]
+
+
+if __name__ == "__main__":
+    compile_protos()

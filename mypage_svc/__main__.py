@@ -1,0 +1,24 @@
+"""Puts mypage_svc together and runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gotohotel.app import App, Settings, run
+from gotohotel.mypage.v1 import mypage_service_pb2
+from mypage_svc.policies import policies
+from mypage_svc.server import MyPageServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class MyPageSettings(Settings):
+    """MYPAGE_… in the environment."""
+
+
+async def compose(app: App, _: MyPageSettings) -> None:
+    """Builds the service out of its parts."""
+    app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], MyPageServer(app.database))
+    app.listen(policies)
+
+
+if __name__ == "__main__":
+    run(MyPageSettings, "MYPAGE", compose, folder=Path(__file__).parent)

@@ -1,0 +1,63 @@
+"""mypage.v1.MyPageService: requests in, answers out."""
+
+from datetime import datetime
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gotohotel.database import Database
+from gotohotel.domain import Money, parse_id
+from gotohotel.mypage.v1 import mypage_service_pb2 as pb
+from gotohotel.order.v1.order_service_pb2 import Order
+from gotohotel.pay.v1.pay_service_pb2 import Payment
+from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
+from gotohotel.rpc import DESK, GUEST, Caller, allow, money_to_proto, parse_page
+from mypage_svc.domain import MyPage
+from mypage_svc.store import PostgresMyPages
+
+
+class MyPageServer:
+    """The RPCs of mypage_svc."""
+
+    def __init__(self, database: Database) -> None:
+        self._pages = PostgresMyPages(database.autocommit)
+
+    @allow(GUEST, DESK)
+    async def GetMyPage(self, request: pb.GetMyPageRequest, caller: Caller) -> pb.MyPage:
+        return _page(await self._pages.get(parse_id(request.order_id, "orderId"), owner=caller.owner))
+
+    @allow(GUEST, DESK)
+    async def ListMyPages(self, request: pb.ListMyPagesRequest, caller: Caller) -> pb.ListMyPagesResponse:
+        page = parse_page(request)
+        pages = await self._pages.page(owner=caller.owner, before=page.before, size=page.size)
+        token = page.next_token([my_page.order_id for my_page in pages])
+        return pb.ListMyPagesResponse(mypages=map(_page, pages), next_page_token=token)
+
+
+def _page(page: MyPage) -> pb.MyPage:
+    amount = page.amount or Money.zero("XXX")
+    booking = page.booking
+    return pb.MyPage(
+        order_id=page.order_id,
+        name=booking["name"],
+        room_type=booking["room_type"],
+        guest_cnt=booking["guest_cnt"],
+        check_in=booking["check_in"],
+        check_out=booking["check_out"],
+        amount=money_to_proto(amount),
+        refunded_amount=money_to_proto(page.refunded or Money.zero(amount.currency)),
+        status=Order.Status.Value(page.status),
+        payment_status=Payment.Status.Value(page.payment_status or "STATUS_UNSPECIFIED"),
+        reservation_status=Reservation.Status.Value(page.reservation_status or "STATUS_UNSPECIFIED"),
+        confirmation_no=page.confirmation_no,
+        timeline=[
+            pb.TimelineEntry(event=fact.event, time=_timestamp(fact.time), detail=fact.detail)
+            for fact in page.facts
+        ],
+        update_time=_timestamp(page.facts[-1].time),
+    )
+
+
+def _timestamp(time: datetime) -> Timestamp:
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message

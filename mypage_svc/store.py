@@ -1,0 +1,119 @@
+"""My pages in PostgreSQL: one row an order, its facts as JSON."""
+
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from gotohotel.database import Connection
+from gotohotel.domain import Money
+from gotohotel.policies import Arrival
+from mypage_svc.domain import Fact, MyPage, MyPageNotFound
+
+# || merges by key, so a fact that is there already changes nothing: no row has to be read first.
+MERGE = """
+INSERT INTO mypages (order_id, owner, facts, updated_at)
+SELECT order_id, owner, facts, updated_at
+FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[]) AS page (order_id, owner, facts, updated_at)
+ORDER BY order_id
+ON CONFLICT (order_id) DO UPDATE
+SET owner = coalesce(mypages.owner, excluded.owner),
+    facts = mypages.facts || excluded.facts,
+    updated_at = greatest(mypages.updated_at, excluded.updated_at)
+"""
+
+GET = """
+SELECT order_id, facts
+FROM mypages
+WHERE order_id = $1
+  AND owner IS NOT NULL
+  AND ($2::text IS NULL OR owner = $2)
+"""
+
+LIST = """
+SELECT order_id, facts
+FROM mypages
+WHERE owner IS NOT NULL
+  AND ($1::text IS NULL OR owner = $1)
+  AND ($2::uuid IS NULL OR order_id < $2)
+ORDER BY order_id DESC
+LIMIT $3
+"""
+
+
+class PostgresMyPages:
+    """Where pages are kept."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def get(self, order_id: str, *, owner: str | None) -> MyPage:
+        """A page; raises MyPageNotFound if there is none or it is not this owner's (None: anybody's)."""
+        row = await self._connection.fetchrow(GET, order_id, owner)
+        if row is None:
+            raise MyPageNotFound()
+        return _page(row)
+
+    async def page(self, *, owner: str | None, before: str | None, size: int) -> list[MyPage]:
+        """Pages, newest order first."""
+        return [_page(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+
+    async def merge(self, facts: dict[str, list[Fact]]) -> None:
+        """Adds facts to the pages of their orders. Safe to repeat."""
+        if not facts:
+            return
+        columns: tuple[list[str], list[str | None], list[str], list[datetime]] = ([], [], [], [])
+        for order_id, added in facts.items():
+            columns[0].append(order_id)
+            columns[1].append(next((fact.booking["owner"] for fact in added if fact.booking), None))
+            columns[2].append(json.dumps({fact.key: _to_json(fact) for fact in added}))
+            columns[3].append(max(fact.time for fact in added))
+        await self._connection.execute(MERGE, *columns)
+
+
+@dataclass
+class Work:
+    """The facts that a batch of events tells, by order."""
+
+    facts: defaultdict[str, list[Fact]] = field(default_factory=lambda: defaultdict(list))
+
+
+@asynccontextmanager
+async def open_work(connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[Work]:
+    """Collects facts and merges them in one statement."""
+    work = Work()
+    yield work
+    await PostgresMyPages(connection).merge(work.facts)
+
+
+def _to_json(fact: Fact) -> dict[str, Any]:
+    value: dict[str, Any] = {"event": fact.event, "time": fact.time.isoformat()}
+    if fact.detail:
+        value["detail"] = fact.detail
+    if fact.booking:
+        value["booking"] = dict(fact.booking)
+    if fact.amount:
+        value["amount"] = [fact.amount.currency, str(fact.amount.amount)]
+    return value
+
+
+def _page(row: Any) -> MyPage:
+    return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()))
+
+
+def _fact(key: str, value: dict[str, Any]) -> Fact:
+    source, version = key.split("/")
+    amount = value.get("amount")
+    return Fact(
+        source=source,
+        version=int(version),
+        event=value["event"],
+        time=datetime.fromisoformat(value["time"]),
+        detail=value.get("detail", ""),
+        booking=value.get("booking"),
+        amount=Money(amount[0], Decimal(amount[1])) if amount else None,
+    )

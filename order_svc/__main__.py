@@ -1,0 +1,58 @@
+"""Puts order_svc together and runs it."""
+
+from dataclasses import dataclass
+from datetime import date, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+from zoneinfo import ZoneInfo
+
+from gotohotel.app import App, Settings, run
+from gotohotel.idempotency import Requests
+from gotohotel.order.v1 import order_service_pb2
+from gotohotel.rpc import open_client
+from order_svc.clients import GrpcPayments
+from order_svc.policies import policies_of
+from order_svc.server import OrderServer
+from order_svc.store import PostgresRoomTypes, open_work
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderSettings(Settings):
+    """ORDER_… in the environment."""
+
+    pay_target: str  # the gateway's egress listener, host:port
+    fingerprint_key: str  # keys the hashes of request bodies
+    pay_timeout_seconds: float = 3.0
+    unpaid_minutes: float = 15.0
+    expiry_every_seconds: float = 5.0
+    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
+
+
+async def compose(app: App, settings: OrderSettings) -> None:
+    """Builds the service out of its parts."""
+
+    def today() -> date:
+        return datetime.now(settings.time_zone).date()
+
+    def open_work_today(*args: Any) -> Any:
+        return partial(open_work, today=today())(*args)
+
+    client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
+    server = OrderServer(
+        app.database,
+        Requests(app.database, settings.fingerprint_key.encode()),
+        PostgresRoomTypes(app.database),
+        GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
+        today=today,
+        unpaid_minutes=settings.unpaid_minutes,
+        committed=app.committed,
+    )
+    app.serve(order_service_pb2.DESCRIPTOR.services_by_name["OrderService"], server)
+    app.listen(policies_of(open_work_today))
+    app.every(settings.expiry_every_seconds, server.expire_orders)
+    app.every(600, server.open_nights)
+
+
+if __name__ == "__main__":
+    run(OrderSettings, "ORDER", compose, folder=Path(__file__).parent)

@@ -1,0 +1,60 @@
+"""Domain events as protobuf messages, and their parts."""
+
+from datetime import datetime
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gotohotel.domain import Event
+from gotohotel.order.v1 import events_pb2
+from gotohotel.outbox import OutboxRow
+from gotohotel.rpc import money_to_proto
+from order_svc.domain import Booking, Order, OrderCanceled, Ordered, OrderExpired
+
+
+def outbox_rows(order: Order) -> list[OutboxRow]:
+    """What happened to an order, ready to be stored with it."""
+    return [
+        OutboxRow(order.id, event.version, _message(order.id, event), event.occurred_at)
+        for event in order.collect_events()
+    ]
+
+
+def booking_to_proto(booking: Booking) -> events_pb2.Booking:
+    """The booking as other services see it."""
+    return events_pb2.Booking(
+        name=booking.name,
+        phone_no=booking.phone_no,
+        room_type=booking.room_type,
+        guest_cnt=booking.guest_cnt,
+        check_in=booking.stay.check_in.isoformat(),
+        check_out=booking.stay.check_out.isoformat(),
+        owner=booking.owner,
+    )
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """A point in time."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _message(order_id: str, event: Event) -> Message:
+    when = timestamp(event.occurred_at)
+    match event:
+        case Ordered():
+            return events_pb2.Ordered(
+                order_id=order_id,
+                version=event.version,
+                occur_time=when,
+                booking=booking_to_proto(event.booking),
+                amount=money_to_proto(event.amount),
+            )
+        case OrderCanceled():
+            return events_pb2.OrderCanceled(
+                order_id=order_id, version=event.version, occur_time=when, reason=event.reason
+            )
+        case OrderExpired():
+            return events_pb2.OrderExpired(order_id=order_id, version=event.version, occur_time=when)
+    raise TypeError(f"{type(event).__name__} has no message")

@@ -1,0 +1,44 @@
+"""Puts pay_svc together and runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gotohotel.app import App, Settings, run
+from gotohotel.database import migrate, open_database
+from gotohotel.pay.v1 import pay_service_pb2
+from pay_svc.processor import SANDBOX_MIGRATIONS, SandboxProcessor
+from pay_svc.server import PayServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaySettings(Settings):
+    """PAY_… in the environment."""
+
+    sandbox_database_url: str  # the sandbox processor's own books
+    fingerprint_key: str  # keys the hashes of card numbers
+    currency: str = "KRW"  # of a cancel that comes before any charge
+    processor_timeout_seconds: float = 2.0
+    settle_every_seconds: float = 2.0
+    sandbox_delay_ms: int = 0  # every charge sleeps a random 0…N ms
+
+
+async def compose(app: App, settings: PaySettings) -> None:
+    """Builds the service out of its parts."""
+    await migrate(settings.sandbox_database_url, SANDBOX_MIGRATIONS)
+    ledger = await app.resources.enter_async_context(
+        open_database(settings.sandbox_database_url, name="sandbox processor", pool_size=settings.pool_size)
+    )
+    server = PayServer(
+        app.database,
+        SandboxProcessor(ledger, delay_ms=settings.sandbox_delay_ms),
+        fingerprint_key=settings.fingerprint_key.encode(),
+        currency=settings.currency,
+        processor_timeout_seconds=settings.processor_timeout_seconds,
+        committed=app.committed,
+    )
+    app.serve(pay_service_pb2.DESCRIPTOR.services_by_name["PayService"], server)
+    app.every(settings.settle_every_seconds, server.settle_payments)
+
+
+if __name__ == "__main__":
+    run(PaySettings, "PAY", compose, folder=Path(__file__).parent)

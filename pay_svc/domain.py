@@ -1,0 +1,246 @@
+"""The rules of paying: one payment per order, charged at most once. Pure."""
+
+import re
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from enum import StrEnum
+from typing import Protocol
+
+from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, passes_luhn
+
+UNAVAILABLE = "PAYMENT_UNAVAILABLE"
+
+
+class PaymentNotFound(NotFound):
+    """There is no such payment."""
+
+
+class PaymentChanged(Conflict):
+    """The payment was changed by another call at the same time; try again."""
+
+
+class ProcessorUnavailable(Exception):
+    """The card processor gave no answer, or an error for one: whether it did what it was asked is unknown."""
+
+
+class Status(StrEnum):
+    """Where a payment stands; terminal: CANCELED."""
+
+    PENDING = "PENDING"
+    APPROVED = "APPROVED"
+    DECLINED = "DECLINED"
+    CANCELED = "CANCELED"
+
+
+BRANDS = ((r"4", "VISA"), (r"5[1-5]|2[2-7]", "MASTERCARD"), (r"3[47]", "AMEX"), (r"35", "JCB"), (r"6", "DISCOVER"))
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A card in the hands of the processor call; its number is shown by nothing."""
+
+    number: str = field(repr=False)
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d{13,19}", self.number, re.ASCII) or not passes_luhn(self.number):
+            raise Invalid("cardNo", "is not a card number")
+
+    @property
+    def brand(self) -> str:
+        """The brand, by the number's first digits (ISO/IEC 7812 issuer ranges)."""
+        return next((brand for prefix, brand in BRANDS if re.match(prefix, self.number)), "OTHER")
+
+    @property
+    def last4(self) -> str:
+        """The last four digits."""
+        return self.number[-4:]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CardTrace:
+    """What is kept of a card: brand, last four digits, and a keyed hash to recognise it by."""
+
+    brand: str
+    last4: str
+    fingerprint: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Booking:
+    """What is being paid; handed on as it came."""
+
+    name: str
+    phone_no: str
+    room_type: str
+    guest_cnt: int
+    check_in: str
+    check_out: str
+    owner: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Charge:
+    """The processor took the money."""
+
+    approval_no: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """The processor did not take the money, and for this try never will."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentApproved(Event):
+    """The card was charged."""
+
+    approval_no: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentDeclined(Event):
+    """A try did not succeed."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentCanceled(Event):
+    """Nothing is charged any more."""
+
+    refunded: Money
+
+
+class Payment(Aggregate):
+    """An order's payment. One try at a time: another begins only when the truth of the last one is known."""
+
+    def __init__(
+        self,
+        *,
+        id: str,  # noqa: A002 - the contract's name
+        order_id: str,
+        amount: Money,
+        refunded: Money,
+        created_at: datetime,
+        updated_at: datetime,
+        booking: Booking | None = None,
+        card: CardTrace | None = None,
+        attempt_id: str | None = None,
+        attempt_open_since: datetime | None = None,
+        decline_reason: str = "",
+        approval_no: str = "",
+        approved_at: datetime | None = None,
+        cancel_asked_at: datetime | None = None,
+        canceled_at: datetime | None = None,
+        version: int = 0,
+        revision: int = 0,
+    ) -> None:
+        super().__init__(version=version, revision=revision)
+        self.id = id
+        self.order_id = order_id
+        self.amount = amount
+        self.refunded = refunded
+        self.created_at = created_at
+        self.updated_at = updated_at
+        self.booking = booking
+        self.card = card
+        self.attempt_id = attempt_id
+        self.attempt_open_since = attempt_open_since
+        self.decline_reason = decline_reason
+        self.approval_no = approval_no
+        self.approved_at = approved_at
+        self.cancel_asked_at = cancel_asked_at
+        self.canceled_at = canceled_at
+
+    @property
+    def status(self) -> Status:
+        """Where the payment stands."""
+        if self.canceled_at:
+            return Status.CANCELED
+        if self.approved_at:
+            return Status.APPROVED
+        return Status.PENDING if self.attempt_open_since else Status.DECLINED
+
+    def may_be_tried(self, attempt_id: str) -> bool:
+        """Whether this try may go to the processor: not after a cancel, not beside another, not a second time."""
+        return self.status == Status.DECLINED and self.cancel_asked_at is None and self.attempt_id != attempt_id
+
+    def start_attempt(
+        self, attempt_id: str, *, amount: Money, booking: Booking, card: CardTrace, started_at: datetime
+    ) -> None:
+        """Writes down the intent, before the processor is called."""
+        self.attempt_id = attempt_id
+        self.attempt_open_since = started_at
+        self.amount = amount
+        self.booking = booking
+        self.card = card
+        self.decline_reason = ""
+        self.updated_at = started_at
+
+    def is_settled(self, attempt_id: str) -> bool:
+        """Whether the truth of this try is known already."""
+        return self.attempt_id != attempt_id or self.attempt_open_since is None
+
+    def settle_attempt(self, outcome: Charge | Refusal, *, at: datetime) -> None:
+        """Writes down the truth of the open try."""
+        self.attempt_open_since = None
+        self.updated_at = at
+        if isinstance(outcome, Charge):
+            self.approval_no = outcome.approval_no
+            self.approved_at = at
+            self.record(PaymentApproved(occurred_at=at, approval_no=outcome.approval_no))
+        else:
+            self.decline_reason = outcome.reason
+            self.record(PaymentDeclined(occurred_at=at, reason=outcome.reason))
+
+    def ask_cancel(self, *, at: datetime) -> None:
+        """From here on no try begins; what was charged is to be given back."""
+        if self.cancel_asked_at is None:
+            self.cancel_asked_at = at
+            self.updated_at = at
+
+    def cancel(self, *, at: datetime) -> None:
+        """Final: what was charged has been given back."""
+        if self.canceled_at is not None:
+            return
+        self.refunded = self.amount if self.approved_at else Money.zero(self.amount.currency)
+        self.canceled_at = at
+        self.updated_at = at
+        self.record(PaymentCanceled(occurred_at=at, refunded=self.refunded))
+
+
+class Payments(Protocol):
+    """Where payments are kept. A save fails with PaymentChanged if somebody saved in between."""
+
+    async def add(self, payment: Payment) -> bool:
+        """Adds an order's first payment, with what it announces. False if the order has one already."""
+
+    async def find(self, order_id: str) -> Payment | None:
+        """An order's payment."""
+
+    async def save(self, payment: Payment) -> None:
+        """Saves changes and announces what happened."""
+
+    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+        """Orders whose payment has had an open try or an unfinished cancel for that long."""
+
+
+class Processor(Protocol):
+    """The card processor. What an adapter must promise:
+
+    - A key is charged at most once, however often and however late `charge` reaches the processor.
+    - `settle` tells the truth of a key and makes it final: if there is no charge, there never will be one.
+    - `refund` may be repeated; a charge that was given back already counts as done.
+    - Whatever can't be told apart from "maybe it happened" raises ProcessorUnavailable.
+    """
+
+    async def charge(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
+        """Charges the card once under this key, with the order as the reference."""
+
+    async def settle(self, key: str) -> Charge | Refusal:
+        """What became of this key, for good."""
+
+    async def refund(self, key: str) -> None:
+        """Gives back all that was charged under this key."""

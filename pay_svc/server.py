@@ -1,0 +1,122 @@
+"""pay.v1.PayService: requests in, answers out."""
+
+import hashlib
+import hmac
+import logging
+from collections.abc import Callable
+from datetime import timedelta
+
+from gotohotel.database import Database
+from gotohotel.domain import parse_id
+from gotohotel.pay.v1 import pay_service_pb2 as pb
+from gotohotel.rpc import (
+    DESK,
+    GUEST,
+    SERVICE,
+    Caller,
+    Unavailable,
+    allow,
+    money_from_proto,
+    money_to_proto,
+    parse_page,
+)
+from pay_svc import service
+from pay_svc.domain import Card, CardTrace, Payment, PaymentChanged, Processor, ProcessorUnavailable
+from pay_svc.store import PostgresPayments
+from pay_svc.wire import booking_from_proto, timestamp
+
+logger = logging.getLogger(__name__)
+
+
+class PayServer:
+    """The RPCs of pay_svc. `committed` is told after every commit."""
+
+    def __init__(
+        self,
+        database: Database,
+        processor: Processor,
+        *,
+        fingerprint_key: bytes,
+        currency: str,
+        processor_timeout_seconds: float,
+        committed: Callable[[], None],
+    ) -> None:
+        self._payments = PostgresPayments(database.autocommit)
+        self._processor = processor
+        self._fingerprint_key = fingerprint_key
+        self._currency = currency
+        self._timeout = processor_timeout_seconds
+        self._committed = committed
+
+    @allow(SERVICE)
+    async def ProcessPayment(self, request: pb.ProcessPaymentRequest, _: Caller) -> pb.Payment:
+        card = Card(request.card_no)
+        payment = await service.process_payment(
+            self._payments,
+            self._processor,
+            order_id=parse_id(request.order_id, "orderId"),
+            attempt_id=parse_id(request.attempt_id, "attemptId"),
+            amount=money_from_proto(request.amount, "amount"),
+            booking=booking_from_proto(request.booking),
+            card=card,
+            card_trace=self._trace_of(card),
+            timeout_seconds=self._timeout,
+        )
+        self._committed()
+        return _payment(payment)
+
+    @allow(SERVICE)
+    async def CancelPayment(self, request: pb.CancelPaymentRequest, _: Caller) -> pb.Payment:
+        order_id = parse_id(request.order_id, "orderId")
+        try:
+            payment = await service.cancel_payment(
+                self._payments, self._processor, order_id, currency=self._currency, timeout_seconds=self._timeout
+            )
+        except ProcessorUnavailable:
+            raise Unavailable("the card processor has not given the money back yet") from None
+        self._committed()
+        return _payment(payment)
+
+    @allow(GUEST, DESK)
+    async def GetPayment(self, request: pb.GetPaymentRequest, caller: Caller) -> pb.Payment:
+        return _payment(await self._payments.get(parse_id(request.order_id, "orderId"), owner=caller.owner))
+
+    @allow(GUEST, DESK)
+    async def ListPayments(self, request: pb.ListPaymentsRequest, caller: Caller) -> pb.ListPaymentsResponse:
+        page = parse_page(request)
+        payments = await self._payments.page(owner=caller.owner, before=page.before, size=page.size)
+        token = page.next_token([payment.order_id for payment in payments])
+        return pb.ListPaymentsResponse(payments=map(_payment, payments), next_page_token=token)
+
+    async def settle_payments(self) -> None:
+        """The job that finds out what became of tries and cancels whose end is not stored."""
+        # A try younger than this may still be at the processor in a live call.
+        open_for = timedelta(seconds=2 * self._timeout + 1)
+        for order_id in await self._payments.unsettled(open_for=open_for, at_most=100):
+            try:
+                await service.settle_payment(
+                    self._payments, self._processor, order_id, timeout_seconds=self._timeout
+                )
+            except (ProcessorUnavailable, PaymentChanged) as error:
+                logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
+            self._committed()
+
+    def _trace_of(self, card: Card) -> CardTrace:
+        fingerprint = hmac.new(self._fingerprint_key, card.number.encode(), hashlib.sha256).digest()
+        return CardTrace(brand=card.brand, last4=card.last4, fingerprint=fingerprint)
+
+
+def _payment(payment: Payment) -> pb.Payment:
+    return pb.Payment(
+        id=payment.id,
+        order_id=payment.order_id,
+        status=pb.Payment.Status.Value(payment.status.value),
+        amount=money_to_proto(payment.amount),
+        refunded_amount=money_to_proto(payment.refunded),
+        card_brand=payment.card.brand if payment.card else "",
+        card_last4=payment.card.last4 if payment.card else "",
+        approval_no=payment.approval_no,
+        decline_reason=payment.decline_reason,
+        create_time=timestamp(payment.created_at),
+        update_time=timestamp(payment.updated_at),
+    )

@@ -1,0 +1,145 @@
+"""The use cases of paying. The intent is stored before the processor is called, and the result after it."""
+
+import asyncio
+import logging
+from datetime import UTC, datetime
+
+from gotohotel.domain import Money, new_id
+from pay_svc.domain import (
+
+    Booking,
+    Card,
+    CardTrace,
+    Charge,
+    Payment,
+    PaymentChanged,
+    Payments,
+    Processor,
+    ProcessorUnavailable,
+    Refusal,
+)
+
+logger = logging.getLogger(__name__)
+
+
+async def process_payment(
+    payments: Payments,
+    processor: Processor,
+    *,
+    order_id: str,
+    attempt_id: str,
+    amount: Money,
+    booking: Booking,
+    card: Card,
+    card_trace: CardTrace,
+    timeout_seconds: float,
+) -> Payment:
+    """Charges the order, unless it is charged, canceled, or another try is under way: then as it is.
+
+    The answer is PENDING if the processor could not even be asked for the truth; settle_payment will.
+    """
+    now = datetime.now(UTC)
+    zero = Money.zero(amount.currency)
+    payment = Payment(
+        id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now
+    )
+    payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
+    if not await payments.add(payment):
+        known = await payments.find(order_id)
+        if known is None or not known.may_be_tried(attempt_id):
+            return known or payment
+        payment = known
+        payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
+        await payments.save(payment)
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            outcome = await processor.charge(attempt_id, order_id=order_id, amount=amount, card=card)
+    except (ProcessorUnavailable, TimeoutError) as error:
+        logger.warning("order %s: the processor's answer is unknown: %r", order_id, error)
+        try:
+            outcome = await _ask_for_the_truth(processor, attempt_id, timeout_seconds)
+        except ProcessorUnavailable:
+            return payment
+    return await _settle(payments, payment, attempt_id, outcome)
+
+
+async def cancel_payment(
+    payments: Payments, processor: Processor, order_id: str, *, currency: str, timeout_seconds: float
+) -> Payment:
+    """Gives back what was charged, if anything was, and makes sure that nothing will be. Safe to repeat.
+
+    Raises ProcessorUnavailable if the money is not back yet: the cancel stands, and settle_payment goes on with it.
+    """
+    now = datetime.now(UTC)
+    zero = Money.zero(currency)
+    nothing = Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=now, updated_at=now)
+    payment = await payments.find(order_id)
+    if payment is None:
+        nothing.ask_cancel(at=now)
+        nothing.cancel(at=now)
+        if await payments.add(nothing):
+            return nothing
+        payment = await payments.find(order_id) or nothing
+    if payment.cancel_asked_at is None:
+        payment.ask_cancel(at=now)
+        await payments.save(payment)
+    return await _finish_cancel(payments, processor, payment, timeout_seconds)
+
+
+async def settle_payment(payments: Payments, processor: Processor, order_id: str, *, timeout_seconds: float) -> None:
+    """Brings an open try or an unfinished cancel to its end by asking the processor."""
+    payment = await payments.find(order_id)
+    if payment is None:
+        return
+    if payment.attempt_open_since and payment.attempt_id:
+        outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
+        payment = await _settle(payments, payment, payment.attempt_id, outcome)
+    if payment.cancel_asked_at:
+        await _finish_cancel(payments, processor, payment, timeout_seconds)
+
+
+async def _finish_cancel(
+    payments: Payments, processor: Processor, payment: Payment, timeout_seconds: float
+) -> Payment:
+    if payment.canceled_at:
+        return payment
+    if payment.attempt_open_since and payment.attempt_id:
+        outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
+        payment = await _settle(payments, payment, payment.attempt_id, outcome)
+    if payment.approved_at and payment.attempt_id:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                await processor.refund(payment.attempt_id)
+        except TimeoutError:
+            raise ProcessorUnavailable("no answer in time") from None
+    payment.cancel(at=datetime.now(UTC))
+    await payments.save(payment)
+    return payment
+
+
+async def _ask_for_the_truth(processor: Processor, attempt_id: str, timeout_seconds: float) -> Charge | Refusal:
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await processor.settle(attempt_id)
+    except TimeoutError:
+        raise ProcessorUnavailable("no answer in time") from None
+
+
+async def _settle(payments: Payments, payment: Payment, attempt_id: str, outcome: Charge | Refusal) -> Payment:
+    """Stores a try's truth, unless somebody else has done so or gone further."""
+    for last_try in (False, False, True):
+        payment.settle_attempt(outcome, at=datetime.now(UTC))
+        try:
+            await payments.save(payment)
+        except PaymentChanged:
+            stored = await payments.find(payment.order_id)
+            if stored is None or last_try:
+                raise
+            payment = stored
+            if payment.is_settled(attempt_id):
+                break
+        else:
+            break
+    return payment
+
+

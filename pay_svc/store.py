@@ -1,0 +1,181 @@
+"""Payments in PostgreSQL."""
+
+import json
+from dataclasses import asdict
+from datetime import timedelta
+from typing import Any
+
+from gotohotel.database import Connection
+from gotohotel.domain import Money
+from gotohotel.outbox import as_columns, insert_statement
+from pay_svc import wire
+from pay_svc.domain import Booking, CardTrace, Payment, PaymentChanged, PaymentNotFound
+
+COLUMNS = """
+    id, order_id, booking, currency, amount, refunded, card_brand, card_last4, card_fingerprint, attempt_id,
+    attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at, canceled_at, version, revision,
+    created_at, updated_at
+"""
+
+# The primary key makes it one payment per order: of two calls at once, one adds and the other finds it.
+ADD = f"""
+WITH added AS (
+    INSERT INTO payments (
+        order_id, id, created_at, owner, booking, currency, amount, refunded, status, card_brand, card_last4,
+        card_fingerprint, attempt_id, attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at,
+        canceled_at, version, updated_at
+    )
+    VALUES (
+        $1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
+    )
+    ON CONFLICT DO NOTHING
+    RETURNING order_id
+),
+announced AS (
+    {insert_statement(22)} WHERE EXISTS (SELECT FROM added)
+)
+SELECT count(*) FROM added
+"""
+
+SAVE = f"""
+WITH saved AS (
+    UPDATE payments
+    SET revision = revision + 1,
+        owner = $3,
+        booking = $4::jsonb,
+        currency = $5,
+        amount = $6,
+        refunded = $7,
+        status = $8,
+        card_brand = $9,
+        card_last4 = $10,
+        card_fingerprint = $11,
+        attempt_id = $12,
+        attempt_open_since = $13,
+        decline_reason = $14,
+        approval_no = $15,
+        approved_at = $16,
+        cancel_asked_at = $17,
+        canceled_at = $18,
+        version = $19,
+        updated_at = $20
+    WHERE order_id = $1
+      AND revision = $2
+    RETURNING order_id
+),
+announced AS (
+    {insert_statement(21)} WHERE EXISTS (SELECT FROM saved)
+)
+SELECT count(*) FROM saved
+"""
+
+FIND = f"""
+SELECT {COLUMNS}
+FROM payments
+WHERE order_id = $1
+  AND ($2::text IS NULL OR owner = $2)
+"""
+
+LIST = f"""
+SELECT {COLUMNS}
+FROM payments
+WHERE ($1::text IS NULL OR owner = $1)
+  AND ($2::uuid IS NULL OR order_id < $2)
+ORDER BY order_id DESC
+LIMIT $3
+"""
+
+UNSETTLED = """
+SELECT order_id
+FROM payments
+WHERE (attempt_open_since IS NOT NULL OR (cancel_asked_at IS NOT NULL AND canceled_at IS NULL))
+  AND updated_at < now() - $1::interval
+ORDER BY updated_at
+LIMIT $2
+"""
+
+
+class PostgresPayments:
+    """The Payments port."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def add(self, payment: Payment) -> bool:
+        """Adds an order's first payment, with what it announces. False if the order has one already."""
+        added = await self._connection.fetchval(
+            ADD,
+            *(payment.order_id, payment.id, payment.created_at, *_values(payment)),
+            *as_columns(wire.outbox_rows(payment)),
+        )
+        payment.revision = 1
+        return bool(added)
+
+    async def find(self, order_id: str) -> Payment | None:
+        """An order's payment."""
+        row = await self._connection.fetchrow(FIND, order_id, None)
+        return _payment(row) if row else None
+
+    async def get(self, order_id: str, *, owner: str | None) -> Payment:
+        """An order's payment; raises PaymentNotFound if there is none or it is not this owner's (None: anybody's)."""
+        row = await self._connection.fetchrow(FIND, order_id, owner)
+        if row is None:
+            raise PaymentNotFound()
+        return _payment(row)
+
+    async def page(self, *, owner: str | None, before: str | None, size: int) -> list[Payment]:
+        """Payments, newest order first."""
+        return [_payment(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+
+    async def save(self, payment: Payment) -> None:
+        """Saves changes and announces what happened. Raises PaymentChanged if somebody saved in between."""
+        saved = await self._connection.fetchval(
+            SAVE,
+            *(payment.order_id, payment.revision, *_values(payment)),
+            *as_columns(wire.outbox_rows(payment)),
+        )
+        if not saved:
+            raise PaymentChanged()
+        payment.revision += 1
+
+    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+        """Orders whose payment has had an open try or an unfinished cancel for that long."""
+        return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, at_most)]
+
+
+def _values(payment: Payment) -> tuple[Any, ...]:
+    """The changing columns, in the order in which ADD and SAVE name them."""
+    booking, card = payment.booking, payment.card
+    return (
+        booking.owner if booking else "",
+        json.dumps(asdict(booking)) if booking else None,
+        *(payment.amount.currency, payment.amount.amount, payment.refunded.amount, payment.status.value),
+        *((card.brand, card.last4, card.fingerprint) if card else (None, None, None)),
+        *(payment.attempt_id, payment.attempt_open_since, payment.decline_reason, payment.approval_no),
+        *(payment.approved_at, payment.cancel_asked_at, payment.canceled_at, payment.version, payment.updated_at),
+    )
+
+
+def _payment(row: Any) -> Payment:
+    card = None
+    if row["card_brand"] is not None:
+        card = CardTrace(brand=row["card_brand"], last4=row["card_last4"], fingerprint=row["card_fingerprint"])
+    return Payment(
+        id=str(row["id"]),
+        order_id=str(row["order_id"]),
+        amount=Money(row["currency"], row["amount"]),
+        refunded=Money(row["currency"], row["refunded"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        booking=Booking(**json.loads(row["booking"])) if row["booking"] else None,
+        card=card,
+        attempt_id=str(row["attempt_id"]) if row["attempt_id"] else None,
+        attempt_open_since=row["attempt_open_since"],
+        decline_reason=row["decline_reason"],
+        approval_no=row["approval_no"],
+        approved_at=row["approved_at"],
+        cancel_asked_at=row["cancel_asked_at"],
+        canceled_at=row["canceled_at"],
+        version=row["version"],
+        revision=row["revision"],
+    )

@@ -1,0 +1,82 @@
+"""Domain events as protobuf messages, and their parts."""
+
+from datetime import datetime
+
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from gotohotel.domain import Event
+from gotohotel.order.v1 import events_pb2 as order_events
+from gotohotel.outbox import OutboxRow
+from gotohotel.pay.v1 import events_pb2
+from gotohotel.rpc import money_to_proto
+from pay_svc.domain import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined
+
+
+def outbox_rows(payment: Payment) -> list[OutboxRow]:
+    """What happened to a payment, ready to be stored with it. The order's id is the aggregate's."""
+    return [
+        OutboxRow(payment.order_id, event.version, _message(payment, event), event.occurred_at)
+        for event in payment.collect_events()
+    ]
+
+
+def booking_to_proto(booking: Booking) -> order_events.Booking:
+    """The booking as it came."""
+    return order_events.Booking(
+        name=booking.name,
+        phone_no=booking.phone_no,
+        room_type=booking.room_type,
+        guest_cnt=booking.guest_cnt,
+        check_in=booking.check_in,
+        check_out=booking.check_out,
+        owner=booking.owner,
+    )
+
+
+def booking_from_proto(message: order_events.Booking) -> Booking:
+    """The booking that a message holds."""
+    return Booking(
+        name=message.name,
+        phone_no=message.phone_no,
+        room_type=message.room_type,
+        guest_cnt=message.guest_cnt,
+        check_in=message.check_in,
+        check_out=message.check_out,
+        owner=message.owner,
+    )
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """A point in time."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _message(payment: Payment, event: Event) -> Message:
+    order_id, version, when = payment.order_id, event.version, timestamp(event.occurred_at)
+    match event:
+        case PaymentApproved():
+            if payment.booking is None or payment.card is None:
+                raise TypeError("a payment is approved with its booking and its card")
+            return events_pb2.PaymentApproved(
+                order_id=order_id,
+                version=version,
+                occur_time=when,
+                booking=booking_to_proto(payment.booking),
+                amount=money_to_proto(payment.amount),
+                card_brand=payment.card.brand,
+                card_last4=payment.card.last4,
+                approval_no=event.approval_no,
+            )
+        case PaymentDeclined():
+            return events_pb2.PaymentDeclined(
+                order_id=order_id, version=version, occur_time=when, reason=event.reason
+            )
+        case PaymentCanceled():
+            refunded = money_to_proto(event.refunded)
+            return events_pb2.PaymentCanceled(
+                order_id=order_id, version=version, occur_time=when, refunded_amount=refunded
+            )
+    raise TypeError(f"{type(event).__name__} has no message")

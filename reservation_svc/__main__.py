@@ -1,0 +1,41 @@
+"""Puts reservation_svc together and runs it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from gotohotel.app import App, Settings, run
+from gotohotel.idempotency import Requests
+from gotohotel.reservation.v1 import reservation_service_pb2
+from gotohotel.rpc import open_client
+from reservation_svc.clients import GrpcPayments
+from reservation_svc.policies import policies
+from reservation_svc.server import ReservationServer
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReservationSettings(Settings):
+    """RESERVATION_… in the environment."""
+
+    pay_target: str  # the gateway's egress listener, host:port
+    fingerprint_key: str  # keys the hashes of request bodies
+    pay_timeout_seconds: float = 6.0  # a cancel may have to ask the processor three times
+    currency: str = "KRW"  # the property's
+
+
+async def compose(app: App, settings: ReservationSettings) -> None:
+    """Builds the service out of its parts."""
+    client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
+    server = ReservationServer(
+        app.database,
+        Requests(app.database, settings.fingerprint_key.encode()),
+        GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
+        currency=settings.currency,
+        committed=app.committed,
+    )
+    app.serve(reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"], server)
+    app.listen(policies)
+    app.every(1, server.finish_endings, follows_commits=True)
+
+
+if __name__ == "__main__":
+    run(ReservationSettings, "RESERVATION", compose, folder=Path(__file__).parent)

@@ -1,0 +1,23 @@
+"""Calls to pay_svc, through the gateway's egress listener."""
+
+from gotohotel.pay.v1 import pay_service_pb2 as pb
+from gotohotel.rpc import CallFailed, RpcClient
+from reservation_svc.domain import PaymentNotCanceled
+
+CANCEL_PAYMENT = "/gotohotel.pay.v1.PayService/CancelPayment"
+
+
+class GrpcPayments:
+    """The Payments port over gRPC."""
+
+    def __init__(self, client: RpcClient, *, timeout_seconds: float) -> None:
+        self._client = client
+        self._timeout_seconds = timeout_seconds
+
+    async def cancel(self, order_id: str) -> None:
+        """Has the payment canceled. Raises PaymentNotCanceled."""
+        request = pb.CancelPaymentRequest(order_id=order_id)
+        try:
+            await self._client.call(CANCEL_PAYMENT, request, pb.Payment, at_most_seconds=self._timeout_seconds)
+        except CallFailed as error:
+            raise PaymentNotCanceled(str(error), never_asked=error.never_sent) from error

@@ -1,0 +1,46 @@
+"""What the desk learns from the events of payment and order."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
+from gotohotel.pay.v1.events_pb2 import PaymentApproved
+from gotohotel.policies import Policies
+from gotohotel.rpc import money_from_proto
+from reservation_svc.domain import Booking
+from reservation_svc.store import Work, open_work
+
+policies: Policies[Work] = Policies(open_work)
+
+
+@policies.whenever(PaymentApproved)
+def take_reservation(event: PaymentApproved, work: Work) -> None:
+    """A paid booking reaches the desk; an unpaid one never does."""
+    booking = Booking(
+        name=event.booking.name,
+        phone_no=event.booking.phone_no,
+        room_type=event.booking.room_type,
+        guest_cnt=event.booking.guest_cnt,
+        check_in=event.booking.check_in,
+        check_out=event.booking.check_out,
+        amount=money_from_proto(event.amount, "amount"),
+    )
+    now = datetime.now(UTC)
+    work.reservation(event.order_id, at=now).take(booking, at=now)
+
+
+@policies.whenever(OrderCanceled)
+def cancel_reservation(event: OrderCanceled, work: Work) -> None:
+    """The guest canceled: the job that finishes endings has the payment canceled, then the reservation."""
+    _end(event, work, reason=event.reason)
+
+
+@policies.whenever(OrderExpired)
+def cancel_unpaid_reservation(event: OrderExpired, work: Work) -> None:
+    """The order was not paid in time: should a charge have come through all the same, it goes back."""
+    _end(event, work, reason="not paid in time")
+
+
+def _end(event: Any, work: Work, *, reason: str) -> None:
+    now = datetime.now(UTC)
+    work.reservation(event.order_id, at=now).note_order_ended(reason, at=now)

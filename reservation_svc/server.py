@@ -1,0 +1,189 @@
+"""reservation.v1.ReservationService: requests in, answers out."""
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from gotohotel.database import Database
+from gotohotel.domain import Invalid, parse_id, parse_text
+from gotohotel.idempotency import Requests
+from gotohotel.reservation.v1 import reservation_service_pb2 as pb
+from gotohotel.rpc import DESK, Caller, Unavailable, allow, money_from_proto, money_to_proto, parse_page
+from reservation_svc import service
+from reservation_svc.domain import (
+    PaymentNotCanceled,
+    Payments,
+    Reservation,
+    ReservationChanged,
+    RoomType,
+    Status,
+)
+from reservation_svc.store import PostgresReservations, PostgresRoomTypes
+from reservation_svc.wire import timestamp
+
+logger = logging.getLogger(__name__)
+
+# Without the letters and digits that are taken for one another.
+CONFIRMATION_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
+
+
+class ReservationServer:
+    """The RPCs of reservation_svc. `committed` is told after every commit."""
+
+    def __init__(
+        self,
+        database: Database,
+        requests: Requests,
+        payments: Payments,
+        *,
+        currency: str,
+        committed: Callable[[], None],
+    ) -> None:
+        self._database = database
+        self._reservations = PostgresReservations(database.autocommit)
+        self._room_types = PostgresRoomTypes(database.autocommit)
+        self._requests = requests
+        self._payments = payments
+        self._currency = currency
+        self._committed = committed
+
+    @allow(DESK)
+    async def ListReservations(
+        self, request: pb.ListReservationsRequest, _: Caller
+    ) -> pb.ListReservationsResponse:
+        page = parse_page(request)
+        status = pb.Reservation.Status.Name(request.status) if request.status else None
+        reservations = await self._reservations.page(status=status, before=page.before, size=page.size)
+        token = page.next_token([reservation.order_id for reservation in reservations])
+        return pb.ListReservationsResponse(reservations=map(_reservation, reservations), next_page_token=token)
+
+    @allow(DESK)
+    async def GetReservation(self, request: pb.GetReservationRequest, _: Caller) -> pb.Reservation:
+        return _reservation(await self._reservations.get(parse_id(request.order_id, "orderId")))
+
+    @allow(DESK)
+    async def ConfirmReservation(self, request: pb.ConfirmReservationRequest, caller: Caller) -> pb.Reservation:
+        order_id = parse_id(request.order_id, "orderId")
+        number = "".join(secrets.choice(CONFIRMATION_ALPHABET) for _ in range(10))
+
+        async def confirm(connection: Any) -> pb.Reservation:
+            reservations = PostgresReservations(connection)
+            return _reservation(
+                await service.confirm_reservation(
+                    reservations, order_id, confirmation_no=number, now=datetime.now(UTC)
+                )
+            )
+
+        answer = await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
+        self._committed()
+        return answer
+
+    @allow(DESK)
+    async def RejectReservation(self, request: pb.RejectReservationRequest, caller: Caller) -> pb.Reservation:
+        return await self._end(request, caller, Status.REJECTED)
+
+    @allow(DESK)
+    async def CancelReservation(self, request: pb.CancelReservationRequest, caller: Caller) -> pb.Reservation:
+        return await self._end(request, caller, Status.CANCELED)
+
+    @allow(DESK)
+    async def ListRoomTypes(self, _: pb.ListRoomTypesRequest, __: Caller) -> pb.ListRoomTypesResponse:
+        return pb.ListRoomTypesResponse(room_types=map(_room_type, await self._room_types.all()))
+
+    @allow(DESK)
+    async def UpsertRoomType(self, request: pb.UpsertRoomTypeRequest, caller: Caller) -> pb.RoomType:
+        rate = money_from_proto(request.nightly_rate, "nightlyRate")
+        if rate.currency != self._currency:
+            raise Invalid("nightlyRate", f"must be in {self._currency}")
+        display_name = parse_text(request.display_name, "displayName", at_most=100)
+
+        async def upsert(connection: Any) -> pb.RoomType:
+            room_types = PostgresRoomTypes(connection)
+            values: dict[str, Any] = {
+                "capacity": request.capacity,
+                "max_guests": request.max_guests,
+                "nightly_rate": rate,
+            }
+            room_type = await room_types.find(request.id)
+            if room_type is None:
+                room_type = RoomType(id=request.id, display_name=display_name, **values)
+            else:
+                room_type.change(display_name, **values)
+            room_type.announce(at=datetime.now(UTC))
+            await room_types.save(room_type)
+            return _room_type(room_type)
+
+        answer = await self._requests.once(request, pb.RoomType, upsert, subject=caller.subject)
+        self._committed()
+        return answer
+
+    async def finish_endings(self) -> None:
+        """The job that carries cancels and rejections through, the guest's and those that were interrupted."""
+        while order_ids := await self._reservations.due_endings(at_most=20):
+            await asyncio.gather(*(self._finish_ending(order_id) for order_id in order_ids))
+            self._committed()
+
+    async def _finish_ending(self, order_id: str) -> None:
+        try:
+            await service.finish_ending(self._reservations, self._payments, order_id, now=datetime.now(UTC))
+        except (PaymentNotCanceled, ReservationChanged) as error:
+            logger.warning("order %s: the cancel goes on later: %s", order_id, error)
+
+    async def _end(
+        self, request: pb.RejectReservationRequest | pb.CancelReservationRequest, caller: Caller, status: Status
+    ) -> pb.Reservation:
+        """The payment first, then the reservation."""
+        order_id = parse_id(request.order_id, "orderId")
+        reason = parse_text(request.reason, "reason", at_most=200)
+
+        async def end() -> pb.Reservation:
+            try:
+                ended = await service.end_reservation(
+                    self._reservations,
+                    self._payments,
+                    order_id,
+                    status=status,
+                    reason=reason,
+                    now=datetime.now(UTC),
+                )
+            except PaymentNotCanceled as error:
+                logger.warning("order %s: not ended: %s", order_id, error)
+                raise Unavailable("the payment can't be canceled now; try again") from None
+            return _reservation(ended)
+
+        answer = await self._requests.in_steps(request, pb.Reservation, end, subject=caller.subject)
+        self._committed()
+        return answer
+
+
+def _reservation(reservation: Reservation) -> pb.Reservation:
+    message = pb.Reservation(
+        order_id=reservation.order_id,
+        status=pb.Reservation.Status.Value(reservation.status.value),
+        reason=reservation.ending.reason if reservation.ended_at and reservation.ending else "",
+        confirmation_no=reservation.confirmation_no,
+        create_time=timestamp(reservation.created_at),
+        update_time=timestamp(reservation.updated_at),
+    )
+    if booking := reservation.booking:
+        message.name = booking.name
+        message.phone_no = booking.phone_no
+        message.room_type = booking.room_type
+        message.guest_cnt = booking.guest_cnt
+        message.check_in = booking.check_in
+        message.check_out = booking.check_out
+        message.amount.CopyFrom(money_to_proto(booking.amount))
+    return message
+
+
+def _room_type(room_type: RoomType) -> pb.RoomType:
+    return pb.RoomType(
+        id=room_type.id,
+        display_name=room_type.display_name,
+        capacity=room_type.capacity,
+        max_guests=room_type.max_guests,
+        nightly_rate=money_to_proto(room_type.nightly_rate),
+    )

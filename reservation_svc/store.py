@@ -1,0 +1,311 @@
+"""Reservations and the room catalogue in PostgreSQL."""
+
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from gotohotel.database import Connection
+from gotohotel.domain import Money
+from gotohotel.outbox import as_columns, insert_statement
+from gotohotel.policies import Arrival
+from reservation_svc import wire
+from reservation_svc.domain import (
+    Booking,
+    Ending,
+    Reservation,
+    ReservationChanged,
+    ReservationNotFound,
+    RoomType,
+    RoomTypeChangedMeanwhile,
+    Status,
+)
+
+COLUMNS = """
+    order_id, booking, confirmed_at, confirmation_no, ending_status, ending_reason, ending_asked_at, ending_binding,
+    ended_at, version, revision, created_at, updated_at
+"""
+
+FIND = f"""
+SELECT {COLUMNS}
+FROM reservations
+WHERE order_id = ANY($1::uuid[])
+"""
+
+LIST = f"""
+SELECT {COLUMNS}
+FROM reservations
+WHERE booking IS NOT NULL
+  AND ($1::text IS NULL OR status = $1)
+  AND ($2::uuid IS NULL OR order_id < $2)
+ORDER BY order_id DESC
+LIMIT $3
+"""
+
+# Any number of reservations at once: new ones (revision 0) are inserted, others updated if nobody was faster.
+SAVE = f"""
+WITH change AS (
+    SELECT *
+    FROM unnest(
+        $1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::jsonb[], $6::timestamptz[], $7::text[], $8::text[],
+        $9::text[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[]
+    ) AS change (
+        order_id, revision, version, status, booking, confirmed_at, confirmation_no, ending_status,
+        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
+    )
+),
+added AS (
+    INSERT INTO reservations (
+        order_id, version, status, booking, confirmed_at, confirmation_no, ending_status,
+        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
+    )
+    SELECT
+        order_id, version, status, booking, confirmed_at, confirmation_no, ending_status,
+        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
+    FROM change
+    WHERE revision = 0
+    ON CONFLICT (order_id) DO NOTHING
+    RETURNING order_id
+),
+saved AS (
+    UPDATE reservations
+    SET revision = reservations.revision + 1,
+        version = change.version,
+        status = change.status,
+        booking = change.booking,
+        confirmed_at = change.confirmed_at,
+        confirmation_no = change.confirmation_no,
+        ending_status = change.ending_status,
+        ending_reason = change.ending_reason,
+        ending_asked_at = change.ending_asked_at,
+        ending_binding = change.ending_binding,
+        ended_at = change.ended_at,
+        updated_at = change.updated_at
+    FROM change
+    WHERE reservations.order_id = change.order_id
+      AND reservations.revision = change.revision
+    RETURNING reservations.order_id
+),
+done AS (
+    SELECT (SELECT count(*) FROM added) + (SELECT count(*) FROM saved) AS rows
+),
+announced AS (
+    {insert_statement(15)} WHERE (SELECT rows FROM done) = (SELECT count(*) FROM change)
+)
+SELECT rows FROM done
+"""
+
+# Binding endings at once; others only after the desk's own call must be over. Each is put off before it is tried,
+# so that replicas do not try the same one, and a failure is tried again later and later.
+DUE_ENDINGS = """
+UPDATE reservations
+SET next_try_at = now() + make_interval(secs => least(60, 2 ^ least(tries, 6))),
+    tries = tries + 1
+WHERE order_id IN (
+    SELECT order_id
+    FROM reservations
+    WHERE ending_status IS NOT NULL
+      AND ended_at IS NULL
+      AND next_try_at <= now()
+      AND (ending_binding OR ending_asked_at < now() - interval '15 seconds')
+    ORDER BY next_try_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING order_id
+"""
+
+ROOM_TYPES = """
+SELECT *
+FROM room_types
+ORDER BY id
+"""
+
+ROOM_TYPE = """
+SELECT *
+FROM room_types
+WHERE id = $1
+"""
+
+SAVE_ROOM_TYPE = f"""
+WITH saved AS (
+    INSERT INTO room_types (id, display_name, capacity, max_guests, currency, nightly_rate, version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT (id) DO UPDATE
+    SET display_name = excluded.display_name,
+        capacity = excluded.capacity,
+        max_guests = excluded.max_guests,
+        currency = excluded.currency,
+        nightly_rate = excluded.nightly_rate,
+        version = excluded.version
+    WHERE room_types.version = excluded.version - 1
+    RETURNING id
+),
+announced AS (
+    {insert_statement(8)} WHERE EXISTS (SELECT FROM saved)
+)
+SELECT count(*) FROM saved
+"""
+
+
+class PostgresReservations:
+    """The Reservations port, on a transaction or on the pool."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def get(self, order_id: str) -> Reservation:
+        """A reservation that the desk has received; raises ReservationNotFound."""
+        reservation = (await self.find([order_id])).get(order_id)
+        if reservation is None or reservation.booking is None:
+            raise ReservationNotFound()
+        return reservation
+
+    async def find(self, order_ids: Sequence[str]) -> Mapping[str, Reservation]:
+        """What is stored of these orders, whether received or not."""
+        rows = await self._connection.fetch(FIND, order_ids)
+        return {str(row["order_id"]): _reservation(row) for row in rows}
+
+    async def page(self, *, status: str | None, before: str | None, size: int) -> list[Reservation]:
+        """Received reservations, newest order first."""
+        return [_reservation(row) for row in await self._connection.fetch(LIST, status, before, size)]
+
+    async def due_endings(self, *, at_most: int) -> list[str]:
+        """Orders whose reservation's ending is to be carried on now."""
+        return [str(row["order_id"]) for row in await self._connection.fetch(DUE_ENDINGS, at_most)]
+
+    async def save(self, *reservations: Reservation) -> None:
+        """Saves new ones and changes, and announces what happened.
+
+        Raises ReservationChanged if somebody saved in between; saving several needs a transaction around it.
+        """
+        if not reservations:
+            return
+        columns = zip(*(_values(reservation) for reservation in reservations), strict=True)
+        events = as_columns(row for reservation in reservations for row in wire.outbox_rows(reservation))
+        saved = await self._connection.fetchval(SAVE, *(list(column) for column in columns), *events)
+        if saved != len(reservations):
+            raise ReservationChanged()
+        for reservation in reservations:
+            reservation.revision += 1
+
+
+class PostgresRoomTypes:
+    """The catalogue."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    async def all(self) -> list[RoomType]:
+        """Every room type, by id."""
+        return [_room_type(row) for row in await self._connection.fetch(ROOM_TYPES)]
+
+    async def find(self, room_type_id: str) -> RoomType | None:
+        """A room type."""
+        row = await self._connection.fetchrow(ROOM_TYPE, room_type_id)
+        return _room_type(row) if row else None
+
+    async def save(self, room_type: RoomType) -> None:
+        """Saves a room type and announces it. Raises RoomTypeChangedMeanwhile if somebody saved in between."""
+        saved = await self._connection.fetchval(
+            SAVE_ROOM_TYPE,
+            *(room_type.id, room_type.display_name, room_type.capacity, room_type.max_guests),
+            *(room_type.nightly_rate.currency, room_type.nightly_rate.amount, room_type.version),
+            *as_columns(wire.room_type_rows(room_type)),
+        )
+        if not saved:
+            raise RoomTypeChangedMeanwhile()
+
+
+@dataclass
+class Work:
+    """What a batch of events is about: the reservations of their orders, made where there are none."""
+
+    reservations: dict[str, Reservation]
+
+    def reservation(self, order_id: str, *, at: datetime) -> Reservation:
+        """The order's reservation; a new, empty one if nothing was heard of the order yet."""
+        if order_id not in self.reservations:
+            self.reservations[order_id] = Reservation(order_id=order_id, created_at=at, updated_at=at)
+        return self.reservations[order_id]
+
+
+@asynccontextmanager
+async def open_work(connection: Connection, arrivals: Sequence[Arrival]) -> AsyncIterator[Work]:
+    """Loads the reservations that events are about, and saves those that are new or changed."""
+    reservations = PostgresReservations(connection)
+    work = Work(dict(await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))))
+    before = {reservation.order_id: _values(reservation) for reservation in work.reservations.values()}
+    yield work
+    changed = (r for r in work.reservations.values() if _values(r) != before.get(r.order_id))
+    await reservations.save(*changed)
+
+
+def _values(reservation: Reservation) -> tuple[Any, ...]:
+    """The values of SAVE's columns."""
+    ending = reservation.ending
+    return (
+        *(reservation.order_id, reservation.revision, reservation.version, reservation.status.value),
+        _booking_json(reservation.booking) if reservation.booking else None,
+        *(reservation.confirmed_at, reservation.confirmation_no or None),
+        *((ending.status.value, ending.reason, ending.asked_at, ending.binding) if ending else (None,) * 4),
+        *(reservation.ended_at, reservation.created_at, reservation.updated_at),
+    )
+
+
+def _booking_json(booking: Booking) -> str:
+    return json.dumps(
+        {
+            "name": booking.name,
+            "phone_no": booking.phone_no,
+            "room_type": booking.room_type,
+            "guest_cnt": booking.guest_cnt,
+            "check_in": booking.check_in,
+            "check_out": booking.check_out,
+            "currency": booking.amount.currency,
+            "amount": str(booking.amount.amount),
+        }
+    )
+
+
+def _booking(text: str) -> Booking:
+    fields = json.loads(text)
+    amount = Money(fields.pop("currency"), Decimal(fields.pop("amount")))
+    return Booking(amount=amount, **fields)
+
+
+def _reservation(row: Any) -> Reservation:
+    ending = None
+    if row["ending_status"] is not None:
+        ending = Ending(
+            status=Status(row["ending_status"]),
+            reason=row["ending_reason"],
+            asked_at=row["ending_asked_at"],
+            binding=row["ending_binding"],
+        )
+    return Reservation(
+        order_id=str(row["order_id"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+        booking=_booking(row["booking"]) if row["booking"] else None,
+        confirmed_at=row["confirmed_at"],
+        confirmation_no=row["confirmation_no"] or "",
+        ending=ending,
+        ended_at=row["ended_at"],
+        version=row["version"],
+        revision=row["revision"],
+    )
+
+
+def _room_type(row: Any) -> RoomType:
+    return RoomType(
+        id=row["id"],
+        display_name=row["display_name"],
+        capacity=row["capacity"],
+        max_guests=row["max_guests"],
+        nightly_rate=Money(row["currency"], row["nightly_rate"]),
+        version=row["version"],
+    )
