@@ -18,7 +18,7 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gotohotel import log
-from gotohotel.bus import Bus, DeclarationDiffers
+from gotohotel.bus import Bus, ConsumerLost, DeclarationDiffers
 from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
 from gotohotel.domain import DomainError
 from gotohotel.outbox import KEEP_DAYS, Relay
@@ -168,7 +168,7 @@ class App:
                 await self._bus.consume(
                     self._policies, self.database, committed=self.committed, stopping=self._stopping
                 )
-            except (*TRANSIENT, nats.errors.Error, DeclarationDiffers) as error:
+            except (*TRANSIENT, nats.errors.Error, ConsumerLost, DeclarationDiffers) as error:
                 logger.error("no events are taken: %r", error)
                 await asyncio.sleep(2)
 

@@ -1,9 +1,11 @@
 """NATS JetStream: declared streams and consumers, delivery in batches, dead letters."""
 
 import asyncio
+import json
 import logging
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import nats
@@ -30,7 +32,6 @@ from gotohotel.policies import Arrival, Policies
 logger = logging.getLogger(__name__)
 
 BATCH = 200
-FETCH_SECONDS = 1.0  # after a server restart a fetch stays deaf for its whole time-out (nats.py#504)
 ACK_WAIT_SECONDS = 30.0
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
@@ -55,6 +56,16 @@ DEAD_LETTERS = StreamConfig(
     duplicate_window=600,
     allow_direct=True,
 )
+
+
+# A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
+PULL_SECONDS = 1.0
+PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
+REQUEST_IS_OVER = ("404", "408")
+
+
+class ConsumerLost(Exception):
+    """The server no longer knows the consumer, or refuses to go on with it."""
 
 
 class DeclarationDiffers(Exception):
@@ -126,18 +137,24 @@ class Bus:
         self, policies: Policies[Any], database: Database, *, committed: Callable[[], None], stopping: asyncio.Event
     ) -> None:
         """Hands events to the policies in batches, until `stopping` is set; `committed` is told after each batch."""
-        subscription = await self._declare_consumer(policies.subjects)
-        while not stopping.is_set():
-            try:
-                deliveries = await subscription.fetch(BATCH, timeout=FETCH_SECONDS)
-            except TimeoutError:
-                continue
-            except (OSError, nats.errors.Error) as error:
-                logger.warning("consumer %s: %s", self._name, error)
-                await asyncio.sleep(1)
-                continue
-            await self._handle(deliveries, policies, database)
-            committed()
+        await self._declare_consumer(policies.subjects)
+        async with self._pulling() as pull:
+            while not stopping.is_set():
+                deliveries = await pull.next_batch()
+                if deliveries:
+                    await self._handle(deliveries, policies, database)
+                    committed()
+
+    @asynccontextmanager
+    async def _pulling(self) -> AsyncIterator["_Pull"]:
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox_subject = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox_subject, cb=arrived.put)
+        try:
+            yield _Pull(self._client, f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS.name}.{self._name}", inbox_subject, arrived)
+        finally:
+            with suppress(OSError, nats.errors.Error):
+                await subscription.unsubscribe()
 
     async def _handle(self, deliveries: Sequence[Msg], policies: Policies[Any], database: Database) -> None:
         """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
@@ -206,7 +223,7 @@ class Bus:
             current = (await self._js.add_stream(wanted)).config
         _refuse_difference("stream", wanted, current)
 
-    async def _declare_consumer(self, subjects: Sequence[str]) -> JetStreamContext.PullSubscription:
+    async def _declare_consumer(self, subjects: Sequence[str]) -> None:
         wanted = ConsumerConfig(
             durable_name=self._name,
             filter_subjects=list(subjects),
@@ -221,10 +238,44 @@ class Bus:
         except NotFoundError:
             current = (await self._js.add_consumer(str(EVENTS.name), wanted)).config
         _refuse_difference("consumer", wanted, current)
-        return await self._js.pull_subscribe_bind(durable=self._name, stream=str(EVENTS.name))
 
     async def _log_error(self, error: Exception) -> None:
         logger.warning("NATS: %r", error)
+
+
+class _Pull:
+    """Asks the server for events and takes what has arrived: one request stays open, so that nothing waits for one."""
+
+    def __init__(self, client: Client, subject: str, reply: str, arrived: "asyncio.Queue[Msg]") -> None:
+        self._client = client
+        self._subject = subject
+        self._reply = reply
+        self._arrived = arrived
+        self._open = 0  # how many events the server may still send
+
+    async def next_batch(self) -> list[Msg]:
+        """All events that have arrived, after waiting a second for the first one. Raises ConsumerLost."""
+        if self._open < BATCH:
+            self._open += BATCH
+            await self._client.publish(self._subject, PULL, reply=self._reply)
+        try:
+            messages = [await asyncio.wait_for(self._arrived.get(), timeout=PULL_SECONDS + 0.5)]
+        except TimeoutError:
+            self._open = 0  # the server was away: nobody knows of our request any more
+            return []
+        while not self._arrived.empty():
+            messages.append(self._arrived.get_nowait())
+        deliveries = []
+        for message in messages:
+            status = (message.headers or {}).get("Status")
+            if status is None:
+                self._open -= 1
+                deliveries.append(message)
+            elif status in REQUEST_IS_OVER:
+                self._open -= int((message.headers or {}).get("Nats-Pending-Messages", self._open))
+            else:
+                raise ConsumerLost(f"{status} {(message.headers or {}).get('Description', '')}")
+        return deliveries
 
 
 def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:

@@ -11,25 +11,30 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 TEMPLATE = Path(__file__).parents[1] / "envoy" / "envoy.yaml"
 
-# The gateway's own answers: HTTP status → (google.rpc.Code, reason, seconds to wait before trying again).
+# What Envoy itself says of the error, where that is worth reading.
+ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
+
+# The gateway's own answers: HTTP status → (google.rpc.Code, reason, message, seconds to wait before trying again).
 LOCAL_REPLIES = {
-    400: (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", None),
-    401: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", None),
-    403: (code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED", None),
-    404: (code_pb2.NOT_FOUND, "NO_SUCH_PATH", None),
-    408: (code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", None),
-    413: (code_pb2.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE", None),
-    429: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED", 1),
-    431: (code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", None),
-    503: (code_pb2.UNAVAILABLE, "UNAVAILABLE", 1),
-    504: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", None),
+    400: (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", ENVOYS_WORDS, None),
+    401: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", ENVOYS_WORDS, None),
+    403: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", ENVOYS_WORDS, None),
+    404: (code_pb2.NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path", None),
+    408: (code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "the request did not come in time", None),
+    413: (code_pb2.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE", "the body is too large", None),
+    429: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED", "too many requests at this moment", 1),
+    431: (code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "the headers are too large", None),
+    503: (code_pb2.UNAVAILABLE, "UNAVAILABLE", "the service can't be reached now", 1),
+    504: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the service did not answer in time", None),
 }
+
+# The transcoder refuses a body when it has already begun to turn the call into gRPC, but answers it as HTTP.
+ALWAYS_JSON = (400, 413)
 
 CLUSTER = """\
     - name: {name}
       type: STRICT_DNS
       connect_timeout: 0.25s
-      respect_dns_ttl: true
       dns_lookup_family: V4_PREFERRED
       typed_extension_protocol_options:
         envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
@@ -55,47 +60,37 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
     )
 
 
-def _mappers(http: int, code: int, reason: str, wait: int | None) -> str:
+def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:
     """A gRPC call gets the details as a header, any other a JSON body."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel")]
-    body: dict[str, object] = {"code": code, "message": "%LOCAL_REPLY_BODY%", "details": []}
-    info = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "gotohotel"}
-    body["details"] = [info]
+    as_json: list[object] = [
+        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "gotohotel"}
+    ]
     if wait is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromSeconds(wait)
         details.append(retry)
-        body["details"] = [
-            info,
-            {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"},
-        ]
-    status = status_pb2.Status(code=code, message=reason)
+        as_json.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"})
+    status = status_pb2.Status(code=code, message=message)
     for detail in details:
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
-    return "\n".join(_mapper(http, is_grpc=is_grpc, body=body, details=encoded) for is_grpc in (True, False))
-
-
-def _mapper(http: int, *, is_grpc: bool, body: dict[str, object], details: str) -> str:
-    same_status = {
-        "status_code_filter": {
-            "comparison": {"op": "EQ", "value": {"default_value": http, "runtime_key": "local_reply.status"}}
-        }
-    }
-    grpc_type = {
-        "header_filter": {
-            "header": {
-                "name": "content-type",
-                "string_match": {"prefix": "application/grpc"},
-                "invert_match": not is_grpc,
-                "treat_missing_header_as_empty": True,
-            }
-        }
-    }
-    mapper: dict[str, object] = {"filter": {"and_filter": {"filters": [same_status, grpc_type]}}}
-    if is_grpc:
-        header = {"key": "grpc-status-details-bin", "value": details}
-        mapper["headers_to_add"] = [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
+    header = {"header": {"key": "grpc-status-details-bin", "value": encoded}}
+    grpc = {"filter": _is_grpc_with(http), "headers_to_add": [header]}
+    body = {"code": code, "message": message, "details": as_json}
+    json_format = {"json_format": body, "content_type": "application/json"}
+    if http in ALWAYS_JSON:
+        mappers = [{"filter": _has_status(http), "body_format_override": json_format}]
     else:
-        mapper["body_format_override"] = {"json_format": body, "content_type": "application/json"}
-    return f"                    - {json.dumps(mapper)}"
+        mappers = [grpc, {"filter": _has_status(http), "body_format_override": json_format}]
+    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in mappers)
+
+
+def _has_status(http: int) -> dict[str, object]:
+    value = {"default_value": http, "runtime_key": "local_reply.status"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _is_grpc_with(http: int) -> dict[str, object]:
+    grpc_type = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
+    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": grpc_type}}]}}

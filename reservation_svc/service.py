@@ -4,7 +4,7 @@ A reservation ends in three steps: the ending is stored, the payment is canceled
 between leaves the ending, and `finish_ending` carries it through.
 """
 
-from datetime import datetime
+from datetime import UTC, datetime
 
 from reservation_svc.domain import (
     PaymentNotCanceled,
@@ -40,20 +40,20 @@ async def end_reservation(
     except PaymentNotCanceled as error:
         await _withdraw_or_bind(reservations, order_id, never_asked=error.never_asked, now=now)
         raise
-    return await _end(reservations, order_id, now=now)
+    return await _end(reservations, order_id)
 
 
-async def finish_ending(reservations: Reservations, payments: Payments, order_id: str, *, now: datetime) -> None:
+async def finish_ending(reservations: Reservations, payments: Payments, order_id: str) -> None:
     """Carries a stored ending through. Raises PaymentNotCanceled: try again later."""
     await payments.cancel(order_id)
-    await _end(reservations, order_id, now=now)
+    await _end(reservations, order_id)
 
 
-async def _end(reservations: Reservations, order_id: str, *, now: datetime) -> Reservation:
+async def _end(reservations: Reservations, order_id: str) -> Reservation:
     """Stores the end of a reservation whose payment is canceled."""
     for last_try in (False, False, True):
         reservation = (await reservations.find([order_id]))[order_id]
-        reservation.end(at=now)
+        reservation.end(at=datetime.now(UTC))
         try:
             await reservations.save(reservation)
         except ReservationChanged:

@@ -1,0 +1,133 @@
+"""Runs the bench on a stack of its own and prints the report."""
+
+import argparse
+import asyncio
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import asyncpg
+import httpx
+
+from bench import load, pgbench, usage
+from ops.stack import Stack, StackError
+
+CATCH_UP_SECONDS = 120
+
+
+def main() -> None:
+    """`make bench`."""
+    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
+    parser.add_argument("--seconds", type=int, default=15, help="of full load; half load and pgbench take as long")
+    parser.add_argument("--clients", type=int, default=16, help="connections, of the load and of pgbench")
+    options = parser.parse_args()
+    home = Path(".run/bench")
+    shutil.rmtree(home, ignore_errors=True)
+    stack = Stack.on_free_ports(home)
+    try:
+        stack.up()
+        asyncio.run(_bench(stack, clients=options.clients, seconds=options.seconds))
+    except StackError as error:
+        sys.exit(f"bench: {error}")
+    finally:
+        stack.down()
+
+
+async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
+    _open_room_type(stack)
+    pids = {name: pid for name, _, pid, _ in stack.status()}
+    token = stack.token(subject="bench", role="guest")
+    gateway = stack.ports["gateway"]
+    await load.run(gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=2)  # warm up
+    await _caught_up(stack)
+
+    cpu = usage.cpu_seconds(pids)
+    memory, full = await asyncio.gather(
+        _peak_memory(pids, seconds), load.run(gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=seconds)
+    )
+    drain_seconds = await _caught_up(stack)
+    used = {name: after - cpu[name] for name, after in usage.cpu_seconds(pids).items()}
+    full_lag = await _lag(stack, full.seconds + drain_seconds)
+
+    half = await load.run(
+        gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=seconds, orders_per_second=full.rate / 2
+    )
+    half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
+
+    transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
+    for outcome in (full, half):
+        if outcome.others:
+            print(f"{len(outcome.others)} orders were not paid, for example: {outcome.others[0]}")
+
+    orders = len(full.latencies)
+    print(f"{'orders, full load':<28} {full.rate:8.0f} /s    {clients} clients, {full.seconds:.0f} s")
+    print(f"{'latency p50, p99':<28} {full.percentile(50):8.1f} ms {full.percentile(99):8.1f} ms")
+    print(f"{'lag to My page p50, p99':<28} {full_lag[0]:8.0f} ms {full_lag[1]:8.0f} ms")
+    print(f"{'all on My page after':<28} {drain_seconds:8.1f} s")
+    print(f"{'orders, half load':<28} {half.rate:8.0f} /s")
+    print(f"{'latency p50, p99':<28} {half.percentile(50):8.1f} ms {half.percentile(99):8.1f} ms")
+    print(f"{'lag to My page p50, p99':<28} {half_lag[0]:8.0f} ms {half_lag[1]:8.0f} ms")
+    print(f"\n{'process':<18} {'CPU ms/order':>12} {'peak MB':>8}")
+    for name, value in used.items():
+        megabytes = f"{memory[name] / 1e6:8.0f}" if name in memory else f"{'-':>8}"
+        print(f"{name:<18} {1000 * value / orders:12.2f} {megabytes}")
+    print(f"{'all':<18} {1000 * sum(used.values()) / orders:12.2f}")
+    print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
+    print(f"{'ratio':<28} {full.rate / transactions:8.3f}")
+
+
+def _open_room_type(stack: Stack) -> None:
+    """A room type with more rooms than the bench can sell."""
+    headers = {"Authorization": f"Bearer {stack.token(subject='bench', role='desk')}"}
+    with httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=10) as client:
+        body = {"capacity": 10_000, "maxGuests": 2, "nightlyRate": {"currencyCode": "KRW", "units": 1}}
+        client.put(f"/roomTypes/{pgbench.ROOM_TYPE}", json=body).raise_for_status()
+        while pgbench.ROOM_TYPE not in client.get("/rooms").raise_for_status().text:
+            time.sleep(0.1)
+
+
+async def _peak_memory(pids: dict[str, int], seconds: int) -> dict[str, int]:
+    peak = dict.fromkeys(pids, 0)
+    for _ in range(3):
+        await asyncio.sleep(seconds / 4)
+        now = await asyncio.to_thread(usage.memory_bytes, pids)
+        peak = {name: max(peak[name], now[name]) for name in pids}
+    return peak
+
+
+async def _caught_up(stack: Stack) -> float:
+    """Waits until My page has every paid order and its reservation; answers how many seconds that took."""
+    started = time.perf_counter()
+    orders = await asyncpg.connect(stack.database_url("order_svc", "postgres"))
+    pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
+    paid = await orders.fetchval("SELECT count(*) FROM orders WHERE status = 'PAID'")
+    shown = "SELECT count(*) FROM mypages WHERE facts ?& ARRAY['order/1', 'pay/1', 'reservation/1']"
+    while await pages.fetchval(shown) < paid:
+        if time.perf_counter() - started > CATCH_UP_SECONDS:
+            raise StackError(f"My page has not caught up after {CATCH_UP_SECONDS} s.")
+        await asyncio.sleep(0.05)
+    await orders.close()
+    await pages.close()
+    return time.perf_counter() - started
+
+
+async def _lag(stack: Stack, seconds: float) -> tuple[float, float]:
+    """From a payment to the transaction that shows it on My page, over the last seconds: p50 and p99 in ms."""
+    payments = await asyncpg.connect(stack.database_url("pay_svc", "postgres"))
+    pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
+    rows = await payments.fetch(
+        "SELECT event_id, occurred_at FROM outbox WHERE occurred_at > now() - make_interval(secs => $1)", seconds
+    )
+    handled = await pages.fetch(
+        "SELECT event_id, received_at FROM inbox WHERE event_id = ANY($1::uuid[])", [row["event_id"] for row in rows]
+    )
+    await payments.close()
+    await pages.close()
+    received = {row["event_id"]: row["received_at"] for row in handled}
+    lags = sorted((received[row["event_id"]] - row["occurred_at"]).total_seconds() * 1000 for row in rows)
+    return lags[len(lags) // 2], lags[int(len(lags) * 0.99)]
+
+
+if __name__ == "__main__":
+    main()
