@@ -1,19 +1,21 @@
 """The order path's own statements in pgbench, on the same server: what the database alone could do.
 
-One pgbench transaction is what one paid order makes order_svc and pay_svc write: the order with its night, the
-payment's intent, the payment's result, the order's payment, each committed by itself. The sandbox processor's books
-are not in it: a real processor keeps its own.
+One pgbench transaction is what a paid order has the server write before the guest gets the answer: the order with
+its night, the payment's intent, the sandbox processor's entry, the payment's result, the order's payment, each
+committed by itself. What happens behind the answer (relays, handlers, My page) is in the load, but not here.
 """
 
+import os
 import re
 import subprocess
 from pathlib import Path
 
 import asyncpg
 
-from gotohotel.database import KERNEL_MIGRATIONS, migrate
+from gotohotel.database import KERNEL_MIGRATIONS, SESSION, migrate
 from order_svc import store as orders
 from ops.stack import Stack, postgres_program
+from pay_svc import processor
 from pay_svc import store as payments
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +24,12 @@ PAYLOAD = f"'\\x{bytes(range(160)).hex()}'::bytea"
 SCHEMAS = {
     "order_svc": ("orders", "allotment", "room_types", "requests", "outbox"),
     "pay_svc": ("payments", "outbox"),
+    "sandbox": ("ledger",),
+}
+MIGRATIONS = {
+    "order_svc": (KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations"),
+    "pay_svc": (KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations"),
+    "sandbox": (processor.SANDBOX_MIGRATIONS,),
 }
 
 # pgbench's variables: a new id for the order and for each of its two events.
@@ -40,11 +48,9 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
     await admin.close()
     url = stack.database_url("bench", "postgres")
     connection = await asyncpg.connect(url)
-    for schema in SCHEMAS:
+    for schema, folders in MIGRATIONS.items():
         await connection.execute(f"CREATE SCHEMA {schema}")
-        await migrate(
-            f"{url}?options=-csearch_path%3D{schema}", KERNEL_MIGRATIONS, ROOT / schema / "migrations"
-        )
+        await migrate(f"{url}?options=-csearch_path%3D{schema}", *folders)
     await connection.execute(
         f"""
         INSERT INTO order_svc.room_types VALUES ('{ROOM_TYPE}', 1, '', 10000, 9, 'KRW', 1);
@@ -59,7 +65,9 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
         *(postgres_program("pgbench"), "-n", "-M", "prepared", "-f", str(script)),
         *("-c", str(clients), "-j", "2", "-T", str(seconds), url),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())  # the services' own
+    environment = {**os.environ, "PGOPTIONS": session}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if done.returncode != 0 or found is None:
         raise RuntimeError(f"pgbench fails: {done.stderr}")
@@ -99,6 +107,11 @@ def order_path() -> str:
                 *(none, none, none, "0::bigint", "now()"),
                 *_events(0, "''"),
             ],
+        ),
+        (
+            "sandbox",
+            processor.ENTER,
+            [order_id, f"{order_id}::text", "'CHARGED'", "''", "'KRW'", "1::numeric", "'0123456789AB'"],
         ),
         (
             "pay_svc",

@@ -13,13 +13,25 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     """CPU seconds so far, by process; the load generator's own as "bench"."""
-    used = {}
-    for name, pid in (*pids.items(), ("bench", os.getpid())):
-        times = [member.cpu_times() for member in (_family(pid) if name != "bench" else [psutil.Process(pid)])]
-        used[name] = sum(t.user + t.system + t.children_user + t.children_system for t in times)
-    return used
+    used = {name: sum(_cpu(member) for member in _family(pid)) for name, pid in pids.items()}
+    return {**used, "bench": _cpu(psutil.Process(os.getpid()))}
 
 
 def memory_bytes(pids: Mapping[str, int]) -> dict[str, int]:
     """Proportional set size now, by process: shared pages count once."""
-    return {name: sum(member.memory_full_info().pss for member in _family(pid)) for name, pid in pids.items()}
+    return {name: sum(_memory(member) for member in _family(pid)) for name, pid in pids.items()}
+
+
+def _cpu(process: psutil.Process) -> float:
+    try:
+        times = process.cpu_times()
+    except psutil.NoSuchProcess:
+        return 0.0  # a worker of PostgreSQL's that has ended; its parent's children_user knows of it
+    return float(times.user + times.system + times.children_user + times.children_system)
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        return int(process.memory_full_info().pss)
+    except psutil.NoSuchProcess:
+        return 0

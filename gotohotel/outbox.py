@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,13 +13,14 @@ from google.protobuf.message import Message
 
 from gotohotel import trace
 from gotohotel.bus import Bus
-from gotohotel.database import SERVER_TIMEOUTS, TRANSIENT
+from gotohotel.database import SESSION, TRANSIENT
 from gotohotel.domain import new_id
 
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25  # the safety net: a commit in this process wakes the relay at once
 WAVE = 500
+GATHER_SECONDS = 0.05
 KEEP_DAYS = 3  # so that events can be published again
 
 RELAY_LOCK = 0x72656C79  # "rely"
@@ -120,7 +122,7 @@ class Relay:
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: the lock lives as long as the session.
         connection = await asyncpg.connect(
-            self._url, timeout=3, command_timeout=5, server_settings=SERVER_TIMEOUTS
+            self._url, timeout=3, command_timeout=5, server_settings=SESSION
         )
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
@@ -130,14 +132,14 @@ class Relay:
             while True:
                 last = self._last_wave
                 self._work.clear()
-                while await self._send_wave(connection):
-                    pass
-                if last:
+                if await self._send_wave(connection):
+                    # The first event went out at once; those that follow on its heels go together.
+                    await asyncio.sleep(GATHER_SECONDS)
+                elif last:
                     return
-                try:
-                    await asyncio.wait_for(self._work.wait(), timeout=POLL_SECONDS)
-                except TimeoutError:
-                    continue
+                else:
+                    with suppress(TimeoutError):
+                        await asyncio.wait_for(self._work.wait(), timeout=POLL_SECONDS)
         finally:
             await connection.close(timeout=2)
 

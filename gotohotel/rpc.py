@@ -47,6 +47,7 @@ RESERVED_FOR_THE_ANSWER_SECONDS = 0.1
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 
 SERVER_OPTIONS = [
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
     ("grpc.max_connection_age_ms", 300_000),
     ("grpc.max_connection_age_grace_ms", 30_000),
@@ -55,6 +56,7 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 CHANNEL_OPTIONS = [
+    ("grpc.http2.bdp_probe", 0),
     ("grpc.keepalive_time_ms", 20_000),
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.http2.ping_timeout_ms", 5_000),
