@@ -126,6 +126,8 @@ def parse_id(value: str, field: str) -> str:
 
 # Four to seven groups of digits as cards print them: 13 to 19 digits, single spaces or dashes between them.
 _CARD_LIKE = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
+# Identifiers hold digits too, but no card number: UUIDs and trace contexts.
+_IDENTIFIER = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\b")
 
 
 def passes_luhn(digits: str) -> bool:
@@ -136,7 +138,7 @@ def passes_luhn(digits: str) -> bool:
 
 def find_card_numbers(text: str) -> list[str]:
     """The substrings that look like card numbers: 13 to 19 digits that pass Luhn."""
-    found = _CARD_LIKE.findall(text) if len(text) >= 13 else []
+    found = _CARD_LIKE.findall(_IDENTIFIER.sub(" ", text)) if len(text) >= 13 else []
     return [match for match in found if passes_luhn(re.sub(r"\D", "", match))]
 
 

@@ -56,11 +56,11 @@ class PostgresMyPages:
         row = await self._connection.fetchrow(GET, order_id, owner)
         if row is None:
             raise MyPageNotFound()
-        return _page(row)
+        return page_of(row)
 
     async def page(self, *, owner: str | None, before: str | None, size: int) -> list[MyPage]:
         """Pages, newest order first."""
-        return [_page(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+        return [page_of(row) for row in await self._connection.fetch(LIST, owner, before, size)]
 
     async def merge(self, facts: dict[str, list[Fact]]) -> None:
         """Adds facts to the pages of their orders. Safe to repeat."""
@@ -101,7 +101,8 @@ def _to_json(fact: Fact) -> dict[str, Any]:
     return value
 
 
-def _page(row: Any) -> MyPage:
+def page_of(row: Any) -> MyPage:
+    """The page that a row holds."""
     return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()))
 
 
