@@ -1,4 +1,4 @@
-"""Orders through the gateway: HTTP/1.1 written by hand, so that the generator takes little of the machine it measures."""
+"""Orders through the gateway, in HTTP written by hand: the generator takes little of the machine that it measures."""
 
 import asyncio
 import json

@@ -5,6 +5,7 @@ its night, the payment's intent, the sandbox processor's entry, the payment's re
 committed by itself. What happens behind the answer (relays, handlers, My page) is in the load, but not here.
 """
 
+import asyncio
 import os
 import re
 import subprocess
@@ -13,8 +14,8 @@ from pathlib import Path
 import asyncpg
 
 from gotohotel.database import KERNEL_MIGRATIONS, SESSION, migrate
-from order_svc import store as orders
 from ops.stack import Stack, postgres_program
+from order_svc import store as orders
 from pay_svc import processor
 from pay_svc import store as payments
 
@@ -67,7 +68,9 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
     ]
     session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())  # the services' own
     environment = {**os.environ, "PGOPTIONS": session}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = await asyncio.to_thread(
+        subprocess.run, command, capture_output=True, text=True, check=False, env=environment
+    )
     found = re.search(r"tps = ([\d.]+)", done.stdout)
     if done.returncode != 0 or found is None:
         raise RuntimeError(f"pgbench fails: {done.stderr}")
@@ -78,7 +81,7 @@ def order_path() -> str:
     """pgbench's script: the services' own statements, their parameters written in."""
     order_id = "lpad(to_hex((:order_no)::bigint), 32, '0')::uuid"
     card = ["'VISA'::text", "'4242'::text", f"{PAYLOAD}", order_id]
-    booking = "'{\"name\": \"Bench\", \"room_type\": \"Bench\", \"guest_cnt\": 2}'::jsonb"
+    booking = '\'{"name": "Bench", "room_type": "Bench", "guest_cnt": 2}\'::jsonb'
     open_try = [booking, "'KRW'::text", "1::numeric", "0::numeric", "'PENDING'::text", *card, "now()"]
     closed_try = [booking, "'KRW'::text", "1::numeric", "0::numeric", "'APPROVED'::text", *card, "NULL::timestamptz"]
     none = "NULL::timestamptz"

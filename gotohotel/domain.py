@@ -127,7 +127,9 @@ def parse_id(value: str, field: str) -> str:
 # Four to seven groups of digits as cards print them: 13 to 19 digits, single spaces or dashes between them.
 _CARD_LIKE = re.compile(r"(?<!\d)\d(?:[ -]?\d){12,18}(?!\d)")
 # Identifiers hold digits too, but no card number: UUIDs and trace contexts.
-_IDENTIFIER = re.compile(r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\b")
+_IDENTIFIER = re.compile(
+    r"\b[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b|\b00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}\b"
+)
 
 
 def passes_luhn(digits: str) -> bool:

@@ -114,9 +114,7 @@ class Requests:
                 response = await act(connection)
                 await self.answer(connection, claim, response)
                 return response
-        return await self.replay(claim, response_type) or await self.once(
-            request, response_type, act, subject=subject
-        )
+        return await self.replay(claim, response_type) or await self.once(request, response_type, act, subject=subject)
 
     async def in_steps(
         self, request: Message, response_type: type[R], act: Callable[[], Awaitable[R]], *, subject: str

@@ -121,9 +121,7 @@ class Relay:
 
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: the lock lives as long as the session.
-        connection = await asyncpg.connect(
-            self._url, timeout=3, command_timeout=5, server_settings=SESSION
-        )
+        connection = await asyncpg.connect(self._url, timeout=3, command_timeout=5, server_settings=SESSION)
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 if self._last_wave:
@@ -151,9 +149,7 @@ class Relay:
         if not self._bus.is_connected:
             await asyncio.sleep(POLL_SECONDS)
             return False
-        sent = await self._bus.publish_all(
-            [(row["type"], row["payload"], self._headers(row)) for row in rows]
-        )
+        sent = await self._bus.publish_all([(row["type"], row["payload"], self._headers(row)) for row in rows])
         published = [row["event_id"] for row, done in zip(rows, sent, strict=True) if done]
         if published:
             await connection.execute(MARK_PUBLISHED, published)

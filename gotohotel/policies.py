@@ -37,9 +37,7 @@ class Arrival:
 class Policies(Generic[Work]):
     """A service's policies, by the type of event that they answer to."""
 
-    def __init__(
-        self, open_work: Callable[[Connection, Sequence[Arrival]], AbstractAsyncContextManager[Work]]
-    ) -> None:
+    def __init__(self, open_work: Callable[[Connection, Sequence[Arrival]], AbstractAsyncContextManager[Work]]) -> None:
         self._open_work = open_work
         self._handlers: dict[str, Callable[[Any, Work], None]] = {}
         self._types: dict[str, type[Message]] = {}

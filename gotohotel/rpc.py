@@ -180,7 +180,7 @@ class RpcServer:
                 async with asyncio.timeout(LONGEST_CALL_SECONDS):
                     response: Message = await function(request, caller)
                     return response
-            except Exception as error:  # the edge: whatever it is, the caller gets a status and no internals
+            except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
                 return status_of(error)
 
         async def handle(request: Any, context: Any) -> Message:
@@ -390,9 +390,7 @@ def _never_sent(error: grpc.aio.AioRpcError) -> bool:
 def money_to_proto(money: Money) -> money_pb2.Money:
     """Units and nanos of an amount."""
     units = int(money.amount)
-    return money_pb2.Money(
-        currency_code=money.currency, units=units, nanos=int((money.amount - units) * 1_000_000_000)
-    )
+    return money_pb2.Money(currency_code=money.currency, units=units, nanos=int((money.amount - units) * 1_000_000_000))
 
 
 def money_from_proto(message: money_pb2.Money, field: str) -> Money:

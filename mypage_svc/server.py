@@ -7,9 +7,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from gotohotel.database import Database
 from gotohotel.domain import Money, parse_id
 from gotohotel.mypage.v1 import mypage_service_pb2 as pb
-from gotohotel.order.v1.order_service_pb2 import Order
-from gotohotel.pay.v1.pay_service_pb2 import Payment
-from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
 from gotohotel.rpc import DESK, GUEST, Caller, allow, money_to_proto, parse_page
 from mypage_svc.domain import MyPage
 from mypage_svc.store import PostgresMyPages
@@ -45,13 +42,12 @@ def _page(page: MyPage) -> pb.MyPage:
         check_out=booking["check_out"],
         amount=money_to_proto(amount),
         refunded_amount=money_to_proto(page.refunded or Money.zero(amount.currency)),
-        status=Order.Status.Value(page.status),
-        payment_status=Payment.Status.Value(page.payment_status or "STATUS_UNSPECIFIED"),
-        reservation_status=Reservation.Status.Value(page.reservation_status or "STATUS_UNSPECIFIED"),
+        status=page.status,
+        payment_status=page.payment_status or "STATUS_UNSPECIFIED",
+        reservation_status=page.reservation_status or "STATUS_UNSPECIFIED",
         confirmation_no=page.confirmation_no,
         timeline=[
-            pb.TimelineEntry(event=fact.event, time=_timestamp(fact.time), detail=fact.detail)
-            for fact in page.facts
+            pb.TimelineEntry(event=fact.event, time=_timestamp(fact.time), detail=fact.detail) for fact in page.facts
         ],
         update_time=_timestamp(page.facts[-1].time),
     )

@@ -349,9 +349,7 @@ async def _read_stream(stack: Stack, books: Books) -> None:
                 books.card_numbers.append(f"a card number in the stream, message {message.metadata.sequence.stream}")
             headers = message.headers or {}
             event = TYPES[message.subject].FromString(message.data)
-            books.events.append(
-                StreamEvent(headers["Nats-Msg-Id"], headers["ce-subject"], message.subject, event)
-            )
+            books.events.append(StreamEvent(headers["Nats-Msg-Id"], headers["ce-subject"], message.subject, event))
         async for message in _messages(client, str(DEAD_LETTERS.name)):
             headers = message.headers or {}
             subject, reason = headers.get("x-dead-subject"), headers.get("x-dead-reason")

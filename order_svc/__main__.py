@@ -26,7 +26,7 @@ class OrderSettings(Settings):
     pay_timeout_seconds: float = 3.0
     unpaid_minutes: float = 15.0
     expiry_every_seconds: float = 5.0
-    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
+    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # noqa: RUF009 - the property's; immutable
 
 
 async def compose(app: App, settings: OrderSettings) -> None:

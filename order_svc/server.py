@@ -111,9 +111,7 @@ class OrderServer:
         async def cancel(connection: Any) -> pb.Order:
             orders = PostgresOrders(connection)
             now = datetime.now(UTC)
-            return _order(
-                await service.cancel_order(orders, order_id, owner=caller.owner, reason=reason, now=now)
-            )
+            return _order(await service.cancel_order(orders, order_id, owner=caller.owner, reason=reason, now=now))
 
         answer = await self._requests.once(request, pb.Order, cancel, subject=caller.subject)
         self._committed()
@@ -217,7 +215,7 @@ def _order(order: Order) -> pb.Order:
         check_out=order.booking.stay.check_out.isoformat(),
         amount=money_to_proto(order.amount),
         refunded_amount=money_to_proto(order.refunded),
-        status=pb.Order.Status.Value(order.status.value),
+        status=order.status.value,
         confirmation_no=order.confirmation_no,
         version=order.version,
         create_time=timestamp(order.created_at),

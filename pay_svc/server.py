@@ -94,9 +94,7 @@ class PayServer:
         open_for = timedelta(seconds=2 * self._timeout + 1)
         for order_id in await self._payments.unsettled(open_for=open_for, at_most=100):
             try:
-                await service.settle_payment(
-                    self._payments, self._processor, order_id, timeout_seconds=self._timeout
-                )
+                await service.settle_payment(self._payments, self._processor, order_id, timeout_seconds=self._timeout)
             except (ProcessorUnavailable, PaymentChanged) as error:
                 logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
             self._committed()
@@ -110,7 +108,7 @@ def _payment(payment: Payment) -> pb.Payment:
     return pb.Payment(
         id=payment.id,
         order_id=payment.order_id,
-        status=pb.Payment.Status.Value(payment.status.value),
+        status=payment.status.value,
         amount=money_to_proto(payment.amount),
         refunded_amount=money_to_proto(payment.refunded),
         card_brand=payment.card.brand if payment.card else "",

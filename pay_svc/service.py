@@ -6,7 +6,6 @@ from datetime import UTC, datetime
 
 from gotohotel.domain import Money, new_id
 from pay_svc.domain import (
-
     Booking,
     Card,
     CardTrace,
@@ -40,9 +39,7 @@ async def process_payment(
     """
     now = datetime.now(UTC)
     zero = Money.zero(amount.currency)
-    payment = Payment(
-        id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now
-    )
+    payment = Payment(id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now)
     payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
     if not await payments.add(payment):
         known = await payments.find(order_id)
@@ -98,9 +95,7 @@ async def settle_payment(payments: Payments, processor: Processor, order_id: str
         await _finish_cancel(payments, processor, payment, timeout_seconds)
 
 
-async def _finish_cancel(
-    payments: Payments, processor: Processor, payment: Payment, timeout_seconds: float
-) -> Payment:
+async def _finish_cancel(payments: Payments, processor: Processor, payment: Payment, timeout_seconds: float) -> Payment:
     if payment.canceled_at:
         return payment
     if payment.attempt_open_since and payment.attempt_id:
@@ -141,5 +136,3 @@ async def _settle(payments: Payments, payment: Payment, attempt_id: str, outcome
         else:
             break
     return payment
-
-

@@ -71,9 +71,7 @@ def _message(payment: Payment, event: Event) -> Message:
                 approval_no=event.approval_no,
             )
         case PaymentDeclined():
-            return events_pb2.PaymentDeclined(
-                order_id=order_id, version=version, occur_time=when, reason=event.reason
-            )
+            return events_pb2.PaymentDeclined(order_id=order_id, version=version, occur_time=when, reason=event.reason)
         case PaymentCanceled():
             refunded = money_to_proto(event.refunded)
             return events_pb2.PaymentCanceled(

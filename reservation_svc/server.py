@@ -51,9 +51,7 @@ class ReservationServer:
         self._committed = committed
 
     @allow(DESK)
-    async def ListReservations(
-        self, request: pb.ListReservationsRequest, _: Caller
-    ) -> pb.ListReservationsResponse:
+    async def ListReservations(self, request: pb.ListReservationsRequest, _: Caller) -> pb.ListReservationsResponse:
         page = parse_page(request)
         status = pb.Reservation.Status.Name(request.status) if request.status else None
         reservations = await self._reservations.page(status=status, before=page.before, size=page.size)
@@ -72,9 +70,7 @@ class ReservationServer:
         async def confirm(connection: Any) -> pb.Reservation:
             reservations = PostgresReservations(connection)
             return _reservation(
-                await service.confirm_reservation(
-                    reservations, order_id, confirmation_no=number, now=datetime.now(UTC)
-                )
+                await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=datetime.now(UTC))
             )
 
         answer = await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
@@ -162,7 +158,7 @@ class ReservationServer:
 def _reservation(reservation: Reservation) -> pb.Reservation:
     message = pb.Reservation(
         order_id=reservation.order_id,
-        status=pb.Reservation.Status.Value(reservation.status.value),
+        status=reservation.status.value,
         reason=reservation.ending.reason if reservation.ended_at and reservation.ending else "",
         confirmation_no=reservation.confirmation_no,
         create_time=timestamp(reservation.created_at),
