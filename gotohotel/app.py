@@ -136,11 +136,11 @@ class App:
             asyncio.get_running_loop().add_signal_handler(name, self._stopping.set)
 
         self.every(3600, self._prune)
+        await self._server.start()  # first: a taken port ends the start at once
         async with asyncio.TaskGroup() as tasks:
             relay = tasks.create_task(self._relay.run())
             consumer = tasks.create_task(self._consume())
             jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
-            await self._server.start()
             await self._server.set_serving(True)
             _calm_the_garbage_collector()
             logger.info("%s serves on port %d", self.name, self.settings.port)

@@ -90,25 +90,31 @@ class Bus:
     async def connect(self) -> None:
         """Connects, however long it takes, and declares the streams; later interruptions heal by themselves."""
         while not self._client.is_connected:
-            try:
-                self._client = await nats.connect(
-                    self._url,
-                    name=self._name,
-                    connect_timeout=3,
-                    ping_interval=10,
-                    max_outstanding_pings=2,
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=0.25,
-                    allow_reconnect=True,
-                    error_cb=self._log_error,
-                    pending_size=0,  # fail at once while disconnected; the outbox is the buffer
-                )
-            except (OSError, TimeoutError, nats.errors.Error) as error:
-                logger.warning("NATS can't be reached at %s: %s", self._url.rsplit("@")[-1], error)
-                await asyncio.sleep(1)
-        self._js = self._client.jetstream(timeout=PUBLISH_SECONDS)
+            if not self._client.is_reconnecting:
+                await self._try_to_connect()
+            if not self._client.is_connected:
+                await asyncio.sleep(0.5)
         for stream in (EVENTS, DEAD_LETTERS):
             await self._declare_stream(stream)
+
+    async def _try_to_connect(self) -> None:
+        try:
+            self._client = await nats.connect(
+                self._url,
+                name=self._name,
+                connect_timeout=3,
+                ping_interval=10,
+                max_outstanding_pings=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,
+                allow_reconnect=True,
+                error_cb=self._log_error,
+                pending_size=0,  # fail at once while disconnected; the outbox is the buffer
+            )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            logger.warning("NATS can't be reached at %s: %r", self._url.rsplit("@")[-1], error)
+        else:
+            self._js = self._client.jetstream(timeout=PUBLISH_SECONDS)
 
     async def close(self) -> None:
         """Sends what is written and disconnects."""
@@ -141,7 +147,12 @@ class Bus:
         await self._declare_consumer(policies.subjects)
         async with self._pulling() as pull:
             while not stopping.is_set():
-                deliveries = await pull.next_batch()
+                try:
+                    deliveries = await pull.next_batch()
+                except (OSError, nats.errors.Error) as error:
+                    logger.warning("consumer %s: NATS is away: %r", self._name, error)
+                    await asyncio.sleep(0.5)
+                    continue
                 if deliveries:
                     await self._handle(deliveries, policies, database)
                     committed()

@@ -107,12 +107,14 @@ class Relay:
 
     async def run(self) -> None:
         """Relays until `finish` is called, whatever fails in between."""
-        while not self._last_wave:
+        while True:
             try:
                 await self._relay_on_own_connection()
             except TRANSIENT as error:
-                logger.warning("relay: the database is away: %s", error)
+                logger.warning("relay: the database is away: %r", error)
                 await asyncio.sleep(1)
+            if self._last_wave:
+                return
 
     def finish(self) -> None:
         """Makes `run` return after one more look at what is unpublished."""

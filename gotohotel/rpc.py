@@ -4,6 +4,7 @@ import asyncio
 import base64
 import binascii
 import logging
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -150,10 +151,14 @@ class RpcServer:
         """Opens the port. Raises OSError if it is taken."""
         add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(self._names, self._server)
-        try:
-            self._server.add_insecure_port(self._address)
-        except RuntimeError:
-            raise OSError(f"the address {self._address} is taken") from None
+        with socket.socket() as probe:  # gRPC itself would first write a line of its own about it
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            host, port = self._address.rsplit(":", 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                raise OSError(f"the address {self._address} is taken") from error
+        self._server.add_insecure_port(self._address)
         await self._server.start()
 
     async def set_serving(self, serving: bool) -> None:

@@ -218,11 +218,10 @@ class Stack:
         with self._one_at_a_time():
             if not self.is_up:
                 return
-            supervisor = self._supervisor()
-            pid = supervisor.getPID()
+            pid = self._supervisor("getPID")
             for name in reversed(PROCESSES):
                 self._stop(name)
-            supervisor.shutdown()
+            self._supervisor("shutdown")
             _wait_until(lambda: not _is_alive(pid), "supervisord does not end", seconds=30)
             (self.home / "supervisor.sock").unlink(missing_ok=True)
 
@@ -230,7 +229,7 @@ class Stack:
     def is_up(self) -> bool:
         """Whether the supervisor runs."""
         try:
-            self._supervisor().getState()
+            self._supervisor("getState")
         except (OSError, xmlrpc.client.Error):
             return False
         return True
@@ -239,7 +238,7 @@ class Stack:
         """(name, state, pid, port) of each process; pid 0 is none."""
         if not self.is_up:
             return [(name, "STOPPED", 0, self.ports[port]) for name, port in PROCESSES.items()]
-        known = {info["name"]: info for info in self._supervisor().getAllProcessInfo()}
+        known = {info["name"]: info for info in self._supervisor("getAllProcessInfo")}
         return [
             (name, known[name]["statename"], known[name]["pid"], self.ports[port]) for name, port in PROCESSES.items()
         ]
@@ -257,20 +256,25 @@ class Stack:
 
     # ------------------------------------------------------------------------------------------ processes
 
-    def _supervisor(self) -> Any:
+    def _supervisor(self, call: str, *arguments: Any) -> Any:
+        """Asks supervisord. Raises OSError if there is none."""
         url = f"unix://{self.home}/supervisor.sock"
-        server: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=SupervisorTransport(None, None, url))
-        return server.supervisor
+        transport = SupervisorTransport(None, None, url)
+        try:
+            server: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(server.supervisor, call)(*arguments)
+        finally:
+            transport.close()
 
     def _start(self, name: str) -> None:
-        info = self._supervisor().getProcessInfo(name)
+        info = self._supervisor("getProcessInfo", name)
         if info["statename"] not in ("RUNNING", "STARTING", "BACKOFF"):
             self._refuse_taken_ports([name])
-            self._supervisor().startProcess(name, False)
+            self._supervisor("startProcess", name, False)
 
     def _stop(self, name: str) -> None:
-        if self._supervisor().getProcessInfo(name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
-            self._supervisor().stopProcess(name)
+        if self._supervisor("getProcessInfo", name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
+            self._supervisor("stopProcess", name)
 
     def _refuse_unknown(self, name: str) -> None:
         if name not in PROCESSES:

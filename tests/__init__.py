@@ -1,0 +1,1 @@
+"""The specification: mirrors the packages; system/ is the whole thing over real parts."""

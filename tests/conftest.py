@@ -1,0 +1,198 @@
+"""What tests stand on: one embedded stack for all of them, clients of it, and scratch databases on its server."""
+
+import shutil
+import tempfile
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+
+from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from ops import audit
+from ops.stack import Stack
+
+ROOT = Path(__file__).parents[1]
+GOOD_CARD = "4242424242424242"
+WAIT_SECONDS = 30
+
+
+class Client:
+    """Calls the gateway as one caller."""
+
+    def __init__(self, stack: Stack, *, subject: str, role: str) -> None:
+        self.subject = subject
+        self.token = stack.token(subject=subject, role=role)
+        headers = {"Authorization": f"Bearer {self.token}"}
+        self._http = httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=20)
+
+    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """One call, whatever comes of it."""
+        return self._http.request(method, path, **options)
+
+    def get(self, path: str) -> Any:
+        """A GET that must succeed."""
+        return self.request("GET", path).raise_for_status().json()
+
+    def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """A POST that must succeed."""
+        return self.request("POST", path, json=body or {}).raise_for_status().json()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+
+class Hotel:
+    """The running system, with a guest and the desk at hand."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack = stack
+        self._clients: list[Client] = []
+        self.desk = self.caller(role="desk")
+        self._next_night = date.today() + timedelta(days=3)  # noqa: DTZ011 - any night of its own will do
+
+    def caller(self, *, role: str = "guest", subject: str | None = None) -> Client:
+        """A caller of its own."""
+        client = Client(self.stack, subject=subject or f"{role}-{uuid.uuid4()}", role=role)
+        self._clients.append(client)
+        return client
+
+    def room_type(self, capacity: int) -> str:
+        """A room type of its own, on sale."""
+        name = f"T{uuid.uuid4().hex[:12]}"
+        self.set_capacity(name, capacity)
+        wait_for(lambda: name in [room["roomType"] for room in self.search()])
+        return name
+
+    def set_capacity(self, room_type: str, capacity: int) -> None:
+        """What the desk does when it changes a room type."""
+        rate = {"currencyCode": "KRW", "units": "1000"}
+        body = {"capacity": capacity, "maxGuests": 4, "nightlyRate": rate}
+        self.desk.request("PUT", f"/roomTypes/{room_type}", json=body).raise_for_status()
+
+    def search(self, stay: dict[str, str] | None = None) -> list[dict[str, Any]]:
+        """The rooms that are offered."""
+        rooms: list[dict[str, Any]] = self.desk.request("GET", "/rooms", params=stay).raise_for_status().json()["rooms"]
+        return rooms
+
+    def available(self, room_type: str, stay: dict[str, str]) -> int:
+        """How many rooms of a type are free."""
+        return next(int(room["available"]) for room in self.search(stay) if room["roomType"] == room_type)
+
+    def stay(self, nights: int = 1) -> dict[str, str]:
+        """Nights that no other test books."""
+        check_in = self._next_night
+        self._next_night += timedelta(days=nights)
+        return {"checkIn": check_in.isoformat(), "checkOut": self._next_night.isoformat()}
+
+    def order(self, guest: Client, *, card: str | None = GOOD_CARD, **booking: Any) -> dict[str, Any]:
+        """An order that is taken."""
+        order: dict[str, Any] = guest.post("/orders", self.booking(card=card, **booking))
+        return order
+
+    def booking(self, *, card: str | None = GOOD_CARD, **booking: Any) -> dict[str, Any]:
+        """The body of POST /orders."""
+        body = {"name": "Guest", "roomType": "Normal", "guestCnt": 2, **booking}
+        if "checkIn" not in body:
+            body.update(self.stay())
+        return {**body, "cardNo": card} if card else body
+
+    def page_with(self, order_id: str, **fields: str) -> dict[str, Any]:
+        """My page, once it shows these fields."""
+        return self._with(f"/mypages/{order_id}", fields)
+
+    def order_with(self, order_id: str, **fields: str) -> dict[str, Any]:
+        """The order, once it shows these fields."""
+        return self._with(f"/orders/{order_id}", fields)
+
+    def reservation_with(self, order_id: str, **fields: str) -> dict[str, Any]:
+        """The reservation, once it shows these fields."""
+        return self._with(f"/reservations/{order_id}", fields)
+
+    def _with(self, path: str, fields: dict[str, str]) -> dict[str, Any]:
+        seen: dict[str, Any] = {}
+
+        def shows() -> bool:
+            answer = self.desk.request("GET", path)
+            seen.clear()
+            seen.update(answer.json())
+            return answer.is_success and all(seen[field] == value for field, value in fields.items())
+
+        wait_for(shows, lambda: f"{path} shows {seen}, not {fields}")
+        return seen
+
+    def close(self) -> None:
+        """Closes every caller's connections."""
+        for client in self._clients:
+            client.close()
+
+
+def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str] = lambda: "it did not come true") -> None:
+    """Waits until something comes true; fails the test if it does not."""
+    ends = time.monotonic() + WAIT_SECONDS
+    while not condition():
+        if time.monotonic() > ends:
+            pytest.fail(otherwise())
+        time.sleep(0.05)
+
+
+@pytest.fixture(scope="session")
+def stack() -> Iterator[Stack]:
+    """A stack of its own, on free ports; when all tests are done its books must agree."""
+    home = Path(tempfile.mkdtemp(prefix="gotohotel-"))
+    running = Stack.on_free_ports(home)
+    try:
+        running.up()
+        yield running
+        assert not {number: found for number, found in audit.check(running).items() if found}
+    finally:
+        running.down()
+        shutil.rmtree(home)
+
+
+@pytest.fixture(scope="session")
+def hotel(stack: Stack) -> Iterator[Hotel]:
+    """The running system."""
+    running = Hotel(stack)
+    yield running
+    running.close()
+
+
+@pytest.fixture
+def guest(hotel: Hotel) -> Client:
+    """A guest whom no other test knows."""
+    return hotel.caller()
+
+
+@pytest.fixture
+async def scratch_url(stack: Stack) -> AsyncIterator[str]:
+    """An empty database."""
+    name = f"scratch_{uuid.uuid4().hex}"
+    admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
+    await admin.execute(f"CREATE DATABASE {name}")
+    yield stack.database_url(name, "postgres")
+    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    await admin.close()
+
+
+@pytest.fixture
+async def order_database(scratch_url: str) -> AsyncIterator[Database]:
+    """order_svc's schema, empty."""
+    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations")
+    async with open_database(scratch_url, name="test", pool_size=20) as database:
+        yield database
+
+
+@pytest.fixture
+async def pay_database(scratch_url: str) -> AsyncIterator[Database]:
+    """pay_svc's schema and the sandbox's ledger, in one database."""
+    sandbox = ROOT / "pay_svc" / "sandbox" / "migrations"
+    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations", sandbox)
+    async with open_database(scratch_url, name="test", pool_size=20) as database:
+        yield database

@@ -1,0 +1,118 @@
+"""Settings, and how a service says that it can't start."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import pytest
+
+from gotohotel.app import Settings, SettingRefused, read_settings
+from ops.stack import Stack
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoomSettings(Settings):
+    """Settings of a service that does not exist."""
+
+    beds: int = 2
+
+
+NEEDED = {"ROOM_PORT": "1", "ROOM_DATABASE_URL": "d", "ROOM_MIGRATION_URL": "m", "ROOM_NATS_URL": "n"}
+
+
+def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PREFIX_FIELD, with the field's type."""
+    for name, value in {**NEEDED, "ROOM_BEDS": "3"}.items():
+        monkeypatch.setenv(name, value)
+
+    settings = read_settings(RoomSettings, "ROOM")
+
+    assert (settings.port, settings.beds, settings.drain_seconds) == (1, 3, 20.0)
+
+
+@pytest.mark.parametrize(("name", "value"), [("ROOM_PORT", "eighty"), ("ROOM_BEDS", "two")])
+def test_a_bad_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    """The sentence names the variable and what it takes."""
+    for variable, good in NEEDED.items():
+        monkeypatch.setenv(variable, good)
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(SettingRefused, match=f"{name} takes int"):
+        read_settings(RoomSettings, "ROOM")
+
+
+def environment(stack: Stack, **changes: str) -> dict[str, str]:
+    """What the stack tells mypage_svc, changed."""
+    port = str(stack.ports["mypage"])
+    told = {
+        "MYPAGE_PORT": port,
+        "MYPAGE_DATABASE_URL": stack.database_url("mypage_svc", "mypage_svc"),
+        "MYPAGE_MIGRATION_URL": stack.database_url("mypage_svc", "mypage_svc_owner"),
+        "MYPAGE_NATS_URL": stack.nats_url,
+    }
+    return {**os.environ, **told, **changes}
+
+
+def start(**environment: str) -> subprocess.CompletedProcess[str]:
+    """Runs mypage_svc until it gives up."""
+    command = [sys.executable, "-m", "mypage_svc"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_a_missing_setting_is_one_clear_sentence(stack: Stack) -> None:
+    """No traceback: the reader is an operator."""
+    told = environment(stack)
+    del told["MYPAGE_NATS_URL"]
+
+    done = start(**told)
+
+    assert done.returncode == 1
+    assert done.stderr.strip() == "mypage_svc: The setting MYPAGE_NATS_URL is missing."
+
+
+def test_a_taken_port_is_one_clear_sentence(stack: Stack) -> None:
+    """The stack's own mypage_svc has it."""
+    done = start(**environment(stack))
+
+    assert done.returncode == 1
+    assert f"port {stack.ports['mypage']}" in done.stderr
+    assert "is taken" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unreachable_database_is_one_clear_sentence(stack: Stack) -> None:
+    """The place is named, the password is not."""
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        url = f"postgresql://me:secret@127.0.0.1:{nobody.getsockname()[1]}/mypage_svc"
+
+        done = start(**environment(stack, MYPAGE_DATABASE_URL=url, MYPAGE_MIGRATION_URL=url))
+
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "mypage_svc can't start" in done.stderr
+    assert "secret" not in done.stderr
+
+
+def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
+    """Two replicas share the database, start together, and one leaves in order."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    command = [sys.executable, "-m", "mypage_svc"]
+    told = environment(stack, MYPAGE_PORT=port)
+    with subprocess.Popen(command, env=told, stderr=subprocess.PIPE, text=True) as replica:
+        assert replica.stderr is not None
+        line = ""
+        while "serves on port" not in line:
+            line = replica.stderr.readline()
+            assert line, "it ended before it served"
+
+        replica.send_signal(signal.SIGTERM)
+        rest = replica.stderr.read()
+
+        assert replica.wait(timeout=30) == 0
+    assert "has stopped" in rest

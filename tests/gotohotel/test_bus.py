@@ -1,0 +1,273 @@
+"""Outbox, relay, stream, consumer, inbox and dead letters, on real PostgreSQL and a NATS of its own."""
+
+import asyncio
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nats
+import pytest
+
+from gotohotel.bus import DEAD_LETTERS, EVENTS, Bus, DeclarationDiffers
+from gotohotel.database import Connection, Database
+from gotohotel.domain import new_id
+from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
+from gotohotel.outbox import OutboxRow, Relay, as_columns, insert_statement
+from gotohotel.policies import Arrival, Policies
+from tests.conftest import ROOT
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+
+class Server:
+    """A NATS server that a test may kill and start again."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="gotohotel-nats-"))
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"nats://127.0.0.1:{self.port}"
+        self.start()
+
+    def start(self) -> None:
+        """Starts it on the same port with the same store."""
+        program = ROOT / ".venv" / "bin" / "nats-server"
+        command = [str(program), "-a", "127.0.0.1", "-p", str(self.port), "-js", "-sd", str(self.folder)]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A NATS of its own."""
+    running = Server()
+    yield running
+    running.kill()
+    shutil.rmtree(running.folder)
+
+
+@asynccontextmanager
+async def running(url: str, name: str = "test_svc") -> AsyncIterator[Bus]:
+    """A connected bus."""
+    bus = Bus(url, name=name)
+    await bus.connect()
+    yield bus
+    await bus.close()
+
+
+class Seen:
+    """Policies that write down what they see; a cancel for the reason "poison" can't be handled."""
+
+    def __init__(self) -> None:
+        self.orders: list[str] = []
+        self.broken = True
+        self.policies: Policies[list[str]] = Policies(self._open_work)
+
+        @self.policies.whenever(OrderCanceled)
+        def cancel(event: OrderCanceled, work: list[str]) -> None:
+            if event.reason == "poison":
+                raise ValueError("poison")
+            work.append(event.order_id)
+
+    @asynccontextmanager
+    async def _open_work(self, connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[list[str]]:
+        work: list[str] = []
+        yield work
+        await connection.execute("SELECT 1")
+        self.orders += work
+
+
+async def announce(database: Database, *orders: str, reason: str = "") -> None:
+    """Writes an OrderCanceled for each order; an order that stands twice gets two versions."""
+    versions: dict[str, int] = {}
+    rows = []
+    for order in orders:
+        versions[order] = versions.get(order, 0) + 1
+        message = OrderCanceled(order_id=order, version=versions[order], reason=reason)
+        rows.append(OutboxRow(order, versions[order], message, NOON))
+    await database.autocommit.execute(insert_statement(1), *as_columns(rows))
+
+
+@asynccontextmanager
+async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
+    """A relay at work; when it ends, nothing that could be sent is left."""
+    relay = Relay(url, bus, source="test_svc")
+    task = asyncio.create_task(relay.run())
+    yield relay
+    relay.finish()
+    await asyncio.wait_for(task, timeout=20)
+
+
+@asynccontextmanager
+async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[None]:
+    """A consumer at work."""
+    stopping = asyncio.Event()
+    consumer = bus.consume(seen.policies, database, committed=lambda: None, stopping=stopping)
+    task = asyncio.create_task(consumer)
+    yield
+    stopping.set()
+    await asyncio.wait_for(task, timeout=20)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits until something comes true; TimeoutError if it does not."""
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+async def messages(server: Server, stream: str) -> list[dict[str, str]]:
+    """The headers of a stream's messages."""
+    client = await nats.connect(server.url)
+    js = client.jetstream()
+    count = (await js.stream_info(stream)).state.last_seq
+    headers = [(await js.get_msg(stream, sequence)).headers or {} for sequence in range(1, count + 1)]
+    await client.close()
+    return headers
+
+
+async def test_what_is_announced_is_handled_once_and_in_order(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """Row, stream, handler; the metadata travels in headers."""
+    seen, order = Seen(), new_id()
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
+        await announce(order_database, order, order, order)
+
+        await until(lambda: len(seen.orders) == 3)
+
+    headers = await messages(server, str(EVENTS.name))
+    assert len({header["Nats-Msg-Id"] for header in headers}) == 3
+    assert headers[0]["ce-type"] == "gotohotel.order.v1.OrderCanceled"
+    assert headers[0]["ce-subject"] == order
+    assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox WHERE published_at IS NULL") == 0
+
+
+async def test_nothing_is_lost_or_doubled_when_nats_is_killed(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """The outbox waits; after the restart everything arrives, each event once."""
+    seen = Seen()
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus) as relay:
+        await announce(order_database, *(f"before-{n}" for n in range(50)))
+        relay.wake()
+        await until(lambda: len(seen.orders) > 0)
+        server.kill()
+        await announce(order_database, *(f"during-{n}" for n in range(50)))
+        server.start()
+
+        await until(lambda: len(seen.orders) >= 100)
+
+    assert sorted(seen.orders) == sorted([*(f"before-{n}" for n in range(50)), *(f"during-{n}" for n in range(50))])
+
+
+async def test_an_event_that_comes_again_has_no_second_effect(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """The stream's own memory of ids is short; the inbox remembers."""
+    seen = Seen()
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
+        await announce(order_database, "first")
+        await until(lambda: len(seen.orders) == 1)
+        header = (await messages(server, str(EVENTS.name)))[0]
+        client = await nats.connect(server.url)
+        again = {**header, "Nats-Expected-Stream": "EVENTS"}
+        event_id = again.pop("Nats-Msg-Id")
+        payload = OrderCanceled(order_id="first", version=1).SerializeToString()
+        for copy in range(100):  # with other message ids the stream takes them; the event id is the same
+            headers = {**again, "Nats-Msg-Id": f"{event_id}" if copy == 0 else event_id}
+            await client.jetstream().publish(header["ce-type"], payload, headers=headers)
+        await client.close()
+        await announce(order_database, "last")
+
+        await until(lambda: "last" in seen.orders)
+
+    assert seen.orders == ["first", "last"]
+
+
+async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """With the reason and the place that it came from; its neighbours in the batch are handled."""
+    seen = Seen()
+    await announce(order_database, "good-1")
+    await announce(order_database, "bad", reason="poison")
+    await announce(order_database, "good-2")
+    async with running(server.url) as bus, relaying(scratch_url, bus):
+        pass
+    async with running(server.url) as bus, consuming(bus, seen, order_database):
+        await until(lambda: len(seen.orders) == 2)
+
+        dead: list[dict[str, str]] = []
+        async with asyncio.timeout(20):
+            while not dead:
+                dead = await messages(server, str(DEAD_LETTERS.name))
+
+    assert sorted(seen.orders) == ["good-1", "good-2"]
+    assert [letter["x-dead-reason"] for letter in dead] == ["impossible: ValueError: poison"]
+    assert dead[0]["x-dead-consumer"] == "test_svc"
+    assert dead[0]["ce-subject"] == "bad"
+
+
+async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, order_database: Database) -> None:
+    """Bytes that are no message can't be handled later either."""
+    seen = Seen()
+    async with running(server.url) as bus, consuming(bus, seen, order_database):
+        client = await nats.connect(server.url)
+        headers = {"Nats-Msg-Id": new_id(), "ce-subject": "x"}
+        await client.jetstream().publish("gotohotel.order.v1.OrderCanceled", b"\xff\xff\xff", headers=headers)
+        await client.close()
+
+        dead: list[dict[str, str]] = []
+        async with asyncio.timeout(20):
+            while not dead:
+                dead = await messages(server, str(DEAD_LETTERS.name))
+
+    assert dead[0]["x-dead-reason"].startswith("unreadable: DecodeError")
+
+
+async def test_a_consumer_that_is_declared_otherwise_is_refused(server: Server, order_database: Database) -> None:
+    """A silent difference would be served for ever."""
+    async with running(server.url) as bus, consuming(bus, Seen(), order_database):
+        pass
+    other: Policies[list[str]] = Policies(Seen()._open_work)
+    other.whenever(OrderExpired)(lambda _, __: None)
+
+    async with running(server.url) as bus:
+        with pytest.raises(DeclarationDiffers, match="filter_subjects"):
+            await bus.consume(other, order_database, committed=lambda: None, stopping=asyncio.Event())
+
+
+async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, scratch_url: str) -> None:
+    """The lock passes on when its holder leaves."""
+    async with running(server.url) as bus:
+        async with relaying(scratch_url, bus):
+            first = Relay(scratch_url, bus, source="test_svc")
+            waiting = asyncio.create_task(first.run())
+            await announce(order_database, "a")
+
+        await announce(order_database, "b")
+        unsent = 1
+        async with asyncio.timeout(20):
+            while unsent:
+                unsent = await order_database.autocommit.fetchval(
+                    "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+                )
+        first.finish()
+        await waiting
+
+    assert len(await messages(server, str(EVENTS.name))) == 2

@@ -1,0 +1,102 @@
+"""Requests that are repeated, on real PostgreSQL."""
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from gotohotel.database import Database
+from gotohotel.domain import Invalid
+from gotohotel.idempotency import RequestIdReused, Requests
+from gotohotel.order.v1.order_service_pb2 import CancelOrderRequest, Order
+
+
+def request(reason: str = "", request_id: str = "r1") -> CancelOrderRequest:
+    """A mutating request."""
+    return CancelOrderRequest(order_id="o", request_id=request_id, reason=reason)
+
+
+class Counter:
+    """An act that answers differently each time it runs."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    async def in_transaction(self, _: Any) -> Order:
+        return await self.in_steps()
+
+    async def in_steps(self) -> Order:
+        self.runs += 1
+        await asyncio.sleep(0.05)
+        return Order(id=f"order {self.runs}")
+
+
+async def test_the_same_request_many_times_at_once_acts_once(order_database: Database) -> None:
+    """Everybody gets the one answer, whether the act is one transaction or several."""
+    requests = Requests(order_database, b"key")
+
+    for number, method in enumerate((requests.once, requests.in_steps)):
+        counter = Counter()
+        act: Any = counter.in_transaction if number == 0 else counter.in_steps
+        same = request(request_id=f"r{number}")
+        answers = await asyncio.gather(*(method(same, Order, act, subject="alice") for _ in range(10)))
+
+        assert counter.runs == 1
+        assert {answer.id for answer in answers} == {"order 1"}
+
+
+async def test_the_same_id_with_another_body_is_refused(order_database: Database) -> None:
+    """A client's mistake must not pass for a repetition."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+    await requests.once(request(), Order, counter.in_transaction, subject="alice")
+
+    with pytest.raises(RequestIdReused):
+        await requests.once(request("another"), Order, counter.in_transaction, subject="alice")
+
+    assert counter.runs == 1
+
+
+async def test_another_callers_id_is_another_request(order_database: Database) -> None:
+    """Guests choose ids without knowing of one another."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+
+    await requests.once(request(), Order, counter.in_transaction, subject="alice")
+    await requests.once(request(), Order, counter.in_transaction, subject="bob")
+
+    assert counter.runs == 2
+
+
+async def test_a_request_that_failed_can_be_made_again(order_database: Database) -> None:
+    """Only answers are kept, not errors."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+
+    async def fail(*_: Any) -> Order:
+        raise ZeroDivisionError
+
+    for method, act in ((requests.once, counter.in_transaction), (requests.in_steps, counter.in_steps)):
+        call: Any = method
+        same = request(request_id=method.__name__)
+        with pytest.raises(ZeroDivisionError):
+            await call(same, Order, fail, subject="alice")
+        await call(same, Order, act, subject="alice")
+
+    assert counter.runs == 2
+
+
+async def test_a_request_whose_process_died_is_taken_over(order_database: Database) -> None:
+    """A claim without an answer, older than any call lives, passes to whoever repeats the request."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+    claim = requests.claim_of(request(), subject="alice")
+    assert claim is not None
+    await requests.claim(order_database.autocommit, claim)
+    await order_database.autocommit.execute("UPDATE requests SET claimed_at = now() - interval '1 minute'")
+
+    answer = await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+
+    assert answer.id == "order 1"
+
+
+async def test_a_long_request_id_is_refused(order_database: Database) -> None:
+    """64 characters are enough for any UUID."""
+    with pytest.raises(Invalid, match="requestId"):
+        Requests(order_database, b"key").claim_of(request(request_id="x" * 65), subject="alice")

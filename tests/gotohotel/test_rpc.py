@@ -1,0 +1,246 @@
+"""The edges of gRPC, over a real server and channel."""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from gotohotel.domain import Invalid
+from gotohotel.order.v1 import order_service_pb2 as pb
+from gotohotel.rpc import (
+    DESK,
+    GUEST,
+    ROLE_HEADER,
+    SUBJECT_HEADER,
+    Caller,
+    CallFailed,
+    RetryBudget,
+    RpcClient,
+    RpcServer,
+    Unavailable,
+    allow,
+    open_client,
+    parse_page,
+)
+
+SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
+CANCEL = "/gotohotel.order.v1.OrderService/CancelOrder"
+Act = Callable[[Any, Caller], Awaitable[pb.Order]]
+
+
+def implementation(act: Act) -> object:
+    """An OrderService whose every RPC is `act`; guests and the desk may cancel, only the desk may get."""
+
+    class Stub:
+        CancelOrder = allow(GUEST, DESK)(lambda _, request, caller: act(request, caller))
+        GetOrder = allow(DESK)(lambda _, request, caller: act(request, caller))
+        SearchRooms = ListOrders = CreateOrder = PayOrder = CancelOrder
+
+    return Stub()
+
+
+@asynccontextmanager
+async def served(act: Act) -> AsyncIterator[Any]:
+    """A channel to a server of that service."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = RpcServer(port=port, host="127.0.0.1")
+    server.add(SERVICE, implementation(act))
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield channel
+    await server.stop(grace_seconds=5)
+
+
+async def call(channel: Any, path: str = CANCEL, *, role: str | None = "guest", **options: Any) -> pb.Order:
+    """One call with an order id."""
+    method = channel.unary_unary(
+        path, request_serializer=pb.CancelOrderRequest.SerializeToString, response_deserializer=pb.Order.FromString
+    )
+    metadata = ((SUBJECT_HEADER, "alice"), (ROLE_HEADER, role)) if role else ()
+    request = options.pop("request", pb.CancelOrderRequest(order_id="o"))
+    order: pb.Order = await method(request, metadata=metadata, **options)
+    return order
+
+
+async def refusal(channel: Any, *arguments: Any, **options: Any) -> tuple[grpc.StatusCode, status_pb2.Status]:
+    """The code and the details with which a call fails."""
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await call(channel, *arguments, **options)
+    details = dict(error.value.trailing_metadata() or ())
+    return error.value.code(), status_pb2.Status.FromString(details["grpc-status-details-bin"])
+
+
+async def answer(_: Any, caller: Caller) -> pb.Order:
+    """Answers with who called."""
+    return pb.Order(id=caller.subject)
+
+
+async def test_the_caller_is_who_the_gateway_says() -> None:
+    """Subject and role come as metadata."""
+    async with served(answer) as channel:
+        assert (await call(channel)).id == "alice"
+
+
+async def test_a_call_without_identity_is_unauthenticated() -> None:
+    """Unless the RPC is for anybody."""
+    async with served(answer) as channel:
+        code, _ = await refusal(channel, role=None)
+
+    assert code == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_call_with_the_wrong_role_is_denied() -> None:
+    """A guest may not do the desk's work."""
+    async with served(answer) as channel:
+        code, _ = await refusal(channel, "/gotohotel.order.v1.OrderService/GetOrder", role="guest")
+
+    assert code == grpc.StatusCode.PERMISSION_DENIED
+
+
+async def test_an_empty_required_field_is_named() -> None:
+    """The descriptor says which fields are required."""
+    async with served(answer) as channel:
+        code, status = await refusal(channel, request=pb.CancelOrderRequest())
+
+    bad_request = error_details_pb2.BadRequest()
+    assert code == grpc.StatusCode.INVALID_ARGUMENT
+    assert status.details[1].Unpack(bad_request)
+    assert bad_request.field_violations[0].field == "orderId"
+
+
+async def test_an_unexpected_error_does_not_leak() -> None:
+    """Its text goes to the log; the caller gets a number to ask about."""
+
+    async def fail(_: Any, __: Caller) -> pb.Order:
+        raise RuntimeError("password=secret")
+
+    async with served(fail) as channel:
+        code, status = await refusal(channel)
+
+    assert code == grpc.StatusCode.INTERNAL
+    assert status.message.startswith("internal error ")
+    assert b"secret" not in status.SerializeToString()
+
+
+async def test_unavailable_says_when_to_try_again() -> None:
+    """RetryInfo is in the details."""
+
+    async def fail(_: Any, __: Caller) -> pb.Order:
+        raise Unavailable("later", retry_after_seconds=3)
+
+    async with served(fail) as channel:
+        code, status = await refusal(channel)
+
+    retry = error_details_pb2.RetryInfo()
+    assert code == grpc.StatusCode.UNAVAILABLE
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.seconds == 3
+
+
+async def test_work_goes_on_when_the_caller_hangs_up() -> None:
+    """What began to commit is not cut in the middle."""
+    began, done = asyncio.Event(), asyncio.Event()
+
+    async def work(_: Any, __: Caller) -> pb.Order:
+        began.set()
+        await asyncio.sleep(0.2)
+        done.set()
+        return pb.Order()
+
+    async with served(work) as channel:
+        calling = asyncio.ensure_future(call(channel))
+        await asyncio.wait_for(began.wait(), timeout=5)
+        calling.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await calling
+
+        await asyncio.wait_for(done.wait(), timeout=5)
+
+
+async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> None:
+    """The caller learns nothing of the outcome, and has to ask."""
+
+    async def work(_: Any, __: Caller) -> pb.Order:
+        await asyncio.sleep(0.5)
+        return pb.Order()
+
+    async with served(work) as channel:
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(channel, timeout=0.1)
+
+    assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+
+
+async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
+    """And nothing else; the failure says whether the other side may have seen the call."""
+    tries = 0
+
+    async def fail(_: Any, __: Caller) -> pb.Order:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("no") if tries < 10 else Invalid("x", "is bad")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = RpcServer(port=port, host="127.0.0.1")
+    server.add(SERVICE, implementation_for_services(fail))
+    await server.start()
+    async with open_client(f"127.0.0.1:{port}", name="order_svc") as client:
+        with pytest.raises(CallFailed) as failure:
+            await cancel(client)
+        assert tries == 3
+        assert not failure.value.never_sent
+        tries = 100
+        with pytest.raises(CallFailed):
+            await cancel(client)
+        assert tries == 101
+    await server.stop(grace_seconds=1)
+
+
+def implementation_for_services(act: Act) -> object:
+    """The same, for callers with the role service."""
+
+    class Stub:
+        CancelOrder = allow("service")(lambda _, request, caller: act(request, caller))
+        GetOrder = SearchRooms = ListOrders = CreateOrder = PayOrder = CancelOrder
+
+    return Stub()
+
+
+async def cancel(client: RpcClient) -> pb.Order:
+    """A call as one service makes it to another."""
+    return await client.call(CANCEL, pb.CancelOrderRequest(order_id="o"), pb.Order, at_most_seconds=2)
+
+
+def test_retries_are_a_tenth_of_the_calls() -> None:
+    """In an outage a thousand calls become eleven hundred tries at most, and a few from the savings."""
+    budget = RetryBudget()
+    retries = 0
+
+    for _ in range(1000):
+        budget.earn()
+        retries += budget.spend()
+
+    assert 100 <= retries <= 105
+
+
+@pytest.mark.parametrize("token", ["x", "====", "bm90IGFuIGlk"])
+def test_a_page_token_of_nowhere_is_refused(token: str) -> None:
+    """Tokens are opaque, and checked."""
+    with pytest.raises(Invalid, match="pageToken"):
+        parse_page(pb.ListOrdersRequest(page_token=token))
+
+
+def test_a_page_has_at_most_200_things() -> None:
+    """0 means 50."""
+    assert parse_page(pb.ListOrdersRequest()).size == 50
+    assert parse_page(pb.ListOrdersRequest(page_size=1000)).size == 200
