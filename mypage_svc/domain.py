@@ -44,7 +44,8 @@ class MyPage:
     @classmethod
     def of(cls, order_id: str, facts: Iterable[Fact]) -> "MyPage":
         """The page that these facts make, oldest first."""
-        return cls(order_id=order_id, facts=tuple(sorted(facts, key=lambda fact: (fact.time, fact.key))))
+        distinct = {fact.key: fact for fact in facts}.values()
+        return cls(order_id=order_id, facts=tuple(sorted(distinct, key=lambda fact: (fact.time, fact.key))))
 
     @property
     def status(self) -> str:

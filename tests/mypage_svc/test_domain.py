@@ -1,0 +1,72 @@
+"""How facts become a page, and that this page says what order_svc says."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from itertools import combinations, permutations
+from typing import Any
+
+from gotohotel.domain import Money
+from mypage_svc.domain import Fact, MyPage
+from order_svc.domain import Facts, status_from
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+AMOUNT = Money("KRW", Decimal(1000))
+BOOKING = {"owner": "alice", "name": "A"}
+
+
+def fact(event: str, source: str, version: int, **said: Any) -> Fact:
+    return Fact(source=source, version=version, event=event, time=NOON + timedelta(seconds=version), **said)
+
+
+STORY = (
+    fact("Ordered", "order", 1, booking=BOOKING, amount=AMOUNT),
+    fact("PaymentDeclined", "pay", 1, detail="CARD_DECLINED"),
+    fact("PaymentApproved", "pay", 2, booking=BOOKING, amount=AMOUNT),
+    fact("ReservationTaken", "reservation", 1),
+    fact("ReservationConfirmed", "reservation", 2, detail="C1"),
+)
+
+
+def test_a_page_is_the_same_in_whatever_order_its_facts_came() -> None:
+    """Version 4 may come before 3, and anything twice."""
+    pages = [MyPage.of("o", (*facts, *facts)) for facts in permutations(STORY)]
+
+    page = pages[0]
+    assert all(other == page for other in pages)
+    assert (page.status, page.payment_status, page.reservation_status) == ("CONFIRMED", "APPROVED", "CONFIRMED")
+    assert (page.amount, page.confirmation_no) == (AMOUNT, "C1")
+
+
+def test_my_page_and_order_svc_derive_the_same_status_from_the_same_facts() -> None:
+    """Two services, two programs, one rule: compared over every set of facts."""
+    events = {
+        "PaymentApproved": "paid_at",
+        "OrderExpired": "expired_at",
+        "OrderCanceled": "cancel_asked_at",
+        "PaymentCanceled": "payment_canceled_at",
+        "ReservationConfirmed": "confirmed_at",
+        "ReservationRejected": "rejected_at",
+        "ReservationCanceled": "reservation_canceled_at",
+    }
+    for count in range(len(events) + 1):
+        for chosen in combinations(events, count):
+            order = Facts(**{events[event]: NOON for event in chosen})
+            page = MyPage.of("o", (fact(event, "x", number) for number, event in enumerate(chosen)))
+
+            assert page.status == status_from(order), chosen
+
+
+def test_a_page_without_a_booking_shows_nothing_of_one() -> None:
+    """A later event may come before Ordered."""
+    page = MyPage.of("o", [fact("OrderCanceled", "order", 2)])
+
+    assert page.booking == {}
+    assert page.amount is None
+
+
+def test_a_refund_is_what_the_payment_said() -> None:
+    """Not what was charged."""
+    page = MyPage.of("o", [*STORY, fact("PaymentCanceled", "pay", 3, amount=AMOUNT)])
+
+    assert page.refunded == AMOUNT
+    assert page.payment_status == "CANCELED"

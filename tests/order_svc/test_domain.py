@@ -1,0 +1,240 @@
+"""What an order is, and what it may become."""
+
+from collections.abc import Callable
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from itertools import permutations
+
+import pytest
+
+from gotohotel.domain import Invalid, Money
+from order_svc.domain import (
+    Booking,
+    Order,
+    OrderCanceled,
+    Ordered,
+    OrderExpired,
+    OrderNotCancelable,
+    OrderNotPayable,
+    PaymentError,
+    PaymentOutcome,
+    RoomType,
+    Status,
+    Stay,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(minutes=20)
+TODAY = date(2026, 1, 1)
+PRIME = RoomType(
+    id="Prime", version=1, display_name="Prime", capacity=10, max_guests=4, nightly_rate=Money("KRW", Decimal(240_000))
+)
+DECLINED = PaymentError(reason="CARD_DECLINED", message="")
+
+
+def booking(guest_cnt: int = 4, nights: int = 2) -> Booking:
+    stay = Stay(TODAY, TODAY + timedelta(days=nights))
+    return Booking(owner="alice", name="A", phone_no="", room_type="Prime", guest_cnt=guest_cnt, stay=stay)
+
+
+def an_order() -> Order:
+    """A new order."""
+    return Order.place("o", booking(), PRIME, placed_at=NOON, expires_at=NOON + timedelta(minutes=15))
+
+
+def a_paid_order() -> Order:
+    """An order that is paid."""
+    order = an_order()
+    order.note_payment_approved(NOON)
+    return order
+
+
+def a_canceled_order() -> Order:
+    """An order that the guest canceled, with the money back."""
+    order = a_paid_order()
+    order.cancel("", at=NOON)
+    order.note_payment_canceled(NOON, order.amount)
+    order.collect_events()
+    return order
+
+
+def an_expired_order() -> Order:
+    """An order that was not paid in time."""
+    order = an_order()
+    order.expire(at=LATER)
+    order.collect_events()
+    return order
+
+
+def a_rejected_order() -> Order:
+    """An order that the desk rejected."""
+    order = a_paid_order()
+    order.note_rejected(NOON)
+    order.collect_events()
+    return order
+
+
+@pytest.mark.parametrize(
+    ("check_in", "check_out", "nights"),
+    [(None, None, 1), (None, TODAY + timedelta(days=3), 3), (TODAY + timedelta(days=365), None, 1)],
+)
+def test_dates_left_out_mean_tonight_one_night(check_in: date | None, check_out: date | None, nights: int) -> None:
+    """Whichever of the two is left out."""
+    assert Stay.starting(check_in, check_out, today=TODAY).nights == nights
+
+
+@pytest.mark.parametrize(
+    ("check_in", "check_out", "field"),
+    [
+        (TODAY - timedelta(days=1), None, "checkIn"),
+        (TODAY + timedelta(days=366), None, "checkIn"),
+        (TODAY, TODAY, "checkOut"),
+        (TODAY, TODAY - timedelta(days=1), "checkOut"),
+        (TODAY, TODAY + timedelta(days=29), "checkOut"),
+    ],
+)
+def test_dates_that_make_no_stay_are_refused_by_field(check_in: date, check_out: date | None, field: str) -> None:
+    """The past, too far ahead, no night, too many nights."""
+    with pytest.raises(Invalid) as refusal:
+        Stay.starting(check_in, check_out, today=TODAY)
+
+    assert refusal.value.field == field
+
+
+def test_a_new_order_costs_its_nights_and_announces_itself() -> None:
+    """The price is fixed when the order is placed."""
+    order = an_order()
+
+    assert order.status == Status.PAYMENT_PENDING
+    assert order.amount == Money("KRW", Decimal(480_000))
+    assert [type(event) for event in order.collect_events()] == [Ordered]
+
+
+@pytest.mark.parametrize("guest_cnt", [0, 5])
+def test_a_room_takes_one_to_max_guests(guest_cnt: int) -> None:
+    """The field is named."""
+    with pytest.raises(Invalid, match="guestCnt"):
+        Order.place("o", booking(guest_cnt), PRIME, placed_at=NOON, expires_at=NOON)
+
+
+def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
+    """The next approval clears it."""
+    order = an_order()
+    order.start_payment("a", started_at=NOON, until=LATER)
+
+    order.settle_payment(PaymentOutcome(error=DECLINED), at=NOON)
+    assert (order.status, order.payment_error, order.attempt_until) == (Status.PAYMENT_PENDING, DECLINED, None)
+
+    order.settle_payment(PaymentOutcome(approved_at=NOON), at=NOON)
+    assert (order.status, order.payment_error) == (Status.PAID, None)
+
+
+@pytest.mark.parametrize("ended", [a_canceled_order, an_expired_order, a_rejected_order])
+def test_an_ended_order_cannot_be_paid(ended: Callable[[], Order]) -> None:
+    """Ends are final: a later payment is refused and announces nothing."""
+    order = ended()
+    before = order.status
+
+    with pytest.raises(OrderNotPayable):
+        order.start_payment("a", started_at=NOON, until=LATER)
+    order.note_payment_approved(LATER)
+
+    assert order.status == before
+    assert order.collect_events() == []
+
+
+@pytest.mark.parametrize("ended", [an_expired_order, a_rejected_order])
+def test_an_order_that_others_ended_cannot_be_canceled(ended: Callable[[], Order]) -> None:
+    """Nothing is left to cancel."""
+    with pytest.raises(OrderNotCancelable):
+        ended().cancel("", at=NOON)
+
+
+def test_canceling_twice_announces_once() -> None:
+    """Repeating is safe."""
+    order = a_paid_order()
+    order.collect_events()
+
+    order.cancel("plans", at=NOON)
+    order.cancel("again", at=LATER)
+
+    assert [(type(event), event.version) for event in order.collect_events()] == [(OrderCanceled, 2)]
+    assert order.status == Status.CANCELING
+
+
+def test_an_order_does_not_expire_while_a_payment_is_in_flight() -> None:
+    """Afterwards it does, once."""
+    order = an_order()
+    order.collect_events()
+    order.start_payment("a", started_at=NOON, until=LATER + timedelta(minutes=1))
+
+    order.expire(at=LATER)
+    assert order.status == Status.PAYMENT_PENDING
+
+    order.settle_payment(PaymentOutcome(error=DECLINED), at=LATER)
+    order.expire(at=LATER)
+    order.expire(at=LATER)
+    assert order.status == Status.EXPIRED
+    assert [type(event) for event in order.collect_events()] == [OrderExpired]
+
+
+def test_a_payment_that_comes_after_the_end_of_time_does_not_revive_the_order() -> None:
+    """The desk has it refunded."""
+    order = an_expired_order()
+
+    order.note_payment_approved(LATER)
+    order.note_reservation_canceled(LATER)
+
+    assert order.status == Status.EXPIRED
+
+
+FACTS: dict[str, Callable[[Order], None]] = {
+    "paid": lambda order: order.note_payment_approved(NOON),
+    "confirmed": lambda order: order.note_confirmed(NOON, "C1"),
+    "rejected": lambda order: order.note_rejected(NOON),
+    "canceled": lambda order: order.note_reservation_canceled(NOON),
+    "refunded": lambda order: order.note_payment_canceled(NOON, order.amount),
+}
+
+
+@pytest.mark.parametrize(
+    ("facts", "status"),
+    [
+        (("paid", "confirmed"), Status.CONFIRMED),
+        (("paid", "refunded", "rejected"), Status.REJECTED),
+        (("paid", "confirmed", "refunded", "canceled"), Status.CANCELED),
+        (("paid", "refunded"), Status.PAID),
+    ],
+)
+@pytest.mark.parametrize("canceled_by_guest", [False, True])
+def test_facts_lead_to_the_same_state_in_any_order(
+    facts: tuple[str, ...], status: Status, canceled_by_guest: bool
+) -> None:
+    """Events arrive as they like, and again."""
+    found = set()
+    for sequence in permutations(facts):
+        order = an_order()
+        if canceled_by_guest:
+            order.cancel("", at=NOON)
+        for fact in (*sequence, *sequence):
+            FACTS[fact](order)
+        found.add((order.status, order.refunded, order.confirmation_no))
+
+    expected = status
+    if canceled_by_guest:
+        expected = Status.CANCELED if "refunded" in facts else Status.CANCELING
+    assert len(found) == 1
+    assert found.pop()[0] == expected
+
+
+def test_an_order_gives_its_nights_back_once() -> None:
+    """When it stops being live, and not again when the cancel is over."""
+    order = a_paid_order()
+    order.held_nights_when_loaded = True
+
+    order.cancel("", at=NOON)
+    assert order.gives_nights_back
+
+    order.held_nights_when_loaded = order.holds_nights
+    order.note_payment_canceled(NOON, order.amount)
+    assert not order.gives_nights_back

@@ -1,0 +1,242 @@
+"""Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real."""
+
+import asyncio
+from decimal import Decimal
+
+import pytest
+
+from gotohotel.database import Database
+from gotohotel.domain import Invalid, Money, new_id
+from pay_svc import service
+from pay_svc.domain import Booking, Card, CardTrace, Charge, Payment, ProcessorUnavailable, Refusal, Status
+from pay_svc.processor import SandboxProcessor
+from pay_svc.store import PostgresPayments
+
+AMOUNT = Money("KRW", Decimal(1000))
+BOOKING = Booking(name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", owner="alice")
+GOOD, DECLINED, ERROR, LOST = "4242424242424242", "4000000000000002", "4000000000000119", "4000000000000259"
+
+
+class Desk:
+    """pay_svc's use cases over one order."""
+
+    def __init__(self, database: Database, processor: SandboxProcessor | None = None) -> None:
+        self.payments = PostgresPayments(database.autocommit)
+        self.processor = processor or SandboxProcessor(database, delay_ms=0)
+        self.database = database
+        self.order_id = new_id()
+
+    async def pay(self, number: str, attempt_id: str | None = None) -> Payment:
+        card = Card(number)
+        return await service.process_payment(
+            self.payments,
+            self.processor,
+            order_id=self.order_id,
+            attempt_id=attempt_id or new_id(),
+            amount=AMOUNT,
+            booking=BOOKING,
+            card=card,
+            card_trace=CardTrace(brand=card.brand, last4=card.last4, fingerprint=b"f"),
+            timeout_seconds=1,
+        )
+
+    async def cancel(self) -> Payment:
+        return await service.cancel_payment(
+            self.payments, self.processor, self.order_id, currency="KRW", timeout_seconds=1
+        )
+
+    async def settle(self) -> None:
+        await service.settle_payment(self.payments, self.processor, self.order_id, timeout_seconds=1)
+
+    async def charges(self) -> tuple[int, int]:
+        """Charges that were made, and how many of them stand."""
+        row = await self.database.autocommit.fetchrow(
+            "SELECT count(*) AS made, count(*) FILTER (WHERE refunded_at IS NULL) AS standing "
+            "FROM ledger WHERE outcome = 'CHARGED' AND order_id = $1",
+            self.order_id,
+        )
+        return row["made"], row["standing"]
+
+    async def announced(self) -> list[str]:
+        rows = await self.database.autocommit.fetch("SELECT type FROM outbox ORDER BY aggregate_version")
+        return [row["type"].split(".")[-1] for row in rows]
+
+
+class AwayProcessor(SandboxProcessor):
+    """The sandbox, which does what it is asked but can't be heard while it is away."""
+
+    away = True
+
+    async def charge(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
+        outcome = await super().charge(key, order_id=order_id, amount=amount, card=card)
+        self._stay_away()
+        return outcome
+
+    async def settle(self, key: str) -> Charge | Refusal:
+        self._stay_away()
+        return await super().settle(key)
+
+    async def refund(self, key: str) -> None:
+        self._stay_away()
+        await super().refund(key)
+
+    def _stay_away(self) -> None:
+        if self.away:
+            raise ProcessorUnavailable("away")
+
+
+async def test_a_payment_is_approved_and_announced_with_its_booking(pay_database: Database) -> None:
+    """One charge in the ledger."""
+    desk = Desk(pay_database)
+
+    payment = await desk.pay(GOOD)
+
+    assert payment.status == Status.APPROVED
+    assert await desk.charges() == (1, 1)
+    assert await desk.announced() == ["PaymentApproved"]
+
+
+async def test_a_declined_payment_can_be_tried_with_another_card(pay_database: Database) -> None:
+    """Each decline is announced, and the approval in the end."""
+    desk = Desk(pay_database)
+
+    assert (await desk.pay(DECLINED)).decline_reason == "CARD_DECLINED"
+    assert (await desk.pay(GOOD)).status == Status.APPROVED
+
+    assert await desk.charges() == (1, 1)
+    assert await desk.announced() == ["PaymentDeclined", "PaymentApproved"]
+
+
+async def test_an_approved_payment_is_never_charged_again(pay_database: Database) -> None:
+    """Not by the same try, not by another, not by fifty at once."""
+    desk, attempt = Desk(pay_database), new_id()
+
+    await asyncio.gather(*(desk.pay(GOOD, attempt) for _ in range(25)), *(desk.pay(GOOD) for _ in range(25)))
+    await desk.settle()
+    payment = await desk.pay(GOOD)
+
+    assert payment.status == Status.APPROVED
+    assert await desk.charges() == (1, 1)
+    assert await desk.announced() == ["PaymentApproved"]
+
+
+async def test_a_charge_whose_answer_is_lost_is_found_by_asking(pay_database: Database) -> None:
+    """The truth is asked for, never assumed."""
+    desk = Desk(pay_database)
+
+    payment = await desk.pay(LOST)
+
+    assert payment.status == Status.APPROVED
+    assert await desk.charges() == (1, 1)
+
+
+async def test_an_error_of_the_processor_charges_nothing(pay_database: Database) -> None:
+    """The try is closed for good, and another may follow."""
+    desk = Desk(pay_database)
+
+    assert (await desk.pay(ERROR)).decline_reason == "PAYMENT_UNAVAILABLE"
+    assert (await desk.pay(GOOD)).status == Status.APPROVED
+
+    assert await desk.charges() == (1, 1)
+
+
+async def test_an_unknown_outcome_stays_pending_until_it_is_settled(pay_database: Database) -> None:
+    """While the truth is unknown no other try begins."""
+    processor = AwayProcessor(pay_database, delay_ms=0)
+    desk = Desk(pay_database, processor)
+
+    assert (await desk.pay(GOOD)).status == Status.PENDING
+    assert (await desk.pay(GOOD)).status == Status.PENDING
+    processor.away = False
+    await desk.settle()
+
+    assert (await desk.pay(GOOD)).status == Status.APPROVED
+    assert await desk.charges() == (1, 1)
+
+
+async def test_a_try_that_was_settled_as_uncharged_is_never_charged_later(pay_database: Database) -> None:
+    """However late the charge reaches the processor."""
+    processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
+
+    settled = await processor.settle(key)
+    charged = await processor.charge(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
+
+    assert isinstance(settled, Refusal)
+    assert isinstance(charged, Refusal)
+
+
+async def test_a_cancel_gives_the_money_back_once(pay_database: Database) -> None:
+    """Repeating it changes nothing; paying after it charges nothing."""
+    desk = Desk(pay_database)
+    await desk.pay(GOOD)
+
+    first, second = await desk.cancel(), await desk.cancel()
+    after = await desk.pay(GOOD)
+
+    assert [payment.status for payment in (first, second, after)] == [Status.CANCELED] * 3
+    assert second.refunded == AMOUNT
+    assert await desk.charges() == (1, 0)
+    assert await desk.announced() == ["PaymentApproved", "PaymentCanceled"]
+
+
+async def test_a_cancel_before_any_payment_forbids_it(pay_database: Database) -> None:
+    """Nothing yet becomes canceled for good."""
+    desk = Desk(pay_database)
+
+    assert (await desk.cancel()).refunded == Money("KRW", Decimal(0))
+    assert (await desk.pay(GOOD)).status == Status.CANCELED
+
+    assert await desk.charges() == (0, 0)
+
+
+async def test_a_cancel_beside_a_payment_leaves_nothing_charged(pay_database: Database) -> None:
+    """In whatever way the two meet."""
+    for _ in range(30):
+        desk = Desk(pay_database, SandboxProcessor(pay_database, delay_ms=3))
+
+        await asyncio.gather(desk.pay(GOOD), desk.cancel(), return_exceptions=True)
+        await desk.settle()
+        payment = await desk.cancel()
+
+        assert payment.status == Status.CANCELED
+        assert (await desk.charges())[1] == 0
+
+
+async def test_a_refund_that_fails_is_carried_on(pay_database: Database) -> None:
+    """The caller is told, and the cancel stands: no new try, and the job gives the money back."""
+    processor = AwayProcessor(pay_database, delay_ms=0)
+    processor.away = False
+    desk = Desk(pay_database, processor)
+    await desk.pay(GOOD)
+    processor.away = True
+
+    with pytest.raises(ProcessorUnavailable):
+        await desk.cancel()
+    processor.away = False
+    await desk.settle()
+
+    assert (await desk.pay(GOOD)).status == Status.CANCELED
+    assert await desk.charges() == (1, 0)
+
+
+async def test_no_card_number_is_stored(pay_database: Database) -> None:
+    """Brand, last four digits and a keyed hash are."""
+    desk = Desk(pay_database)
+    await desk.pay(GOOD)
+
+    row = await pay_database.autocommit.fetchrow("SELECT payments.*, ledger.* FROM payments, ledger")
+
+    assert GOOD not in str(dict(row))
+    assert (row["card_brand"], row["card_last4"]) == ("VISA", "4242")
+
+
+@pytest.mark.parametrize("number", ["", "4242", "4242424242424241", "4" * 20, "424242424242424a"])
+def test_what_is_no_card_number_is_refused(number: str) -> None:
+    """13 to 19 digits that pass Luhn."""
+    with pytest.raises(Invalid, match="cardNo"):
+        Card(number)
+
+
+def test_a_cards_number_is_not_shown() -> None:
+    """Not even to whoever logs it."""
+    assert GOOD not in repr(Card(GOOD))

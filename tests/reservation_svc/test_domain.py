@@ -1,0 +1,155 @@
+"""What a reservation is, and how it ends."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from decimal import Decimal
+
+import pytest
+
+from gotohotel.domain import Invalid, Money
+from reservation_svc.domain import (
+    Booking,
+    Reservation,
+    ReservationConfirmedAlready,
+    ReservationEnded,
+    ReservationEnding,
+    RoomType,
+    Status,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+BOOKING = Booking(
+    name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", amount=Money("KRW", Decimal(1))
+)
+
+
+def a_reservation() -> Reservation:
+    """One that the desk has received."""
+    reservation = Reservation(order_id="o", created_at=NOON, updated_at=NOON)
+    reservation.take(BOOKING, at=NOON)
+    return reservation
+
+
+def announced(reservation: Reservation) -> list[str]:
+    return [type(event).__name__ for event in reservation.collect_events()]
+
+
+def test_a_booking_is_taken_once() -> None:
+    """A second PaymentApproved changes nothing."""
+    reservation = a_reservation()
+    reservation.take(BOOKING, at=NOON)
+
+    assert reservation.status == Status.RECEIVED
+    assert announced(reservation) == ["ReservationTaken"]
+
+
+def test_confirming_twice_announces_once_and_keeps_the_number() -> None:
+    """The guest may have written it down."""
+    reservation = a_reservation()
+
+    reservation.confirm("C1", at=NOON)
+    reservation.confirm("C2", at=NOON)
+
+    assert reservation.confirmation_no == "C1"
+    assert announced(reservation) == ["ReservationTaken", "ReservationConfirmed"]
+
+
+@pytest.mark.parametrize(
+    ("status", "event"), [(Status.CANCELED, "ReservationCanceled"), (Status.REJECTED, "ReservationRejected")]
+)
+def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: str) -> None:
+    """Asked for, it is not visible yet; but nothing else may begin."""
+    reservation = a_reservation()
+
+    reservation.ask_ending(status, "full", at=NOON)
+    assert reservation.status == Status.RECEIVED
+    with pytest.raises(ReservationEnding):
+        reservation.confirm("C1", at=NOON)
+
+    reservation.end(at=NOON)
+    reservation.end(at=NOON)
+    assert reservation.status == status
+    assert announced(reservation) == ["ReservationTaken", event]
+
+
+def test_an_ended_reservation_cannot_be_confirmed_or_ended_otherwise() -> None:
+    """Ends are final; asking for the same end again is no error."""
+    reservation = a_reservation()
+    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.end(at=NOON)
+
+    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    with pytest.raises(ReservationEnded):
+        reservation.confirm("C1", at=NOON)
+    with pytest.raises(ReservationEnded):
+        reservation.ask_ending(Status.REJECTED, "", at=NOON)
+
+
+def test_a_confirmed_reservation_cannot_be_rejected() -> None:
+    """It can be canceled."""
+    reservation = a_reservation()
+    reservation.confirm("C1", at=NOON)
+
+    with pytest.raises(ReservationConfirmedAlready):
+        reservation.ask_ending(Status.REJECTED, "", at=NOON)
+
+
+def test_an_ending_that_nobody_heard_of_is_withdrawn() -> None:
+    """A desk call that fails changes nothing."""
+    reservation = a_reservation()
+    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+
+    reservation.withdraw_ending(at=NOON)
+    reservation.confirm("C1", at=NOON)
+
+    assert reservation.status == Status.CONFIRMED
+
+
+def test_a_guests_cancel_is_never_withdrawn() -> None:
+    """Even if it came while the desk's own cancel was about to fail."""
+    reservation = a_reservation()
+    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.note_order_ended("plans", at=NOON)
+
+    reservation.withdraw_ending(at=NOON)
+    reservation.end(at=NOON)
+
+    assert reservation.status == Status.CANCELED
+
+
+@pytest.mark.parametrize("then_paid", [False, True])
+def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
+    """OrderCanceled before PaymentApproved: the desk never receives the booking."""
+    reservation = Reservation(order_id="o", created_at=NOON, updated_at=NOON)
+    reservation.note_order_ended("plans", at=NOON)
+    if then_paid:
+        reservation.take(BOOKING, at=NOON)
+    reservation.end(at=NOON)
+    reservation.take(BOOKING, at=NOON)
+
+    assert (reservation.status, reservation.booking) == (Status.CANCELED, None)
+    assert announced(reservation) == ["ReservationCanceled"]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda: room_type(id="a/b"), "id"),
+        (lambda: room_type(id="x" * 65), "id"),
+        (lambda: room_type(capacity=-1), "capacity"),
+        (lambda: room_type(capacity=10_001), "capacity"),
+        (lambda: room_type(max_guests=0), "maxGuests"),
+    ],
+)
+def test_a_room_type_that_cannot_be_is_refused_by_field(change: Callable[[], RoomType], field: str) -> None:
+    """Data that the desk can change is checked like a guest's."""
+    with pytest.raises(Invalid) as refusal:
+        change()
+
+    assert refusal.value.field == field
+
+
+def room_type(id: str = "P", capacity: int = 1, max_guests: int = 1) -> RoomType:  # noqa: A002 - the contract's name
+    return RoomType(
+        id=id, display_name="", capacity=capacity, max_guests=max_guests, nightly_rate=Money("KRW", Decimal(1))
+    )

@@ -1,0 +1,316 @@
+"""What the gateway lets through, as whom, and how it says no."""
+
+import base64
+import json
+import time
+from typing import Any
+
+import grpc
+import httpx
+import jwt
+import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
+from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
+from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
+from ops.tokens import AUDIENCE, ISSUER, KEY_ID
+from tests.conftest import Client, Hotel
+
+NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
+
+
+def claims(**changes: Any) -> dict[str, Any]:
+    """Those of a good token, changed; None leaves one out."""
+    now = int(time.time())
+    good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "role": "desk", "iat": now, "exp": now + 600}
+    return {name: value for name, value in {**good, **changes}.items() if value is not None}
+
+
+def signed(hotel: Hotel, **changes: Any) -> str:
+    """A token signed with the stack's own key."""
+    key = (hotel.stack.home / "token-key.pem").read_text()
+    return jwt.encode(claims(**changes), key, "ES256", headers={"kid": KEY_ID})
+
+
+def test_a_good_token_is_let_in(hotel: Hotel) -> None:
+    """The control of the tests below."""
+    assert status_with(hotel, signed(hotel)) == 200
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"exp": int(time.time()) - 3600},
+        {"exp": None},
+        {"exp": int(time.time()) + 10 * 365 * 86400},
+        {"aud": "another"},
+        {"aud": None},
+        {"iss": "https://elsewhere.localhost"},
+    ],
+    ids=["expired", "no exp", "ten years", "other audience", "no audience", "other issuer"],
+)
+def test_a_token_with_bad_claims_is_refused(hotel: Hotel, changes: dict[str, Any]) -> None:
+    """Signed with the right key, and refused all the same."""
+    assert status_with(hotel, signed(hotel, **changes)) in (401, 403)
+
+
+def test_a_forged_token_is_refused(hotel: Hotel) -> None:
+    """Another key, no key, half a token, none at all."""
+    other = jwt.encode(claims(), ec.generate_private_key(ec.SECP256R1()), "ES256", headers={"kid": KEY_ID})
+    unsigned = f"{encoded({'alg': 'none', 'kid': KEY_ID})}.{encoded(claims())}."
+
+    for token in (other, unsigned, signed(hotel)[:-20], "x"):
+        assert status_with(hotel, token) == 401
+
+
+def test_a_token_in_the_query_string_is_not_looked_at(hotel: Hotel) -> None:
+    """It would end up in logs."""
+    answer = httpx.get(f"{hotel.stack.gateway_url}/orders", params={"access_token": signed(hotel)})
+
+    assert answer.status_code == 401
+
+
+def encoded(part: dict[str, Any]) -> str:
+    return base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=")
+
+
+def status_with(hotel: Hotel, token: str) -> int:
+    answer = httpx.get(f"{hotel.stack.gateway_url}/orders", headers={"Authorization": f"Bearer {token}"})
+    return answer.status_code
+
+
+def test_identity_headers_of_a_client_are_dropped(hotel: Hotel, guest: Client) -> None:
+    """Who calls is what the token says, and nothing else."""
+    order = hotel.order(hotel.caller())
+    spoofed = {"x-gotohotel-subject": "desk", "x-gotohotel-role": "desk"}
+
+    with_token = guest.request("GET", f"/orders/{order['id']}", headers=spoofed)
+    without = httpx.get(f"{hotel.stack.gateway_url}/orders/{order['id']}", headers=spoofed)
+
+    assert with_token.status_code == 404
+    assert without.status_code == 401
+    assert guest.request("GET", "/reservations", headers=spoofed).status_code == 403
+
+
+OWNED = [
+    ("GET", "/orders/{id}", None),
+    ("POST", "/orders/{id}:pay", {"cardNo": "4242424242424242"}),
+    ("POST", "/payments", {"orderId": "{id}", "cardNo": "4242424242424242"}),
+    ("POST", "/orders/{id}:cancel", {}),
+    ("DELETE", "/orders/{id}", None),
+    ("GET", "/payments/{id}", None),
+    ("GET", "/mypages/{id}", None),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body"), OWNED)
+def test_somebody_elses_order_is_not_found(
+    hotel: Hotel, guest: Client, method: str, path: str, body: dict[str, str] | None
+) -> None:
+    """Every RPC that names an order: the same answer as for one that does not exist."""
+    order_id = hotel.order(hotel.caller())["id"]
+    hotel.page_with(order_id, paymentStatus="APPROVED")
+
+    def answer(named: str) -> httpx.Response:
+        filled = {name: value.replace("{id}", named) for name, value in body.items()} if body is not None else None
+        return guest.request(method, path.replace("{id}", named), json=filled)
+
+    others, nobodys = answer(order_id), answer(NOBODYS_ORDER)
+
+    assert others.status_code == 404
+    assert others.content == nobodys.content
+    assert hotel.order_with(order_id)["status"] == "PAID"
+
+
+@pytest.mark.parametrize(("path", "name"), [("/orders", "orders"), ("/payments", "payments"), ("/mypages", "mypages")])
+def test_a_list_shows_a_guest_what_is_hers(hotel: Hotel, guest: Client, path: str, name: str) -> None:
+    """And the desk everything."""
+    order_id = hotel.order(hotel.caller())["id"]
+    hotel.page_with(order_id, paymentStatus="APPROVED")
+
+    assert guest.get(path)[name] == []
+    assert order_id in hotel.desk.request("GET", path).text
+
+
+DESKS = [
+    ("GET", "/reservations"),
+    ("GET", f"/reservations/{NOBODYS_ORDER}"),
+    ("POST", f"/reservations/{NOBODYS_ORDER}:confirm"),
+    ("POST", f"/reservations/{NOBODYS_ORDER}:reject"),
+    ("POST", f"/reservations/{NOBODYS_ORDER}:cancel"),
+    ("GET", "/roomTypes"),
+    ("PUT", "/roomTypes/Prime"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), DESKS)
+def test_the_desks_calls_are_the_desks(guest: Client, method: str, path: str) -> None:
+    """A guest is refused whatever the path names."""
+    answer = guest.request(method, path, json=None if method == "GET" else {})
+
+    assert answer.status_code == 403
+    assert answer.json()["details"][0]["reason"] == "PERMISSION_DENIED"
+
+
+BAD = [
+    ({"name": ""}, "name"),
+    ({"name": "x" * 101}, "name"),
+    ({"name": "4242 4242 4242 4242"}, "name"),
+    ({"name": "a\u0000b"}, "name"),
+    ({"phoneNo": "call me"}, "phoneNo"),
+    ({"roomType": ""}, "roomType"),
+    ({"roomType": "Palace"}, "roomType"),
+    ({"guestCnt": -1}, "guestCnt"),
+    ({"guestCnt": 99}, "guestCnt"),
+    ({"checkIn": "tomorrow"}, "checkIn"),
+    ({"checkIn": "2020-01-01"}, "checkIn"),
+    ({"checkIn": "20300101"}, "checkIn"),
+    ({"checkOut": "2020-01-01"}, "checkOut"),
+    ({"cardNo": "4242424242424241"}, "cardNo"),
+    ({"cardNo": "١٢٣٤١٢٣٤١٢٣٤١٢٣٤"}, "cardNo"),
+    ({"requestId": "x" * 65}, "requestId"),
+]
+
+
+@pytest.mark.parametrize(("change", "field"), BAD)
+def test_bad_input_is_refused_by_field(hotel: Hotel, guest: Client, change: dict[str, Any], field: str) -> None:
+    """And nothing is stored."""
+    answer = guest.request("POST", "/orders", json={**hotel.booking(), **change})
+
+    details = answer.json()["details"]
+    assert answer.status_code == 400
+    assert details[0]["reason"] == "INVALID_ARGUMENT"
+    assert details[1]["fieldViolations"][0]["field"] == field
+    assert guest.get("/orders")["orders"] == []
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body", "status"),
+    [
+        ("GET", "/nowhere", None, 404),
+        ("GET", "/orders?pageSize=-1", None, 400),
+        ("GET", "/orders?pageToken=zzz", None, 400),
+        ("GET", "/orders?colour=red", None, 400),
+        ("GET", "/orders/42", None, 400),
+        ("POST", "/orders", "{", 400),
+        ("POST", "/orders", '{"colour": "red"}', 400),
+        ("POST", "/orders", "x" * 70_000, 413),
+        ("GET", "/orders%2f..%2fx", None, 400),
+    ],
+)
+def test_every_error_has_the_contracts_shape(
+    guest: Client, method: str, path: str, body: str | None, status: int
+) -> None:
+    """Whether a service or the gateway itself says no."""
+    answer = guest.request(method, path, content=body)
+
+    error = answer.json()
+    assert answer.status_code == status
+    assert isinstance(error["code"], int)
+    assert isinstance(error["message"], str)
+    assert error["details"][0]["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
+    assert error["details"][0]["domain"] == "gotohotel"
+    assert error["details"][0]["reason"].isupper()
+
+
+def test_a_path_is_normalised_before_it_is_looked_at(hotel: Hotel) -> None:
+    """The public path is no way into the others."""
+    for path in ("/rooms/../orders", "/rooms/%2e%2e/orders", "//orders", "/./orders"):
+        answer = httpx.Client().send(httpx.Request("GET", hotel.stack.gateway_url + path))
+        assert answer.status_code in (400, 401), path
+
+
+def test_a_body_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
+    """Else the log would show another order than the one that was paid."""
+    mine, other = hotel.order(guest, card=None), hotel.order(guest, card=None)
+
+    answer = guest.request(
+        "POST", f"/orders/{mine['id']}:pay", json={"orderId": other["id"], "cardNo": "4242424242424242"}
+    )
+
+    assert answer.json()["id"] == mine["id"]
+    assert hotel.order_with(other["id"])["status"] == "PAYMENT_PENDING"
+
+
+@pytest.fixture
+def channel(hotel: Hotel) -> Any:
+    """Native gRPC through the gateway."""
+    with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports['gateway']}") as opened:
+        yield opened
+
+
+def call(channel: Any, path: str, request: Any, response_type: Any, token: str | None = None) -> Any:
+    method = channel.unary_unary(
+        path, request_serializer=type(request).SerializeToString, response_deserializer=response_type.FromString
+    )
+    return method(request, metadata=(("authorization", f"Bearer {token}"),) if token else (), timeout=5)
+
+
+def test_grpc_clients_use_the_same_gateway(hotel: Hotel, guest: Client, channel: Any) -> None:
+    """Public calls without a token, others with one."""
+    order = hotel.order(guest)
+    hotel.page_with(order["id"], reservationStatus="RECEIVED")
+
+    rooms = call(channel, "/gotohotel.order.v1.OrderService/SearchRooms", SearchRoomsRequest(), SearchRoomsResponse)
+    page = call(
+        channel,
+        "/gotohotel.mypage.v1.MyPageService/GetMyPage",
+        GetMyPageRequest(order_id=order["id"]),
+        MyPage,
+        guest.token,
+    )
+
+    assert len(rooms.rooms) >= 5
+    assert page.order_id == order["id"]
+
+
+@pytest.mark.parametrize("name", ["CancelPayment", "ProcessPayment"])
+def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: Any, name: str) -> None:
+    """Neither as gRPC nor as JSON, not even by the desk."""
+    order = hotel.order(guest)
+    path = f"/gotohotel.pay.v1.PayService/{name}"
+
+    with pytest.raises(grpc.RpcError) as error:
+        call(channel, path, CancelPaymentRequest(order_id=order["id"]), Payment, hotel.desk.token)
+
+    assert error.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
+    assert hotel.desk.request("POST", path, json={"orderId": order["id"]}).status_code == 404
+    assert guest.get(f"/payments/{order['id']}")["status"] == "APPROVED"
+
+
+def test_grpc_over_http_1_is_refused(hotel: Hotel, guest: Client) -> None:
+    """It would count as failures of healthy services."""
+    answer = guest.request(
+        "POST",
+        "/gotohotel.order.v1.OrderService/ListOrders",
+        content=b"\x00\x00\x00\x00\x00",
+        headers={"content-type": "application/grpc", "te": "trailers"},
+    )
+
+    assert answer.headers["grpc-status"] == "2"
+    assert "HTTP/2" in answer.headers["grpc-message"]
+
+
+def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
+    """On the services' own ports, which are the operator's."""
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    for port, service in (
+        ("order", "gotohotel.order.v1.OrderService"),
+        ("pay", "gotohotel.pay.v1.PayService"),
+        ("reservation", "gotohotel.reservation.v1.ReservationService"),
+        ("mypage", "gotohotel.mypage.v1.MyPageService"),
+    ):
+        with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports[port]}") as channel:
+            check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
+            request = reflection_pb2.ServerReflectionRequest(list_services="")
+            listed = next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request])))
+        assert check.status == health_pb2.HealthCheckResponse.SERVING
+        assert service in {entry.name for entry in listed.list_services_response.service}
+
+
+def test_the_gateways_health_needs_no_token(hotel: Hotel) -> None:
+    """A load balancer has none."""
+    assert httpx.get(f"{hotel.stack.gateway_url}/healthz").json() == {"status": "SERVING"}

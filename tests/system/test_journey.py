@@ -1,0 +1,187 @@
+"""The main job, over HTTP through the gateway."""
+
+import asyncio
+from datetime import date, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import asyncpg
+
+from tests.conftest import Client, Hotel, wait_for
+
+LOST_ANSWER, ERROR, DECLINED = "4000000000000259", "4000000000000119", "4000000000000002"
+
+
+def query(hotel: Hotel, database: str, statement: str, *arguments: Any) -> Any:
+    """One value from a service's database."""
+
+    async def fetch() -> Any:
+        connection = await asyncpg.connect(hotel.stack.database_url(database, "postgres"))
+        try:
+            return await connection.fetchval(statement, *arguments)
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+def test_the_originals_three_calls(hotel: Hotel, guest: Client) -> None:
+    """POST /orders without a card, POST /payments, GET /mypages/{orderId}; dates left out mean tonight."""
+    order = guest.post("/orders", {"name": "Guest4", "roomType": "Prime", "guestCnt": 4})
+
+    today = datetime.now(ZoneInfo("Asia/Seoul")).date()
+    assert order["status"] == "PAYMENT_PENDING"
+    assert (order["checkIn"], order["checkOut"]) == (today.isoformat(), (today + timedelta(days=1)).isoformat())
+    assert order["amount"] == {"currencyCode": "KRW", "units": "240000", "nanos": 0}
+
+    paid = guest.post("/payments", {"orderId": order["id"], "cardNo": "4242-4242-4242-4242"})
+    assert paid["status"] == "PAID"
+    assert guest.get(f"/orders/{order['id']}")["status"] == "PAID"
+
+    page = hotel.page_with(order["id"], status="PAID", reservationStatus="RECEIVED")
+    assert guest.get(f"/mypages/{order['id']}") == page
+    assert [entry["event"] for entry in page["timeline"]] == ["Ordered", "PaymentApproved", "ReservationTaken"]
+
+
+def test_a_booking_is_confirmed_and_canceled_with_its_refund(hotel: Hotel, guest: Client) -> None:
+    """Money and room go back, and every view says so."""
+    stay = hotel.stay(nights=3)
+    free = hotel.available("Prime", stay)
+    order = hotel.order(guest, roomType="Prime", **stay)
+    hotel.reservation_with(order["id"], status="RECEIVED")
+    assert hotel.available("Prime", stay) == free - 1
+
+    confirmed = hotel.desk.post(f"/reservations/{order['id']}:confirm")
+    again = hotel.desk.post(f"/reservations/{order['id']}:confirm")
+    assert confirmed["confirmationNo"]
+    assert again == confirmed
+    assert hotel.order_with(order["id"], status="CONFIRMED")["confirmationNo"] == confirmed["confirmationNo"]
+
+    canceling = guest.request("DELETE", f"/orders/{order['id']}").raise_for_status().json()
+    assert canceling["status"] in ("CANCELING", "CANCELED")
+    assert hotel.available("Prime", stay) == free
+    canceled = hotel.order_with(order["id"], status="CANCELED")
+    assert canceled["refundedAmount"] == order["amount"]
+    hotel.page_with(order["id"], status="CANCELED", paymentStatus="CANCELED", reservationStatus="CANCELED")
+    assert guest.get(f"/payments/{order['id']}")["refundedAmount"] == order["amount"]
+
+
+def test_an_unpaid_order_never_reaches_the_desk(hotel: Hotel, guest: Client) -> None:
+    """Not while it waits, and not when it is canceled."""
+    order = hotel.order(guest, card=None)
+    guest.post(f"/orders/{order['id']}:cancel", {"reason": "changed my mind"})
+
+    hotel.order_with(order["id"], status="CANCELED")
+    hotel.page_with(order["id"], status="CANCELED")
+
+    assert hotel.desk.request("GET", f"/reservations/{order['id']}").status_code == 404
+    refused = guest.request("POST", "/payments", json={"orderId": order["id"], "cardNo": "4242424242424242"})
+    assert refused.status_code == 400
+    assert refused.json()["details"][0]["reason"] == "ORDER_NOT_PAYABLE"
+
+
+def test_the_desk_rejects_and_cancels(hotel: Hotel, guest: Client) -> None:
+    """The payment is canceled before the reservation is; a confirmed one can't be rejected."""
+    rejected, canceled = hotel.order(guest), hotel.order(guest)
+    for order in (rejected, canceled):
+        hotel.reservation_with(order["id"], status="RECEIVED")
+    hotel.desk.post(f"/reservations/{canceled['id']}:confirm")
+
+    refused = hotel.desk.request("POST", f"/reservations/{canceled['id']}:reject", json={})
+    assert refused.status_code == 400
+    answer = hotel.desk.post(f"/reservations/{rejected['id']}:reject", {"reason": "full"})
+    assert (answer["status"], answer["reason"]) == ("REJECTED", "full")
+    assert hotel.desk.post(f"/reservations/{canceled['id']}:cancel", {"reason": "fire"})["status"] == "CANCELED"
+
+    for order, status in ((rejected, "REJECTED"), (canceled, "CANCELED")):
+        assert hotel.order_with(order["id"], status=status)["refundedAmount"] == order["amount"]
+    assert guest.request("DELETE", f"/orders/{rejected['id']}").status_code == 400
+
+
+def test_a_declined_card_is_paid_later_with_another(hotel: Hotel, guest: Client) -> None:
+    """The order stands, and says why it is not paid."""
+    order = hotel.order(guest, card=DECLINED)
+    assert order["status"] == "PAYMENT_PENDING"
+    assert order["paymentError"]["reason"] == "CARD_DECLINED"
+    assert "retryAfter" not in order["paymentError"]
+
+    paid = guest.post(f"/orders/{order['id']}:pay", {"cardNo": "4242424242424242"})
+    again = guest.post(f"/orders/{order['id']}:pay", {"cardNo": "4242424242424242"})
+
+    assert (paid["status"], again["status"]) == ("PAID", "PAID")
+    assert "paymentError" not in paid
+    assert query(hotel, "sandbox", CHARGES, order["id"]) == 1
+
+
+CHARGES = "SELECT count(*) FROM ledger WHERE order_id = $1 AND outcome = 'CHARGED'"
+
+
+def test_a_lost_answer_of_the_processor_charges_once(hotel: Hotel, guest: Client) -> None:
+    """The guest sees the truth."""
+    order = hotel.order(guest, card=LOST_ANSWER)
+
+    assert order["status"] == "PAID"
+    assert query(hotel, "sandbox", CHARGES, order["id"]) == 1
+
+
+def test_a_processor_that_fails_leaves_the_order_to_be_paid_later(hotel: Hotel, guest: Client) -> None:
+    """With the time after which to try again."""
+    order = hotel.order(guest, card=ERROR)
+
+    assert order["paymentError"]["reason"] == "PAYMENT_UNAVAILABLE"
+    assert order["paymentError"]["retryAfter"] == "5s"
+
+
+def test_an_order_that_is_not_paid_in_time_expires(hotel: Hotel, guest: Client) -> None:
+    """Its nights are free again, and it can't be paid any more."""
+    stay = hotel.stay()
+    free = hotel.available("delux", stay)
+    order = hotel.order(guest, card=None, roomType="delux", **stay)
+    overdue = "UPDATE orders SET expires_at = now() - interval '1 second' WHERE id = $1"
+
+    query(hotel, "order_svc", overdue, order["id"])
+
+    hotel.order_with(order["id"], status="EXPIRED")
+    hotel.page_with(order["id"], status="EXPIRED", paymentStatus="CANCELED")
+    assert hotel.available("delux", stay) == free
+    pay = guest.request("POST", "/payments", json={"orderId": order["id"], "cardNo": "4242424242424242"})
+    assert pay.status_code == 400
+
+
+def test_lists_come_in_pages_newest_first(hotel: Hotel, guest: Client) -> None:
+    """For every list that is paged; a guest sees only what is hers."""
+    orders = [hotel.order(guest)["id"] for _ in range(3)]
+    for order_id in orders:
+        hotel.page_with(order_id, reservationStatus="RECEIVED")
+
+    for path, name, key in (("/orders", "orders", "id"), ("/payments", "payments", "orderId"), *MORE_LISTS):
+        first = guest.get(f"{path}?pageSize=2")
+        second = guest.get(f"{path}?pageSize=2&pageToken={first['nextPageToken']}")
+        assert [thing[key] for thing in first[name] + second[name]] == orders[::-1]
+        assert second["nextPageToken"] == ""
+    received = hotel.desk.get("/reservations?status=RECEIVED&pageSize=3")["reservations"]
+    assert [reservation["orderId"] for reservation in received] == orders[::-1]
+
+
+MORE_LISTS = (("/mypages", "mypages", "orderId"),)
+
+
+def test_a_capacity_lowered_below_what_is_sold_closes_the_night(hotel: Hotel, guest: Client) -> None:
+    """What was sold stays sold."""
+    room_type, stay = hotel.room_type(capacity=2), hotel.stay()
+    orders = [hotel.order(guest, roomType=room_type, **stay) for _ in range(2)]
+
+    hotel.set_capacity(room_type, 1)
+    wait_for(lambda: hotel.available(room_type, hotel.stay()) == 1)
+
+    assert hotel.available(room_type, stay) == 0
+    assert [hotel.order_with(order["id"])["status"] for order in orders] == ["PAID", "PAID"]
+
+
+def test_rooms_too_small_are_not_offered(hotel: Hotel) -> None:
+    """SearchRooms needs no token and filters by guests."""
+    night = (date.today() + timedelta(days=2)).isoformat()  # noqa: DTZ011 - any night will do
+    rooms = hotel.search({"checkIn": night, "guestCnt": "4"})
+
+    assert {"Prime", "childRoom"} <= {room["roomType"] for room in rooms}
+    assert "Normal" not in {room["roomType"] for room in rooms}

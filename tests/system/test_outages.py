@@ -1,0 +1,159 @@
+"""A part is stopped or killed: bookings go on, and nothing is lost."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from ops import audit
+from ops.stack import PROCESSES
+from tests.conftest import Client, Hotel, wait_for
+
+
+@contextmanager
+def stopped(hotel: Hotel, name: str) -> Iterator[None]:
+    """The process is down, and up again afterwards."""
+    hotel.stack.stop(name)
+    try:
+        assert dict((name, state) for name, state, _, _ in hotel.stack.status())[name] == "STOPPED"
+        yield
+    finally:
+        hotel.stack.start(name)
+
+
+def test_bookings_are_taken_while_the_desk_is_down(hotel: Hotel, guest: Client) -> None:
+    """And all of them arrive at the desk afterwards."""
+    with stopped(hotel, "reservation_svc"):
+        orders = [hotel.order(guest) for _ in range(10)]
+        assert {order["status"] for order in orders} == {"PAID"}
+
+    for order in orders:
+        hotel.reservation_with(order["id"], status="RECEIVED")
+        hotel.page_with(order["id"], reservationStatus="RECEIVED")
+
+
+def test_orders_are_taken_unpaid_while_pay_is_down(hotel: Hotel, guest: Client) -> None:
+    """With the reason and the time to wait; they are paid later."""
+    with stopped(hotel, "pay_svc"):
+        orders = [hotel.order(guest) for _ in range(8)]
+    assert {order["status"] for order in orders} == {"PAYMENT_PENDING"}
+    assert {order["paymentError"]["reason"] for order in orders} == {"PAYMENT_UNAVAILABLE"}
+    assert {order["paymentError"]["retryAfter"] for order in orders} == {"5s"}
+
+    def is_paid(order_id: str) -> bool:
+        # For a few seconds the gateway may still keep pay_svc ejected.
+        pay = {"orderId": order_id, "cardNo": "4242424242424242"}
+        return bool(guest.post("/payments", pay)["status"] == "PAID")
+
+    for order in orders:
+        wait_for(lambda order_id=order["id"]: is_paid(order_id))  # type: ignore[misc]
+
+
+def test_a_desk_call_changes_nothing_while_pay_is_down(hotel: Hotel, guest: Client) -> None:
+    """The payment comes first; a guest's cancel waits and is carried through."""
+    stands, canceled = hotel.order(guest), hotel.order(guest)
+    for order in (stands, canceled):
+        hotel.reservation_with(order["id"], status="RECEIVED")
+    with stopped(hotel, "pay_svc"):
+        for act in ("cancel", "reject"):
+            answer = hotel.desk.request("POST", f"/reservations/{stands['id']}:{act}", json={})
+            assert answer.status_code == 503
+            assert answer.json()["details"][1]["retryDelay"] == "1s"
+        guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
+        assert hotel.reservation_with(stands["id"])["status"] == "RECEIVED"
+
+    hotel.order_with(canceled["id"], status="CANCELED")
+    assert hotel.desk.post(f"/reservations/{stands['id']}:confirm")["status"] == "CONFIRMED"
+    assert hotel.order_with(stands["id"], status="CONFIRMED")
+
+
+def test_bookings_are_taken_while_nats_is_down(hotel: Hotel, guest: Client) -> None:
+    """The outbox keeps the events, and they arrive afterwards."""
+    with stopped(hotel, "nats"):
+        orders = [hotel.order(guest) for _ in range(10)]
+        assert {order["status"] for order in orders} == {"PAID"}
+
+    for order in orders:
+        hotel.page_with(order["id"], status="PAID", reservationStatus="RECEIVED")
+
+
+def test_a_service_that_starts_while_nats_is_down_serves(hotel: Hotel, guest: Client) -> None:
+    """Bookings must not wait for the messages."""
+    with stopped(hotel, "nats"):
+        hotel.stack.stop("order_svc")
+        hotel.stack.start("order_svc")
+        order = hotel.order(guest)
+
+    hotel.page_with(order["id"], reservationStatus="RECEIVED")
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name: str) -> None:
+    """kill -9 of each part; what was acknowledged before is there, and the next booking goes through."""
+    before = hotel.order(guest)
+    pid = {process: pid for process, _, pid, _ in hotel.stack.status()}[name]
+
+    os.kill(pid, signal.SIGKILL)
+
+    def books_again() -> bool:
+        answer = attempt(hotel, guest)
+        return answer == "PAID"
+
+    wait_for(books_again)
+    wait_for(lambda: pid_of(hotel, name) not in (0, pid))
+    hotel.page_with(before["id"], status="PAID", reservationStatus="RECEIVED")
+
+
+def attempt(hotel: Hotel, guest: Client) -> str:
+    """How a booking goes while a part may be away."""
+    import httpx
+
+    try:
+        answer = guest.request("POST", "/orders", json=hotel.booking())
+    except httpx.HTTPError:
+        return "unreachable"
+    return str(answer.json().get("status")) if answer.is_success else str(answer.status_code)
+
+
+def pid_of(hotel: Hotel, name: str) -> int:
+    return {process: pid for process, _, pid, _ in hotel.stack.status()}[name]
+
+
+def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) -> None:
+    """The intent is settled by asking the processor: one charge, and the guest sees PAID."""
+    from tests.system.test_journey import CHARGES, query
+
+    order = hotel.order(guest, card=None)
+    order_id = order["id"]
+    attempt_id = "00000000-0000-7000-8000-0000000000a1"
+    # Exactly what a pay_svc that dies there leaves behind: the intent, and the processor's entry.
+    query(hotel, "pay_svc", INTENT, order_id, attempt_id, guest.subject)
+    query(hotel, "sandbox", ENTRY, attempt_id, order_id)
+
+    hotel.order_with(order_id, status="PAID")
+    hotel.page_with(order_id, status="PAID", reservationStatus="RECEIVED")
+    assert query(hotel, "sandbox", CHARGES, order_id) == 1
+
+
+INTENT = """
+INSERT INTO payments (
+    id, order_id, owner, booking, currency, amount, refunded, status, card_brand, card_last4, card_fingerprint,
+    attempt_id, attempt_open_since, decline_reason, approval_no, version, created_at, updated_at
+)
+VALUES (
+    $1, $1, $3, jsonb_build_object('name', 'Guest', 'phone_no', '', 'room_type', 'Normal', 'guest_cnt', 2,
+    'check_in', '', 'check_out', '', 'owner', $3::text), 'KRW', 80000, 0, 'PENDING', 'VISA', '4242', '',
+    $2, now() - interval '1 minute', '', '', 0, now() - interval '1 minute', now() - interval '1 minute'
+)
+"""
+ENTRY = """
+INSERT INTO ledger (key, order_id, outcome, reason, currency, amount, approval_no)
+VALUES ($1, $2, 'CHARGED', '', 'KRW', 80000, 'A1')
+"""
+
+
+def test_the_books_agree_after_all_of_that(hotel: Hotel) -> None:
+    """The audit finds nothing."""
+    assert not {number: found for number, found in audit.check(hotel.stack).items() if found}

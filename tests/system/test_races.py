@@ -1,0 +1,109 @@
+"""Many callers at once, through the gateway."""
+
+import uuid
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+
+from tests.conftest import Client, Hotel
+from tests.system.test_journey import CHARGES, query
+
+
+def at_once(count: int, call: Any) -> list[httpx.Response]:
+    """The answers of so many calls that begin together."""
+    with ThreadPoolExecutor(max_workers=count) as pool:
+        return list(pool.map(call, range(count)))
+
+
+def test_fifty_orders_for_one_room(hotel: Hotel) -> None:
+    """Exactly one holds it, 49 are told SOLD_OUT, and nobody else is charged."""
+    room_type, stay = hotel.room_type(capacity=1), hotel.stay()
+    guests = [hotel.caller() for _ in range(50)]
+
+    answers = at_once(
+        50, lambda n: guests[n].request("POST", "/orders", json=hotel.booking(roomType=room_type, **stay))
+    )
+
+    assert Counter(answer.status_code for answer in answers) == {200: 1, 409: 49}
+    refusals = [answer.json() for answer in answers if answer.status_code == 409]
+    assert {refusal["details"][0]["reason"] for refusal in refusals} == {"SOLD_OUT"}
+    winner = next(answer.json() for answer in answers if answer.status_code == 200)
+    assert winner["status"] == "PAID"
+    assert hotel.available(room_type, stay) == 0
+    owners = [guest.subject for guest in guests]
+    assert query(hotel, "pay_svc", "SELECT count(*) FROM payments WHERE owner = ANY($1)", owners) == 1
+
+
+def test_the_same_request_fifty_times_at_once(hotel: Hotel, guest: Client) -> None:
+    """One order, one charge, fifty equal answers; another body is refused, another guest's id is another request."""
+    body = {**hotel.booking(), "requestId": str(uuid.uuid4())}
+
+    answers = at_once(50, lambda _: guest.request("POST", "/orders", json=body))
+
+    assert {answer.status_code for answer in answers} == {200}
+    assert len({answer.content for answer in answers}) == 1
+    order = answers[0].json()
+    assert [order["id"]] == [mine["id"] for mine in guest.get("/orders")["orders"]]
+    assert query(hotel, "sandbox", CHARGES, order["id"]) == 1
+    another = guest.request("POST", "/orders", json={**body, "name": "Somebody else"})
+    assert another.status_code == 409
+    assert another.json()["details"][0]["reason"] == "REQUEST_ID_REUSED"
+    assert hotel.caller().post("/orders", body)["id"] != order["id"]
+
+
+def test_every_mutation_can_be_repeated_by_its_request_id(hotel: Hotel, guest: Client) -> None:
+    """The first answer comes again, even when the state has moved on."""
+    order = hotel.order(guest, card=None)
+    pay = {"cardNo": "4242424242424242", "requestId": "pay"}
+    paid = guest.post(f"/orders/{order['id']}:pay", pay)
+    hotel.reservation_with(order["id"], status="RECEIVED")
+    confirmed = hotel.desk.post(f"/reservations/{order['id']}:confirm", {"requestId": order["id"]})
+    canceled = guest.post(f"/orders/{order['id']}:cancel", {"requestId": "cancel"})
+    hotel.order_with(order["id"], status="CANCELED")
+
+    assert guest.post(f"/orders/{order['id']}:pay", pay) == paid
+    assert hotel.desk.post(f"/reservations/{order['id']}:confirm", {"requestId": order["id"]}) == confirmed
+    assert guest.post(f"/orders/{order['id']}:cancel", {"requestId": "cancel"}) == canceled
+
+
+def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
+    """One end wins, the others lose the race or find the state changed; money matches."""
+    for _ in range(5):
+        order = hotel.order(guest)
+        hotel.reservation_with(order["id"], status="RECEIVED")
+        calls = ("confirm", "cancel", "reject")
+
+        answers = at_once(
+            3,
+            lambda n, order_id=order["id"]: hotel.desk.request("POST", f"/reservations/{order_id}:{calls[n]}", json={}),
+        )
+
+        statuses = [answer.status_code for answer in answers]
+        assert set(statuses) <= {200, 400, 409}
+        assert 200 in statuses
+        if 200 in statuses[1:]:
+            ended = "CANCELED" if statuses[1] == 200 else "REJECTED"
+            assert hotel.order_with(order["id"], status=ended)["refundedAmount"] == order["amount"]
+        else:
+            assert hotel.order_with(order["id"], status="CONFIRMED")
+
+
+def test_pay_and_cancel_at_once(hotel: Hotel, guest: Client) -> None:
+    """Whoever is first, a canceled order ends with nothing charged."""
+    for _ in range(5):
+        order = hotel.order(guest, card=None)
+        pay = {"orderId": order["id"], "cardNo": "4242424242424242"}
+
+        at_once(
+            2,
+            lambda n, order_id=order["id"], pay=pay: (
+                guest.request("POST", "/payments", json=pay) if n else guest.request("DELETE", f"/orders/{order_id}")
+            ),
+        )
+
+        guest.request("DELETE", f"/orders/{order['id']}").raise_for_status()
+        hotel.order_with(order["id"], status="CANCELED")
+        standing = "SELECT count(*) FROM ledger WHERE order_id = $1 AND outcome = 'CHARGED' AND refunded_at IS NULL"
+        assert query(hotel, "sandbox", standing, order["id"]) == 0
