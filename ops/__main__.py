@@ -110,6 +110,8 @@ def audit(stack: Stack, _: argparse.Namespace) -> None:
     """Reports every invariant."""
     from ops.audit import report
 
+    if not stack.is_up:
+        raise StackError("The stack is not up: run `make up` first.")
     if not report(stack):
         sys.exit(1)
 

@@ -464,13 +464,13 @@ class Stack:
         """The sample catalogue, as the desk would enter it, into a hotel that has none; waits until it is on sale."""
         headers = {"Authorization": f"Bearer {self.token(subject='catalogue', role='desk')}"}
         with httpx.Client(base_url=self.gateway_url, headers=headers, timeout=10) as client:
-            if not client.get("/roomTypes").raise_for_status().json()["roomTypes"]:
+            if not _ids(client, "/roomTypes", "id"):
                 for name, (rate, capacity, guests) in CATALOGUE.items():
                     money = {"currencyCode": "KRW", "units": rate}
                     body = {"displayName": name, "capacity": capacity, "maxGuests": guests, "nightlyRate": money}
                     client.put(f"/roomTypes/{name}", json=body).raise_for_status()
             _wait_until(
-                lambda: bool(client.get("/rooms").raise_for_status().json()["rooms"]),
+                lambda: _ids(client, "/roomTypes", "id") <= _ids(client, "/rooms", "roomType"),
                 "the catalogue does not reach order_svc",
                 seconds=START_SECONDS,
             )
@@ -510,6 +510,12 @@ def _let_through(path: Path) -> None:
         mode = folder.stat().st_mode
         if not mode & 0o001:
             folder.chmod(mode | 0o001)
+
+
+def _ids(client: httpx.Client, path: str, key: str) -> set[str]:
+    """What a list of the gateway's names."""
+    lists: dict[str, list[dict[str, str]]] = client.get(path).raise_for_status().json()
+    return {entry[key] for entries in lists.values() for entry in entries}
 
 
 def _accepts(port: int) -> bool:

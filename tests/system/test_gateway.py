@@ -1,8 +1,10 @@
 """What the gateway lets through, as whom, and how it says no."""
 
 import base64
+import http.client
 import json
 import time
+from contextlib import closing
 from typing import Any
 
 import grpc
@@ -217,8 +219,10 @@ def test_every_error_has_the_contracts_shape(
 def test_a_path_is_normalised_before_it_is_looked_at(hotel: Hotel) -> None:
     """The public path is no way into the others."""
     for path in ("/rooms/../orders", "/rooms/%2e%2e/orders", "//orders", "/./orders"):
-        answer = httpx.Client().send(httpx.Request("GET", hotel.stack.gateway_url + path))
-        assert answer.status_code in (400, 401), path
+        # A client that sends the path as it is; others would tidy it up first.
+        with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=5)) as raw:
+            raw.request("GET", path)
+            assert raw.getresponse().status in (400, 401), path
 
 
 def test_a_body_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:

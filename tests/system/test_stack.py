@@ -1,0 +1,107 @@
+"""The embedded stack: what `make up` and its sisters promise."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ops.stack import PROCESSES, Stack
+from tests.conftest import Client, Hotel
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short folder: a socket lies in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+def environment(stack: Stack) -> dict[str, str]:
+    """What makes the command line speak of this stack."""
+    ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
+    return {**os.environ, "GOTOHOTEL_HOME": str(stack.home), **ports}
+
+
+def gotohotel(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line."""
+    command = [sys.executable, "-m", "ops", *arguments]
+    return subprocess.run(command, env=environment(stack), capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_data_survives_down_and_up_beside_another_stack(hotel: Hotel, home: Path) -> None:
+    """A second stack with its own folder and ports; an order of its is there again after a restart."""
+    second = Stack.on_free_ports(home)
+    try:
+        assert "The gateway answers at" in gotohotel(second, "up").stdout
+        guest = Client(second, subject="alice", role="guest")
+        order = guest.post("/orders", {"name": "A", "roomType": "Prime", "cardNo": "4242424242424242"})
+        guest.close()
+        assert gotohotel(second, "up").returncode == 0  # again: nothing to do
+        assert gotohotel(second, "down").returncode == 0
+        assert {line.split()[1] for line in gotohotel(second, "status").stdout.splitlines()[1:]} == {"STOPPED"}
+
+        assert gotohotel(second, "up").returncode == 0
+        token = gotohotel(second, "token", "--sub", "alice").stdout.strip()
+        guest = Client(second, subject="alice", role="guest")
+        headers = {"Authorization": f"Bearer {token}"}
+        kept = guest.request("GET", f"/orders/{order['id']}", headers=headers)
+        guest.close()
+
+        assert kept.json()["status"] == "PAID"
+        assert hotel.desk.request("GET", f"/orders/{order['id']}").status_code == 404
+        assert gotohotel(second, "audit").returncode == 0
+    finally:
+        second.down()
+
+
+def test_status_shows_every_process(hotel: Hotel) -> None:
+    """Name, state, pid, port."""
+    lines = gotohotel(hotel.stack, "status").stdout.splitlines()[1:]
+
+    assert [line.split()[:2] for line in lines] == [[name, "RUNNING"] for name in PROCESSES]
+    assert all(line.split()[2].isdigit() and line.split()[3].isdigit() for line in lines)
+
+
+def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
+    """It names the port and the setting, and nothing is left running."""
+    stack = Stack.on_free_ports(home)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", stack.ports["gateway"]))
+        other.listen()
+
+        done = gotohotel(stack, "up")
+
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"gotohotel: Port {stack.ports['gateway']} for envoy is in use; set GOTOHOTEL_GATEWAY_PORT to a free one."
+    )
+    assert not stack.is_up
+
+
+@pytest.mark.parametrize("port", ["http", "0", "70000", "-1"])
+def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
+    """Whatever the command."""
+    told = {**environment(hotel.stack), "GOTOHOTEL_NATS_PORT": port}
+    command = [sys.executable, "-m", "ops", "status"]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert (
+        done.stderr.strip() == f"gotohotel: The setting GOTOHOTEL_NATS_PORT takes a port from 1 to 65535, not {port!r}."
+    )
+
+
+def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
+    """Instead of a traceback."""
+    stack = Stack.on_free_ports(home)
+
+    assert "run `make up` first" in gotohotel(stack, "stop", "pay_svc").stderr
+    assert "run `make up` first" in gotohotel(stack, "token").stderr
+    assert "run `make up` first" in gotohotel(stack, "audit").stderr
