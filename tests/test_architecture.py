@@ -38,7 +38,7 @@ def test_a_domain_imports_the_standard_library_and_the_kernels_domain_only(servi
         assert not name.startswith("gotohotel.") or name.startswith("gotohotel.domain")
 
 
-@pytest.mark.parametrize("service", ("order_svc", "pay_svc", "reservation_svc"))
+@pytest.mark.parametrize("service", ["order_svc", "pay_svc", "reservation_svc"])
 def test_a_use_case_imports_its_own_domain_only(service: str) -> None:
     """A use case is load, tell the aggregate, save; what it loads with is a port of the domain."""
     ours = {name for name in imports(ROOT / service / "service.py") if name.split(".")[0] in (*SERVICES, "gotohotel")}

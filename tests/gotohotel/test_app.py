@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from gotohotel.app import Settings, SettingRefused, read_settings
+from gotohotel.app import SettingRefused, Settings, read_settings
 from ops.stack import Stack
 
 

@@ -126,7 +126,7 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until something comes true; TimeoutError if it does not."""
     async with asyncio.timeout(30):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
 
 

@@ -46,9 +46,13 @@ async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -
     """An exception rolls back."""
     await migrate(scratch_url, folder)
     async with open_database(scratch_url, name="test", pool_size=2) as database:
-        with pytest.raises(ZeroDivisionError):
+
+        async def fail() -> None:
             async with database.transaction() as connection:
                 await connection.execute("INSERT INTO rooms VALUES (7)")
                 raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
 
         assert await database.autocommit.fetchval("SELECT count(*) FROM rooms WHERE id = 7") == 0

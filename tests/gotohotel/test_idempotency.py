@@ -35,9 +35,10 @@ async def test_the_same_request_many_times_at_once_acts_once(order_database: Dat
     """Everybody gets the one answer, whether the act is one transaction or several."""
     requests = Requests(order_database, b"key")
 
-    for number, method in enumerate((requests.once, requests.in_steps)):
+    methods: list[Any] = [requests.once, requests.in_steps]
+    for number, method in enumerate(methods):
         counter = Counter()
-        act: Any = counter.in_transaction if number == 0 else counter.in_steps
+        act = counter.in_transaction if number == 0 else counter.in_steps
         same = request(request_id=f"r{number}")
         answers = await asyncio.gather(*(method(same, Order, act, subject="alice") for _ in range(10)))
 

@@ -41,7 +41,8 @@ BROKEN = {
     ),
     "A6": (
         "pay_svc",
-        "INSERT INTO outbox SELECT uuidv7(), $1, 99, type, payload, traceparent, occurred_at, now() FROM outbox LIMIT 1",
+        "INSERT INTO outbox SELECT uuidv7(), $1, 99, type, payload, traceparent, occurred_at, now() "
+        "FROM outbox LIMIT 1",
         "DELETE FROM outbox WHERE aggregate_id = $1 AND aggregate_version = 99",
     ),
     "A7": (

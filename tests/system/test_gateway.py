@@ -283,7 +283,7 @@ def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: 
     assert guest.get(f"/payments/{order['id']}")["status"] == "APPROVED"
 
 
-def test_grpc_over_http_1_is_refused(hotel: Hotel, guest: Client) -> None:
+def test_grpc_over_http_1_is_refused(guest: Client) -> None:
     """It would count as failures of healthy services."""
     answer = guest.request(
         "POST",

@@ -17,7 +17,7 @@ def stopped(hotel: Hotel, name: str) -> Iterator[None]:
     """The process is down, and up again afterwards."""
     hotel.stack.stop(name)
     try:
-        assert dict((name, state) for name, state, _, _ in hotel.stack.status())[name] == "STOPPED"
+        assert ("STOPPED", 0) in [status[1:3] for status in hotel.stack.status() if status[0] == name]
         yield
     finally:
         hotel.stack.start(name)

@@ -73,12 +73,9 @@ def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
     for _ in range(5):
         order = hotel.order(guest)
         hotel.reservation_with(order["id"], status="RECEIVED")
-        calls = ("confirm", "cancel", "reject")
+        paths = [f"/reservations/{order['id']}:{act}" for act in ("confirm", "cancel", "reject")]
 
-        answers = at_once(
-            3,
-            lambda n, order_id=order["id"]: hotel.desk.request("POST", f"/reservations/{order_id}:{calls[n]}", json={}),
-        )
+        answers = at_once(3, lambda n, paths=paths: hotel.desk.request("POST", paths[n], json={}))
 
         statuses = [answer.status_code for answer in answers]
         assert set(statuses) <= {200, 400, 409}
