@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 BATCH = 200
 GATHER_SECONDS = 0.05
-ACK_WAIT_SECONDS = 30.0
+ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
 

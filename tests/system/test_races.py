@@ -40,7 +40,8 @@ def test_the_same_request_fifty_times_at_once(hotel: Hotel, guest: Client) -> No
     """One order, one charge, fifty equal answers; another body is refused, another guest's id is another request."""
     body = {**hotel.booking(), "requestId": str(uuid.uuid4())}
 
-    answers = at_once(50, lambda _: guest.request("POST", "/orders", json=body))
+    same = [hotel.caller(subject=guest.subject) for _ in range(50)]  # a client of its own for each thread
+    answers = at_once(50, lambda n: same[n].request("POST", "/orders", json=body))
 
     assert {answer.status_code for answer in answers} == {200}
     assert len({answer.content for answer in answers}) == 1
@@ -70,12 +71,13 @@ def test_every_mutation_can_be_repeated_by_its_request_id(hotel: Hotel, guest: C
 
 def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
     """One end wins, the others lose the race or find the state changed; money matches."""
+    desks = [hotel.caller(role="desk") for _ in range(3)]
     for _ in range(5):
         order = hotel.order(guest)
         hotel.reservation_with(order["id"], status="RECEIVED")
         paths = [f"/reservations/{order['id']}:{act}" for act in ("confirm", "cancel", "reject")]
 
-        answers = at_once(3, lambda n, paths=paths: hotel.desk.request("POST", paths[n], json={}))
+        answers = at_once(3, lambda n, paths=paths: desks[n].request("POST", paths[n], json={}))
 
         statuses = [answer.status_code for answer in answers]
         assert set(statuses) <= {200, 400, 409}
@@ -89,16 +91,15 @@ def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
 
 def test_pay_and_cancel_at_once(hotel: Hotel, guest: Client) -> None:
     """Whoever is first, a canceled order ends with nothing charged."""
+    twins = [hotel.caller(subject=guest.subject) for _ in range(2)]
     for _ in range(5):
         order = hotel.order(guest, card=None)
-        pay = {"orderId": order["id"], "cardNo": "4242424242424242"}
+        calls: list[Any] = [
+            ("DELETE", f"/orders/{order['id']}", None),
+            ("POST", "/payments", {"orderId": order["id"], "cardNo": "4242424242424242"}),
+        ]
 
-        at_once(
-            2,
-            lambda n, order_id=order["id"], pay=pay: (
-                guest.request("POST", "/payments", json=pay) if n else guest.request("DELETE", f"/orders/{order_id}")
-            ),
-        )
+        at_once(2, lambda n, calls=calls: twins[n].request(*calls[n][:2], json=calls[n][2]))
 
         guest.request("DELETE", f"/orders/{order['id']}").raise_for_status()
         hotel.order_with(order["id"], status="CANCELED")
