@@ -11,7 +11,8 @@ import asyncpg
 import httpx
 
 from bench import load, pgbench, usage
-from ops.stack import Stack, StackError
+from ops.errors import StackError
+from ops.stack import Stack
 
 CATCH_UP_SECONDS = 120
 

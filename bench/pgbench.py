@@ -14,7 +14,8 @@ from pathlib import Path
 import asyncpg
 
 from gotohotel.database import KERNEL_MIGRATIONS, SESSION, migrate
-from ops.stack import Stack, postgres_program
+from ops import postgres
+from ops.stack import Stack
 from order_svc import store as orders
 from pay_svc import processor
 from pay_svc import store as payments
@@ -63,7 +64,7 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
     script = stack.home / "order_path.sql"
     script.write_text(order_path())
     command = [
-        *(postgres_program("pgbench"), "-n", "-M", "prepared", "-f", str(script)),
+        *(postgres.program("pgbench"), "-n", "-M", "prepared", "-f", str(script)),
         *("-c", str(clients), "-j", "2", "-T", str(seconds), url),
     ]
     session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())  # the services' own

@@ -7,6 +7,7 @@ inbox        which events a service has already handled
 idempotency  which requests a service has already answered
 policies     which function runs whenever an event has happened
 bus          NATS JetStream: streams, consumers, dead letters
+wire         values as they stand in messages
 rpc          gRPC: the server's edge, the client's edge, errors, deadlines
 app          settings, ordered start, drain
 log, trace   what is written about a run

@@ -1,8 +1,6 @@
 """gRPC: the server's edge and the client's edge. Errors are translated here, and nowhere else for RPCs."""
 
 import asyncio
-import base64
-import binascii
 import logging
 import socket
 import time
@@ -10,9 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from decimal import Decimal
 from typing import Any, TypeVar
-from uuid import UUID
 
 import asyncpg
 import grpc
@@ -22,7 +18,6 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
-from google.type import money_pb2
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
@@ -31,7 +26,7 @@ from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait
 
 from gotohotel import trace
 from gotohotel.database import TRANSIENT
-from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, Money, NotFound, WrongState, new_id
+from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, NotFound, WrongState, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -387,45 +382,3 @@ async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
 def _never_sent(error: grpc.aio.AioRpcError) -> bool:
     """Whether the egress listener says that it found no host to send the call to."""
     return any(key == NEVER_SENT_HEADER for key, _ in error.trailing_metadata() or ())
-
-
-# ---------------------------------------------------------------------------------------------- values of messages
-
-
-def money_to_proto(money: Money) -> money_pb2.Money:
-    """Units and nanos of an amount."""
-    units = int(money.amount)
-    return money_pb2.Money(currency_code=money.currency, units=units, nanos=int((money.amount - units) * 1_000_000_000))
-
-
-def money_from_proto(message: money_pb2.Money, field: str) -> Money:
-    """The amount that a message holds. Raises Invalid naming the field."""
-    try:
-        return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
-    except ValueError as error:
-        raise Invalid(field, str(error)) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Page:
-    """One page of a list: at most `size` things whose UUIDv7 is less than `before` (None is the first page)."""
-
-    size: int
-    before: str | None
-
-    def next_token(self, ids: list[str]) -> str:
-        """The token of the page after one that ended with these ids; a full page may have a successor."""
-        return base64.urlsafe_b64encode(ids[-1].encode()).decode() if len(ids) == self.size else ""
-
-
-def parse_page(request: Any) -> Page:
-    """Reads page_size and page_token. Raises Invalid."""
-    if request.page_size < 0:
-        raise Invalid("pageSize", "must not be negative")
-    before = None
-    if request.page_token:
-        try:
-            before = str(UUID(base64.urlsafe_b64decode(request.page_token.encode()).decode("ascii")))
-        except (binascii.Error, ValueError):
-            raise Invalid("pageToken", "is not a token of this list") from None
-    return Page(min(request.page_size or 50, 200), before)

@@ -9,7 +9,7 @@ from gotohotel.order.v1 import events_pb2 as order_events
 from gotohotel.pay.v1 import events_pb2 as pay_events
 from gotohotel.policies import Policies
 from gotohotel.reservation.v1 import events_pb2 as reservation_events
-from gotohotel.rpc import money_from_proto
+from gotohotel.wire import money_from_proto
 from mypage_svc.domain import Fact
 from mypage_svc.store import Work, open_work
 

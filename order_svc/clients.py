@@ -4,7 +4,8 @@ import logging
 from datetime import UTC
 
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import CallFailed, RpcClient, money_to_proto
+from gotohotel.rpc import CallFailed, RpcClient
+from gotohotel.wire import money_to_proto
 from order_svc.domain import Order, PaymentError, PaymentOutcome
 from order_svc.wire import booking_to_proto
 

@@ -12,7 +12,7 @@ from gotohotel.reservation.v1.events_pb2 import (
     ReservationRejected,
     RoomTypeChanged,
 )
-from gotohotel.rpc import money_from_proto
+from gotohotel.wire import money_from_proto
 from order_svc.domain import Order, RoomType
 from order_svc.store import Work
 

@@ -11,11 +11,11 @@ from gotohotel.database import Database
 from gotohotel.domain import Invalid, new_id, parse_id, parse_text, passes_luhn
 from gotohotel.idempotency import Claim, Requests
 from gotohotel.order.v1 import order_service_pb2 as pb
-from gotohotel.rpc import DESK, GUEST, Caller, allow, money_to_proto, parse_page
+from gotohotel.rpc import DESK, GUEST, Caller, allow
+from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
 from order_svc.domain import Booking, Order, Payments, Status, Stay
 from order_svc.store import PostgresOrders, PostgresRoomTypes
-from order_svc.wire import timestamp
 
 
 class OrderServer:

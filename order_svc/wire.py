@@ -1,14 +1,11 @@
 """Domain events as protobuf messages, and their parts."""
 
-from datetime import datetime
-
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gotohotel.domain import Event
 from gotohotel.order.v1 import events_pb2
 from gotohotel.outbox import OutboxRow
-from gotohotel.rpc import money_to_proto
+from gotohotel.wire import money_to_proto, timestamp
 from order_svc.domain import Booking, Order, OrderCanceled, Ordered, OrderExpired
 
 
@@ -31,13 +28,6 @@ def booking_to_proto(booking: Booking) -> events_pb2.Booking:
         check_out=booking.stay.check_out.isoformat(),
         owner=booking.owner,
     )
-
-
-def timestamp(time: datetime) -> Timestamp:
-    """A point in time."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _message(order_id: str, event: Event) -> Message:

@@ -9,21 +9,12 @@ from datetime import timedelta
 from gotohotel.database import Database
 from gotohotel.domain import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import (
-    DESK,
-    GUEST,
-    SERVICE,
-    Caller,
-    Unavailable,
-    allow,
-    money_from_proto,
-    money_to_proto,
-    parse_page,
-)
+from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, Unavailable, allow
+from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
 from pay_svc.domain import Card, CardTrace, Payment, PaymentChanged, Processor, ProcessorUnavailable
 from pay_svc.store import PostgresPayments
-from pay_svc.wire import booking_from_proto, timestamp
+from pay_svc.wire import booking_from_proto
 
 logger = logging.getLogger(__name__)
 

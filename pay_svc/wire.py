@@ -1,15 +1,12 @@
 """Domain events as protobuf messages, and their parts."""
 
-from datetime import datetime
-
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gotohotel.domain import Event
 from gotohotel.order.v1 import events_pb2 as order_events
 from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import events_pb2
-from gotohotel.rpc import money_to_proto
+from gotohotel.wire import money_to_proto, timestamp
 from pay_svc.domain import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined
 
 
@@ -45,13 +42,6 @@ def booking_from_proto(message: order_events.Booking) -> Booking:
         check_out=message.check_out,
         owner=message.owner,
     )
-
-
-def timestamp(time: datetime) -> Timestamp:
-    """A point in time."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _message(payment: Payment, event: Event) -> Message:

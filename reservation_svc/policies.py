@@ -6,7 +6,7 @@ from typing import Any
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.pay.v1.events_pb2 import PaymentApproved
 from gotohotel.policies import Policies
-from gotohotel.rpc import money_from_proto
+from gotohotel.wire import money_from_proto
 from reservation_svc.domain import Booking
 from reservation_svc.store import Work, open_work
 

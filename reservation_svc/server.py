@@ -11,7 +11,8 @@ from gotohotel.database import Database
 from gotohotel.domain import Invalid, parse_id, parse_text
 from gotohotel.idempotency import Requests
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
-from gotohotel.rpc import DESK, Caller, Unavailable, allow, money_from_proto, money_to_proto, parse_page
+from gotohotel.rpc import DESK, Caller, Unavailable, allow
+from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from reservation_svc import service
 from reservation_svc.domain import (
     PaymentNotCanceled,
@@ -22,7 +23,6 @@ from reservation_svc.domain import (
     Status,
 )
 from reservation_svc.store import PostgresReservations, PostgresRoomTypes
-from reservation_svc.wire import timestamp
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,11 @@
 """Domain events as protobuf messages, and their parts."""
 
-from datetime import datetime
-
 from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from gotohotel.domain import Event
 from gotohotel.outbox import OutboxRow
 from gotohotel.reservation.v1 import events_pb2
-from gotohotel.rpc import money_to_proto
+from gotohotel.wire import money_to_proto, timestamp
 from reservation_svc.domain import (
     Reservation,
     ReservationCanceled,
@@ -47,13 +44,6 @@ def room_type_rows(room_type: RoomType) -> list[OutboxRow]:
         )
         for event in room_type.collect_events()
     ]
-
-
-def timestamp(time: datetime) -> Timestamp:
-    """A point in time."""
-    message = Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _message(order_id: str, event: Event) -> Message:

