@@ -57,7 +57,7 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
         f"""
         INSERT INTO order_svc.room_types VALUES ('{ROOM_TYPE}', 1, '', 10000, 9, 'KRW', 1);
         INSERT INTO order_svc.allotment
-        SELECT '{ROOM_TYPE}', current_date + day, 10000 FROM generate_series(0, 400) AS day;
+        SELECT '{ROOM_TYPE}', current_date + day, 10000, 10000 FROM generate_series(0, 400) AS day;
         """
     )
     await connection.close()

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -21,34 +22,34 @@ from google.protobuf.descriptor import ServiceDescriptor
 from gotohotel import log
 from gotohotel.bus import Bus, ConsumerLost, DeclarationDiffers
 from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
-from gotohotel.outbox import KEEP_DAYS, Relay
+from gotohotel.domain import first_id_at
+from gotohotel.outbox import KEEP_PUBLISHED, Relay
 from gotohotel.policies import Policies
 from gotohotel.rpc import RpcServer
 
 logger = logging.getLogger(__name__)
 
-# Old rows go in small batches, so that no delete holds locks or bloats the log for long.
-PRUNE = (
-    """
+# Old rows go in small batches, so that no delete holds locks or bloats the log for long. Events' ids are UUIDv7: the
+# oldest are found by the primary key.
+PRUNE = {
+    "outbox": """
     DELETE FROM outbox
     WHERE event_id IN (
-        SELECT event_id FROM outbox WHERE published_at < now() - make_interval(days => $1) ORDER BY event_id LIMIT 1000
+        SELECT event_id FROM outbox WHERE event_id < $1 AND published_at IS NOT NULL ORDER BY event_id LIMIT 1000
     )
     """,
-    """
+    "inbox": """
     DELETE FROM inbox
-    WHERE event_id IN (
-        SELECT event_id FROM inbox WHERE received_at < now() - 10 * make_interval(days => $1) LIMIT 1000
-    )
+    WHERE event_id IN (SELECT event_id FROM inbox WHERE received_at < $1 ORDER BY received_at LIMIT 1000)
     """,
-    """
+    "requests": """
     DELETE FROM requests
     WHERE (subject, method, request_id) IN (
-        SELECT subject, method, request_id FROM requests
-        WHERE claimed_at < now() - 10 * make_interval(days => $1) LIMIT 1000
+        SELECT subject, method, request_id FROM requests WHERE claimed_at < $1 ORDER BY claimed_at LIMIT 1000
     )
     """,
-)
+}
+KEEP_INBOX_AND_REQUESTS = timedelta(days=30)
 
 
 class SettingRefused(Exception):
@@ -85,7 +86,7 @@ def read_settings(settings_type: type[S], prefix: str) -> S:
             continue
         try:
             values[field.name] = types[field.name](text)
-        except ValueError:
+        except (ValueError, KeyError):  # KeyError: no such time zone
             raise SettingRefused(f"The setting {variable} takes {types[field.name].__name__}, not {text!r}.") from None
     return settings_type(**values)
 
@@ -135,7 +136,8 @@ class App:
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, self._stopping.set)
 
-        self.every(3600, self._prune)
+        for prune in (self._prune_outbox, self._prune_inbox, self._prune_requests):
+            self.every(3600, prune)
         await self._server.start()  # first: a taken port ends the start at once
         async with asyncio.TaskGroup() as tasks:
             relay = tasks.create_task(self._relay.run())
@@ -145,7 +147,11 @@ class App:
             _calm_the_garbage_collector()
             logger.info("%s serves on port %d", self.name, self.settings.port)
 
-            await self._stopping.wait()
+            lost = tasks.create_task(self._bus.lost.wait())
+            stopping = tasks.create_task(self._stopping.wait())
+            await asyncio.wait([lost, stopping], return_when=asyncio.FIRST_COMPLETED)
+            self._stopping.set()
+            lost.cancel()
 
             logger.info("%s drains", self.name)
             await self._server.set_serving(False)  # 1. the gateway sends no new calls
@@ -158,6 +164,8 @@ class App:
             relay.cancel()
             await self._bus.close()
         logger.info("%s has stopped", self.name)
+        if self._bus.lost.is_set():
+            raise ConsumerLost("the connection to NATS was closed for good")
 
     async def _consume(self) -> None:
         """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
@@ -169,7 +177,12 @@ class App:
                 await self._bus.consume(
                     self._policies, self.database, committed=self.committed, stopping=self._stopping
                 )
-            except (*TRANSIENT, nats.errors.Error, ConsumerLost, DeclarationDiffers) as error:
+            except DeclarationDiffers as error:
+                # A rollout must stop here: the replicas of the version before go on.
+                await self._server.set_serving(False)
+                logger.critical("no events are taken: %s", error)
+                await asyncio.sleep(10)
+            except (*TRANSIENT, nats.errors.Error, ConsumerLost) as error:
                 logger.error("no events are taken: %r", error)
                 await asyncio.sleep(2)
 
@@ -185,10 +198,18 @@ class App:
             with suppress(TimeoutError):
                 await asyncio.wait_for(due.wait(), timeout=seconds)
 
-    async def _prune(self) -> None:
-        for statement in PRUNE:
-            while await self.database.autocommit.execute(statement, KEEP_DAYS) == "DELETE 1000":  # noqa: ASYNC110
-                await asyncio.sleep(0.1)  # leaves room between batches
+    async def _prune_outbox(self) -> None:
+        await self._prune("outbox", first_id_at(datetime.now(UTC) - KEEP_PUBLISHED))
+
+    async def _prune_inbox(self) -> None:
+        await self._prune("inbox", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)
+
+    async def _prune_requests(self) -> None:
+        await self._prune("requests", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)
+
+    async def _prune(self, table: str, before: object) -> None:
+        while await self.database.autocommit.execute(PRUNE[table], before) == "DELETE 1000":  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # leaves room between batches
 
 
 def _calm_the_garbage_collector() -> None:
@@ -221,5 +242,7 @@ def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitab
     except (OSError, asyncpg.PostgresError) as error:
         place = settings.database_url.rsplit("@")[-1]
         sys.exit(f"{name} can't start (database {place}, port {settings.port}): {error}")
+    except ConsumerLost as error:
+        sys.exit(f"{name} has ended: {error}")
     except BaseExceptionGroup as group:
         sys.exit(f"{name} has failed: {'; '.join(str(error) for error in group.exceptions)}")

@@ -36,6 +36,7 @@ GATHER_SECONDS = 0.05
 ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
+CONFLICT_RETRIES = 3
 
 # Everything that ever happened, so that a read model can be built again from the first event. A full stream
 # refuses (the row waits in its outbox) rather than forget.
@@ -79,6 +80,8 @@ class Bus:
     def __init__(self, url: str, *, name: str) -> None:
         self._url = url
         self._name = name
+        self._closing = False
+        self.lost = asyncio.Event()  # set when the client has given up for good: the process has to end
         self._client = Client()
         self._js: JetStreamContext = self._client.jetstream(timeout=PUBLISH_SECONDS)
 
@@ -109,6 +112,7 @@ class Bus:
                 reconnect_time_wait=0.25,
                 allow_reconnect=True,
                 error_cb=self._log_error,
+                closed_cb=self._note_closed,
                 pending_size=0,  # fail at once while disconnected; the outbox is the buffer
             )
         except (OSError, TimeoutError, nats.errors.Error) as error:
@@ -118,6 +122,7 @@ class Bus:
 
     async def close(self) -> None:
         """Sends what is written and disconnects."""
+        self._closing = True
         if self._client.is_connected:
             await self._client.flush(timeout=2)
         await self._client.close()
@@ -126,7 +131,9 @@ class Bus:
         """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
 
         async def publish(subject: str, payload: bytes, headers: dict[str, str]) -> asyncio.Future[Any]:
-            return await self._js.publish_async(subject, payload, stream=EVENTS.name, headers=headers)
+            return await self._js.publish_async(
+                subject, payload, wait_stall=PUBLISH_SECONDS, stream=EVENTS.name, headers=headers
+            )
 
         acks: list[asyncio.Future[Any] | None] = []
         for message in messages:
@@ -137,7 +144,9 @@ class Bus:
                 acks.append(None)
         pending = [ack for ack in acks if ack is not None]
         if pending:
-            await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+            _, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+            for ack in unanswered:
+                ack.cancel()  # gives its place among the client's open publishes back
         return [_acknowledged(ack) for ack in acks]
 
     async def consume(
@@ -180,8 +189,9 @@ class Bus:
                 await self._bury(delivery, f"unreadable: {type(error).__name__}: {error}")
         if not readable:
             return
+        arrivals = [arrival for _, arrival in readable]
         try:
-            await _apply([arrival for _, arrival in readable], policies, database)
+            await _apply_despite_conflicts(arrivals, policies, database)
         except (*TRANSIENT, Conflict) as error:
             logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
             for delivery, _ in readable:
@@ -253,6 +263,11 @@ class Bus:
             current = (await self._js.add_consumer(str(EVENTS.name), wanted)).config
         _refuse_difference("consumer", wanted, current)
 
+    async def _note_closed(self) -> None:
+        if not self._closing:
+            logger.critical("the connection to NATS was closed for good")
+            self.lost.set()
+
     async def _log_error(self, error: Exception) -> None:
         logger.warning("NATS: %r", error)
 
@@ -298,6 +313,14 @@ def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
     return Arrival(headers["Nats-Msg-Id"], headers["ce-subject"], headers.get("traceparent", ""), message)
 
 
+async def _apply_despite_conflicts(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
+    """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
+    for _ in range(CONFLICT_RETRIES):
+        with suppress(Conflict):
+            return await _apply(arrivals, policies, database)
+    return await _apply(arrivals, policies, database)
+
+
 async def _apply(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
     trace.enter_batch({arrival.aggregate_id: arrival.traceparent for arrival in arrivals})
     async with database.transaction() as connection:
@@ -309,7 +332,7 @@ async def _apply(arrivals: Sequence[Arrival], policies: Policies[Any], database:
 
 
 def _acknowledged(ack: asyncio.Future[Any] | None) -> bool:
-    if ack is None or not ack.done():
+    if ack is None or ack.cancelled():
         return False
     if ack.exception() is not None:
         logger.warning("publish: %r", ack.exception())

@@ -27,10 +27,15 @@ TRANSIENT = (
 
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
+# Together under three seconds: then a caller hears that the database is away.
+ACQUIRE_SECONDS = 1.3
+COMMAND_SECONDS = 1.3
+RELEASE_SECONDS = 0.3
+
 SESSION = {
     # The server gives up before the client does, so that no abandoned statement goes on holding locks.
-    "statement_timeout": "4s",
-    "lock_timeout": "2s",
+    "statement_timeout": "1200ms",
+    "lock_timeout": "1s",
     "idle_in_transaction_session_timeout": "10s",
     # Every statement goes by an index. Left to itself the planner reads whole tables as long as they are new, and
     # a plan made then is kept until the next ANALYZE.
@@ -52,23 +57,58 @@ class Connection(Protocol):
     async def execute(self, query: str, *args: object) -> str: ...
 
 
-class Database:
-    """A service's own database."""
+class _Autocommit:
+    """The pool as a Connection: each statement takes a connection for itself."""
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
 
+    async def fetch(self, query: str, *args: object) -> list[Any]:
+        async with _acquired(self._pool) as connection:
+            rows: list[Any] = await connection.fetch(query, *args)
+            return rows
+
+    async def fetchrow(self, query: str, *args: object) -> Any:
+        async with _acquired(self._pool) as connection:
+            return await connection.fetchrow(query, *args)
+
+    async def fetchval(self, query: str, *args: object) -> Any:
+        async with _acquired(self._pool) as connection:
+            return await connection.fetchval(query, *args)
+
+    async def execute(self, query: str, *args: object) -> str:
+        async with _acquired(self._pool) as connection:
+            status: str = await connection.execute(query, *args)
+            return status
+
+
+class Database:
+    """A service's own database. Waiting for a connection, the statement and giving it back are each bounded."""
+
+    def __init__(self, pool: Any) -> None:
+        self._pool = pool
+        self._autocommit = _Autocommit(pool)
+
     @property
     def autocommit(self) -> Connection:
         """Each statement is a transaction of its own: one round trip."""
-        pool: Connection = self._pool
-        return pool
+        return self._autocommit
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """One transaction: committed at the end, rolled back on an exception."""
-        async with self._pool.acquire(timeout=2) as connection, connection.transaction():
+        async with _acquired(self._pool) as connection, connection.transaction():
             yield connection
+
+
+@asynccontextmanager
+async def _acquired(pool: Any) -> AsyncIterator[Any]:
+    connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
+    try:
+        yield connection
+    finally:
+        # A frozen server does not even answer a cancel: then the connection is thrown away.
+        await pool.release(connection, timeout=RELEASE_SECONDS)
 
 
 async def _keep_session(_: Any) -> None:
@@ -83,7 +123,7 @@ async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator
         min_size=2,
         max_size=pool_size,
         timeout=3,
-        command_timeout=5,
+        command_timeout=COMMAND_SECONDS,
         reset=_keep_session,
         server_settings={"application_name": name, **SESSION},
     )

@@ -170,6 +170,10 @@ class Requests:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
+    async def is_known(self, claim: Claim) -> bool:
+        """Whether the id was used before."""
+        return await self._database.autocommit.fetchrow(FIND, *claim.key) is not None
+
     async def resource_of(self, claim: Claim) -> str:
         """What the claimed request made."""
         row = await self._database.autocommit.fetchrow(FIND, *claim.key)

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 POLL_SECONDS = 0.25  # the safety net: a commit in this process wakes the relay at once
 WAVE = 500
 GATHER_SECONDS = 0.05
-KEEP_DAYS = 3  # so that events can be published again
+KEEP_PUBLISHED = timedelta(days=3)  # so that events can be published again
 
 RELAY_LOCK = 0x72656C79  # "rely"
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import grpc
 import grpc.aio
 from google.api import field_behavior_pb2
 from google.protobuf.descriptor import ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
@@ -41,6 +41,7 @@ GUEST, DESK, SERVICE = "guest", "desk", "service"
 LONGEST_CALL_SECONDS = 10.0
 RESERVED_FOR_THE_ANSWER_SECONDS = 0.1
 MESSAGE_LIMIT_BYTES = 1024 * 1024
+MOST_TRIES = 3
 
 SERVER_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
@@ -75,6 +76,14 @@ class Unavailable(Exception):
     def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
         self.retry_after_seconds = retry_after_seconds
+
+
+class TookTooLong(Exception):
+    """The call was given up; whether it took effect has to be asked."""
+
+
+class TooBusy(Exception):
+    """So many calls are under way that no more are begun."""
 
 
 class Unauthenticated(Exception):
@@ -122,9 +131,12 @@ def remaining_seconds() -> float:
 class RpcServer:
     """Serves implementations of services described by protobuf, with health and reflection."""
 
-    def __init__(self, *, port: int, host: str, maximum_concurrent_rpcs: int = 500) -> None:
+    def __init__(self, *, port: int, host: str, most_calls: int = 600) -> None:
         self._address = f"{host}:{port}"
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=maximum_concurrent_rpcs)
+        # gRPC's own limit answers without details; it is only the net below ours.
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * most_calls)
+        self._most_calls = most_calls
+        self._reads = 0
         self._health = HealthServicer()
         self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         self._mutations: set[asyncio.Task[Any]] = set()
@@ -135,8 +147,7 @@ class RpcServer:
         for method in service.methods:
             function = getattr(implementation, method.name)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                self._edge(method, function),
-                request_deserializer=GetMessageClass(method.input_type).FromString,
+                self._edge(method, function),  # reads the request itself, so that a broken one gets our answer
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
@@ -171,39 +182,51 @@ class RpcServer:
     def _edge(self, method: Any, function: Any) -> Callable[[Any, Any], Awaitable[Message]]:
         """Wraps an implementation: identity, required fields, deadline, errors."""
         roles: frozenset[str] = function.allowed_roles
+        read = GetMessageClass(method.input_type).FromString
         required = _required_fields(method.input_type)
         reads_only = method.name.startswith(("Get", "List", "Search"))
 
-        async def answer(request: Any, caller: Caller) -> Message | status_pb2.Status:
+        async def answer(request_bytes: bytes, caller: Caller) -> Message | status_pb2.Status:
+            limit = asyncio.timeout(LONGEST_CALL_SECONDS)
             try:
+                request = read(request_bytes)
                 _refuse_missing(request, required)
-                async with asyncio.timeout(LONGEST_CALL_SECONDS):
+                async with limit:
                     response: Message = await function(request, caller)
                     return response
             except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
-                return status_of(error)
+                return status_of(TookTooLong() if limit.expired() else error)
 
-        async def handle(request: Any, context: Any) -> Message:
+        async def handle(request_bytes: bytes, context: Any) -> Message:
             metadata = dict(context.invocation_metadata())
             _enter(context.time_remaining(), metadata.get("traceparent"))
             try:
                 caller = _identify(metadata, roles)
-            except (Unauthenticated, PermissionDenied) as error:
+                if self._reads + len(self._mutations) >= self._most_calls:
+                    raise TooBusy
+            except (Unauthenticated, PermissionDenied, TooBusy) as error:
                 result: Message | status_pb2.Status = status_of(error)
             else:
-                if reads_only:
-                    result = await answer(request, caller)
-                else:
-                    # A commit is not undone by a caller who hangs up: the work runs to its end.
-                    task = asyncio.create_task(answer(request, caller))
-                    self._mutations.add(task)
-                    task.add_done_callback(self._mutations.discard)
-                    result = await asyncio.shield(task)
+                result = await (self._read if reads_only else self._mutate)(answer(request_bytes, caller))
             if isinstance(result, status_pb2.Status):
                 await _abort(context, result)
             return result
 
         return handle
+
+    async def _read(self, answer: Coroutine[Any, Any, Any]) -> Any:
+        self._reads += 1
+        try:
+            return await answer
+        finally:
+            self._reads -= 1
+
+    async def _mutate(self, answer: Coroutine[Any, Any, Any]) -> Any:
+        """A commit is not undone by a caller who hangs up: the work runs to its end, and counts as long."""
+        task = asyncio.create_task(answer)
+        self._mutations.add(task)
+        task.add_done_callback(self._mutations.discard)
+        return await asyncio.shield(task)
 
 
 def _enter(time_remaining: float | None, traceparent: object) -> None:
@@ -231,9 +254,7 @@ def _required_fields(request_type: Any) -> list[Any]:
 
 def _refuse_missing(request: Any, required: list[Any]) -> None:
     for field in required:
-        value = getattr(request, field.name)
-        missing = not request.HasField(field.name) if field.message_type else not value
-        if missing:
+        if not (request.HasField(field.name) if field.has_presence else getattr(request, field.name)):
             raise Invalid(field.json_name, "is required")
 
 
@@ -247,6 +268,8 @@ async def _abort(context: Any, status: status_pb2.Status) -> None:
 def status_of(error: Exception) -> status_pb2.Status:
     """The google.rpc.Status that tells a caller of an error."""
     match error:
+        case DecodeError():
+            return _status(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", "the message can't be read")
         case Invalid():
             violation = error_details_pb2.BadRequest.FieldViolation(field=error.field, description=error.description)
             bad_request = error_details_pb2.BadRequest(field_violations=[violation])
@@ -265,6 +288,12 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", "a token is needed")
         case PermissionDenied():
             return _status(code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED", "the caller's role may not do this")
+        case TookTooLong():
+            return _status(
+                code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the call took too long; ask what became of it"
+            )
+        case TooBusy():
+            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_BUSY", "too many calls are under way", _retry_info(1.0))
         case Unavailable():
             return _unavailable(str(error), error.retry_after_seconds)
         case _ if isinstance(error, TRANSIENT):
@@ -279,9 +308,13 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 
 def _unavailable(message: str, retry_after_seconds: float) -> status_pb2.Status:
+    return _status(code_pb2.UNAVAILABLE, "UNAVAILABLE", message, _retry_info(retry_after_seconds))
+
+
+def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     retry = error_details_pb2.RetryInfo()
-    retry.retry_delay.FromMilliseconds(int(retry_after_seconds * 1000))
-    return _status(code_pb2.UNAVAILABLE, "UNAVAILABLE", message, retry)
+    retry.retry_delay.FromMilliseconds(int(seconds * 1000))
+    return retry
 
 
 def _status(code: int, reason: str, message: str, *details: Message) -> status_pb2.Status:
@@ -341,18 +374,21 @@ class RpcClient:
         )
         metadata = (*self._metadata, ("traceparent", trace.of("")))
         never_sent = True
+        tries = 0
         self._budget.earn()
 
         def worth_another_try(error: BaseException) -> bool:
-            nonlocal never_sent
+            nonlocal never_sent, tries
+            tries += 1
             if not isinstance(error, grpc.aio.AioRpcError):
                 return False
             never_sent = never_sent and _never_sent(error)
-            return error.code() == grpc.StatusCode.UNAVAILABLE and time.monotonic() < ends and self._budget.spend()
+            again = error.code() == grpc.StatusCode.UNAVAILABLE and tries < MOST_TRIES and time.monotonic() < ends
+            return again and self._budget.spend()
 
         try:
             async for attempt in AsyncRetrying(
-                stop=stop_after_attempt(3),
+                stop=stop_after_attempt(MOST_TRIES),
                 wait=wait_random_exponential(multiplier=0.01, max=0.1),
                 retry=retry_if_exception(worth_another_try),
                 reraise=True,

@@ -13,6 +13,9 @@ from google.type import money_pb2
 
 from gotohotel.domain import Invalid, Money
 
+MOST_UNITS = 10**12
+LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the first page is what comes before it
+
 
 def timestamp(time: datetime) -> Timestamp:
     """A point in time."""
@@ -29,6 +32,8 @@ def money_to_proto(money: Money) -> money_pb2.Money:
 
 def money_from_proto(message: money_pb2.Money, field: str) -> Money:
     """The amount that a message holds. Raises Invalid naming the field."""
+    if not 0 <= message.units <= MOST_UNITS or not 0 <= message.nanos < 1_000_000_000:
+        raise Invalid(field, f"must be 0 to {MOST_UNITS} units and 0 to 999999999 nanos")
     try:
         return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
     except ValueError as error:
@@ -37,10 +42,10 @@ def money_from_proto(message: money_pb2.Money, field: str) -> Money:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list: at most `size` things whose UUIDv7 is less than `before` (None is the first page)."""
+    """One page of a list: at most `size` things whose UUIDv7 is less than `before`."""
 
     size: int
-    before: str | None
+    before: str
 
     def next_token(self, ids: list[str]) -> str:
         """The token of the page after one that ended with these ids; a full page may have a successor."""
@@ -51,7 +56,7 @@ def parse_page(request: Any) -> Page:
     """Reads page_size and page_token. Raises Invalid."""
     if request.page_size < 0:
         raise Invalid("pageSize", "must not be negative")
-    before = None
+    before = LAST_ID
     if request.page_token:
         try:
             before = str(UUID(base64.urlsafe_b64decode(request.page_token.encode()).decode("ascii")))

@@ -38,10 +38,19 @@ LIST = """
 SELECT order_id, facts
 FROM mypages
 WHERE owner IS NOT NULL
-  AND ($1::text IS NULL OR owner = $1)
-  AND ($2::uuid IS NULL OR order_id < $2)
+  AND order_id < $1
 ORDER BY order_id DESC
-LIMIT $3
+LIMIT $2
+"""
+
+# A statement of its own: one for both could use no index for the owner.
+LIST_OF_OWNER = """
+SELECT order_id, facts
+FROM mypages
+WHERE owner = $3
+  AND order_id < $1
+ORDER BY order_id DESC
+LIMIT $2
 """
 
 
@@ -58,9 +67,10 @@ class PostgresMyPages:
             raise MyPageNotFound()
         return page_of(row)
 
-    async def page(self, *, owner: str | None, before: str | None, size: int) -> list[MyPage]:
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
         """Pages, newest order first."""
-        return [page_of(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+        statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
+        return [page_of(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def merge(self, facts: dict[str, list[Fact]]) -> None:
         """Adds facts to the pages of their orders. Safe to repeat."""

@@ -9,7 +9,7 @@ from string import Template
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-TEMPLATE = Path(__file__).parents[1] / "envoy" / "envoy.yaml"
+FOLDER = Path(__file__).parents[1] / "envoy"
 
 # What Envoy itself says of the error, where that is worth reading.
 ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
@@ -55,8 +55,13 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
     clusters = "".join(CLUSTER.format(name=name, host=host, port=port) for name, (host, port) in services.items())
     pay_host, pay_port = services["pay_svc"]
     mappers = "\n".join(_mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
-    return Template(TEMPLATE.read_text()).substitute(
-        values, PUBLIC_CLUSTERS=clusters, LOCAL_REPLY_MAPPERS=mappers, PAY_HOST=pay_host, PAY_PORT=pay_port
+    return Template((FOLDER / "envoy.yaml").read_text()).substitute(
+        values,
+        LUA=FOLDER / "edge.lua",
+        PUBLIC_CLUSTERS=clusters,
+        LOCAL_REPLY_MAPPERS=mappers,
+        PAY_HOST=pay_host,
+        PAY_PORT=pay_port,
     )
 
 
@@ -82,6 +87,8 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
             "content_type": "application/json",
         },
     }
+    if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua writes it anew
+        as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
     as_header: dict[str, object] = {
         "filter": _is_grpc_with(http),
         "headers_to_add": [{"header": {"key": "grpc-status-details-bin", "value": encoded}}],

@@ -117,3 +117,4 @@ def _let_through(path: Path) -> None:
         mode = folder.stat().st_mode
         if not mode & 0o001:
             folder.chmod(mode | 0o001)
+            print(f"PostgreSQL can't run as root; the folder {folder} is now passable for its user {STAND_IN}.")

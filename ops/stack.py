@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import subprocess
@@ -53,6 +54,7 @@ LISTENS_TOO = {"envoy": ("egress", "admin")}
 # It is the processor's, not pay_svc's: another database, another role.
 SANDBOX = "sandbox"
 START_SECONDS = 60
+LONGEST_HOME = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
 
 CATALOGUE = {
     "Normal": (80_000, 40, 2),
@@ -120,7 +122,7 @@ class Stack:
     @classmethod
     def from_environment(cls) -> "Stack":
         """GOTOHOTEL_HOME (default .run) and GOTOHOTEL_<NAME>_PORT. A running stack keeps the ports it began with."""
-        home = Path(os.environ.get("GOTOHOTEL_HOME", ".run")).resolve()
+        home = _home_setting()
         stack = cls(home, {name: _port_setting(name, default) for name, default in PORTS.items()})
         begun_with = home / "ports.json"
         if stack.is_up and begun_with.exists():
@@ -148,11 +150,15 @@ class Stack:
         """Passwords and keys, made at the first start."""
         file = self.home / "secrets.json"
         if not file.exists():
+            if (self.home / "postgres").exists():
+                raise StackError(f"{file} is gone, but the data that its passwords open is there.")
             self.home.mkdir(parents=True, exist_ok=True)
-            file.touch(mode=0o600)
+            fresh = self.home / "secrets.new"  # renamed when it is whole
+            fresh.touch(mode=0o600)
             names = ("postgres", SANDBOX, "nats", *SERVICES, *(f"{name}_owner" for name in SERVICES))
             names += tuple(f"{name}_fingerprint" for name in SERVICES)
-            file.write_text(json.dumps({name: secrets.token_hex(24) for name in names}))
+            fresh.write_text(json.dumps({name: secrets.token_hex(24) for name in names}))
+            fresh.rename(file)
         made: dict[str, str] = json.loads(file.read_text())
         return made
 
@@ -215,6 +221,10 @@ class Stack:
         try:
             self._supervisor("getState")
         except (OSError, xmlrpc.client.Error):
+            pid_file = self.home / "supervisord.pid"
+            pid = int(pid_file.read_text() or 0) if pid_file.exists() else 0
+            if pid and _is_alive(pid):
+                raise StackError(f"supervisord runs, but does not answer at its socket; end it: kill {pid}") from None
             return False
         return True
 
@@ -267,6 +277,11 @@ class Stack:
             raise StackError("The stack is not up: run `make up` first.")
 
     def _refuse_taken_ports(self, names: Any) -> None:
+        for port, number in self.ports.items():
+            if twin := next((other for other, same in self.ports.items() if same == number and other < port), None):
+                raise StackError(
+                    f"Port {number} is set twice: GOTOHOTEL_{twin.upper()}_PORT and GOTOHOTEL_{port.upper()}_PORT."
+                )
         for name in names:
             for port in (PROCESSES[name], *LISTENS_TOO.get(name, ())):
                 with socket.socket() as probe:
@@ -316,9 +331,6 @@ class Stack:
     # ------------------------------------------------------------------------------------------ configuration
 
     def _write_configuration(self) -> None:
-        socket_path = self.home / "supervisor.sock"
-        if len(str(socket_path)) > 100:
-            raise StackError(f"The path {self.home} is too long for a socket; set GOTOHOTEL_HOME to a shorter one.")
         (self.home / "log").mkdir(parents=True, exist_ok=True)
         (self.home / "ports.json").write_text(json.dumps(dict(self.ports)))
         jwks = tokens.make_key(self.home)
@@ -399,6 +411,21 @@ class Stack:
         with (self.home / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
+
+
+def _home_setting() -> Path:
+    """GOTOHOTEL_HOME. It stands in configuration files that give blanks, quotes and % a meaning of their own."""
+    text = os.environ.get("GOTOHOTEL_HOME") or ".run"
+    try:
+        home = Path(text).resolve()
+        usable = not home.exists() or home.is_dir()
+    except OSError:
+        usable = False
+    if not usable or not re.fullmatch(r"[\w./@+=:~-]+", str(home)):
+        raise StackError(f"The setting GOTOHOTEL_HOME takes a folder without blanks, quotes and %, not {text[:100]!r}.")
+    if len(str(home)) > LONGEST_HOME:
+        raise StackError(f"The path {home} is too long for a socket in it; set GOTOHOTEL_HOME to a shorter one.")
+    return home
 
 
 def _port_setting(name: str, default: int) -> int:

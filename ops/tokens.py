@@ -18,7 +18,7 @@ LIFETIME_SECONDS = 12 * 3600
 def make_key(folder: Path) -> Path:
     """Makes the key pair if there is none; answers with the JWKS file."""
     private, jwks = folder / "token-key.pem", folder / "jwks.json"
-    if not jwks.exists():
+    if not (private.exists() and jwks.exists()):
         key = ec.generate_private_key(ec.SECP256R1())
         private.touch(mode=0o600)
         private.write_bytes(

@@ -53,7 +53,7 @@ class GrpcPayments:
         except CallFailed as error:
             # It may have been charged all the same: then PaymentApproved says so, and paying again finds out too.
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
-            return PaymentOutcome(error=PAY_LATER, settled=False)
+            return PaymentOutcome(error=PAY_LATER, settled=error.never_sent)
         return _outcome(payment)
 
 

@@ -273,11 +273,11 @@ class Order(Aggregate):
         self.attempt_until = until
         self.updated_at = started_at
 
-    def settle_payment(self, outcome: PaymentOutcome, *, at: datetime) -> None:
-        """Takes note of what pay_svc said. Safe to repeat."""
+    def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
+        """Takes note of what pay_svc said of a try. Safe to repeat; a late word on an older try changes nothing."""
         if outcome.approved_at:
             self.note_payment_approved(outcome.approved_at)
-        elif self.status == Status.PAYMENT_PENDING:
+        elif self.status == Status.PAYMENT_PENDING and self.attempt_id == attempt_id:
             self.payment_error = outcome.error
             self.updated_at = at
             if outcome.settled:

@@ -1,5 +1,6 @@
 """order.v1.OrderService: requests in, answers out."""
 
+import logging
 import re
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta
@@ -7,8 +8,8 @@ from typing import Any
 
 import asyncpg
 
-from gotohotel.database import Database
-from gotohotel.domain import Invalid, new_id, parse_id, parse_text, passes_luhn
+from gotohotel.database import TRANSIENT, Database
+from gotohotel.domain import DomainError, Invalid, new_id, parse_id, parse_text, passes_luhn
 from gotohotel.idempotency import Claim, Requests
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, Caller, allow
@@ -16,6 +17,8 @@ from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
 from order_svc.domain import Booking, Order, Payments, Status, Stay
 from order_svc.store import PostgresOrders, PostgresRoomTypes
+
+logger = logging.getLogger(__name__)
 
 
 class OrderServer:
@@ -60,13 +63,14 @@ class OrderServer:
 
     @allow(GUEST)
     async def CreateOrder(self, request: pb.CreateOrderRequest, caller: Caller) -> pb.Order:
-        booking = self._booking(request, caller)
         card_no = _card_number(request.card_no) if request.card_no else None
         claim = self._requests.claim_of(request, subject=caller.subject)
         try:
+            booking = self._booking(request, caller)
             order = await self._place(booking, claim, pays_now=card_no is not None)
-        except asyncpg.UniqueViolationError as error:
-            if claim is None or error.constraint_name != "requests_once":
+        except (DomainError, asyncpg.UniqueViolationError):
+            # A repetition gets its first answer, even if the room that it took was the last one.
+            if claim is None or not await self._requests.is_known(claim):
                 raise
             replay = await self._requests.replay(claim, pb.Order)
             if replay is not None:
@@ -75,7 +79,10 @@ class OrderServer:
             order_id = await self._requests.resource_of(claim)
             order = await self._orders.get(order_id, owner=caller.subject)
         answer = _order(await self._pay(order, card_no) if card_no else order)
-        await self._requests.answer(self._database.autocommit, claim, answer)
+        try:
+            await self._requests.answer(self._database.autocommit, claim, answer)
+        except TRANSIENT as error:
+            logger.warning("order %s stands, but its answer could not be kept: %r", order.id, error)
         return answer
 
     @allow(GUEST, DESK)
@@ -148,7 +155,12 @@ class OrderServer:
         if order.status != Status.PAYMENT_PENDING:
             return order
         outcome = await self._payments.process(order, card_no)
-        return await service.settle_payment(self._orders, order, outcome, now=datetime.now(UTC))
+        try:
+            return await service.settle_payment(self._orders, order, outcome, now=datetime.now(UTC))
+        except TRANSIENT as error:
+            # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
+            logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
+            return order
 
     def _booking(self, request: pb.CreateOrderRequest, caller: Caller) -> Booking:
         return Booking(

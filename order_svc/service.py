@@ -20,8 +20,9 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
 
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
     """Takes note of how a try went. The event may have been faster: then it is noted on what is stored now."""
+    attempt_id = order.attempt_id
     for last_try in (False, False, True):
-        order.settle_payment(outcome, at=now)
+        order.settle_payment(attempt_id, outcome, at=now)
         try:
             await orders.save(order)
         except OrderChanged:

@@ -1,5 +1,6 @@
 """Orders, allotment and the catalogue's copy in PostgreSQL."""
 
+import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ from order_svc.domain import (
     Stay,
     Vacancy,
 )
+
+logger = logging.getLogger(__name__)
 
 # A new order is one statement, and so one transaction and one round trip: the request id, the nights, the order
 # and its event, or none of them. The room type's version is compared, because the price comes from a cached copy.
@@ -101,10 +104,19 @@ WHERE id = ANY($1::uuid[])
 LIST = f"""
 SELECT {COLUMNS}
 FROM orders
-WHERE ($1::text IS NULL OR owner = $1)
-  AND ($2::uuid IS NULL OR id < $2)
+WHERE id < $1
 ORDER BY id DESC
-LIMIT $3
+LIMIT $2
+"""
+
+# A statement of its own: one for both could use no index for the owner.
+LIST_OF_OWNER = f"""
+SELECT {COLUMNS}
+FROM orders
+WHERE owner = $3
+  AND id < $1
+ORDER BY id DESC
+LIMIT $2
 """
 
 # SKIP LOCKED: every replica runs the expiry job.
@@ -172,9 +184,8 @@ locked AS (
 released AS (
     UPDATE allotment
     SET held = held - locked.rooms,
-        capacity = greatest(held - locked.rooms, room_types.capacity)
+        capacity = greatest(held - locked.rooms, nominal)
     FROM locked
-    JOIN room_types ON room_types.id = locked.room_type
     WHERE allotment.room_type = locked.room_type
       AND allotment.night = locked.night
 ),
@@ -225,11 +236,12 @@ WITH locked AS (
     SELECT night FROM allotment WHERE room_type = $1 ORDER BY night FOR UPDATE
 )
 UPDATE allotment
-SET capacity = greatest(held, $2)
+SET nominal = $2,
+    capacity = greatest(held, $2)
 FROM locked
 WHERE allotment.room_type = $1
   AND allotment.night = locked.night
-  AND allotment.capacity <> greatest(held, $2)
+RETURNING allotment.night, held > $2 AS closed
 """
 
 # The room types are locked, so that no night opens with a capacity that is being changed.
@@ -237,8 +249,8 @@ OPEN_NIGHTS = """
 WITH locked AS (
     SELECT id, capacity FROM room_types ORDER BY id FOR UPDATE
 )
-INSERT INTO allotment (room_type, night, capacity)
-SELECT locked.id, day::date, locked.capacity
+INSERT INTO allotment (room_type, night, nominal, capacity)
+SELECT locked.id, day::date, locked.capacity, locked.capacity
 FROM locked, generate_series($1::date, $1::date + $2::integer, interval '1 day') AS day
 ON CONFLICT DO NOTHING
 """
@@ -288,9 +300,10 @@ class PostgresOrders:
         rows = await self._connection.fetch(FIND, order_ids)
         return {str(row["id"]): _order(row) for row in rows}
 
-    async def page(self, *, owner: str | None, before: str | None, size: int) -> list[Order]:
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[Order]:
         """Orders, newest first."""
-        return [_order(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+        statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
+        return [_order(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def due(self, now: datetime, *, at_most: int) -> list[Order]:
         """Unpaid orders whose time is over, locked for the caller's transaction; those of others are passed over."""
@@ -355,9 +368,10 @@ async def open_work(connection: Connection, arrivals: Sequence[Arrival], *, toda
     work = Work(await orders.find(sorted(ids)) if ids else {})
     before = {order.id: _changes(order) for order in work.orders.values()}
     yield work
-    await orders.save(*(order for order in work.orders.values() if _changes(order) != before[order.id]))
-    for room_type in work.room_types:
+    # Room types first: they lock nights from the first one on, like everybody else.
+    for room_type in sorted(work.room_types, key=lambda changed: (changed.id, changed.version)):
         await _change_room_type(connection, room_type, today)
+    await orders.save(*(order for order in work.orders.values() if _changes(order) != before[order.id]))
 
 
 async def _change_room_type(connection: Connection, changed: RoomType, today: date) -> None:
@@ -367,7 +381,11 @@ async def _change_room_type(connection: Connection, changed: RoomType, today: da
         *(changed.nightly_rate.currency, changed.nightly_rate.amount),
     )
     if newer:
-        await connection.execute(CHANGE_CAPACITY, changed.id, changed.capacity)
+        nights = await connection.fetch(CHANGE_CAPACITY, changed.id, changed.capacity)
+        if closed := [row["night"].isoformat() for row in nights if row["closed"]]:
+            logger.warning(
+                "%s: more is sold than its new capacity of %d; closed: %s", changed.id, changed.capacity, closed
+            )
         await connection.execute(OPEN_NIGHTS, today, MOST_DAYS_AHEAD + MOST_NIGHTS + 2)
 
 

@@ -19,6 +19,10 @@ class PaymentChanged(Conflict):
     """The payment was changed by another call at the same time; try again."""
 
 
+class RefundPending(Conflict):
+    """The card processor has not given the money back yet; the cancel stands and is carried through."""
+
+
 class ProcessorUnavailable(Exception):
     """The card processor gave no answer, or an error for one: whether it did what it was asked is unknown."""
 

@@ -8,6 +8,7 @@ from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Money, new_id
 from pay_svc.domain import UNAVAILABLE, Card, Charge, ProcessorUnavailable, Refusal
 
+APPROVED = "4242424242424242"  # as any other number that is not named here
 REFUSED = {
     "4000000000000002": "CARD_DECLINED",
     "4000000000009995": "INSUFFICIENT_FUNDS",

@@ -9,10 +9,10 @@ from datetime import timedelta
 from gotohotel.database import Database
 from gotohotel.domain import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, Unavailable, allow
+from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, allow
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
-from pay_svc.domain import Card, CardTrace, Payment, PaymentChanged, Processor, ProcessorUnavailable
+from pay_svc.domain import Card, CardTrace, Payment, PaymentChanged, Processor, ProcessorUnavailable, RefundPending
 from pay_svc.store import PostgresPayments
 from pay_svc.wire import booking_from_proto
 
@@ -64,8 +64,10 @@ class PayServer:
                 self._payments, self._processor, order_id, currency=self._currency, timeout_seconds=self._timeout
             )
         except ProcessorUnavailable:
-            raise Unavailable("the card processor has not given the money back yet") from None
-        self._committed()
+            # Not UNAVAILABLE: the gateway would count it against pay_svc itself, which is well.
+            raise RefundPending() from None
+        finally:
+            self._committed()
         return _payment(payment)
 
     @allow(GUEST, DESK)

@@ -79,10 +79,19 @@ WHERE order_id = $1
 LIST = f"""
 SELECT {COLUMNS}
 FROM payments
-WHERE ($1::text IS NULL OR owner = $1)
-  AND ($2::uuid IS NULL OR order_id < $2)
+WHERE order_id < $1
 ORDER BY order_id DESC
-LIMIT $3
+LIMIT $2
+"""
+
+# A statement of its own: one for both could use no index for the owner.
+LIST_OF_OWNER = f"""
+SELECT {COLUMNS}
+FROM payments
+WHERE owner = $3
+  AND order_id < $1
+ORDER BY order_id DESC
+LIMIT $2
 """
 
 UNSETTLED = """
@@ -123,9 +132,10 @@ class PostgresPayments:
             raise PaymentNotFound()
         return _payment(row)
 
-    async def page(self, *, owner: str | None, before: str | None, size: int) -> list[Payment]:
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[Payment]:
         """Payments, newest order first."""
-        return [_payment(row) for row in await self._connection.fetch(LIST, owner, before, size)]
+        statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
+        return [_payment(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def save(self, payment: Payment) -> None:
         """Saves changes and announces what happened. Raises PaymentChanged if somebody saved in between."""

@@ -20,6 +20,7 @@ class ReservationSettings(Settings):
     fingerprint_key: str  # keys the hashes of request bodies
     pay_timeout_seconds: float = 6.0  # a cancel may have to ask the processor three times
     currency: str = "KRW"  # the property's
+    currency_digits: int = 0  # how many decimals its amounts have (ISO 4217)
 
 
 async def compose(app: App, settings: ReservationSettings) -> None:
@@ -30,6 +31,7 @@ async def compose(app: App, settings: ReservationSettings) -> None:
         Requests(app.database, settings.fingerprint_key.encode()),
         GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
         currency=settings.currency,
+        currency_digits=settings.currency_digits,
         committed=app.committed,
     )
     app.serve(reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"], server)

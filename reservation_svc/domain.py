@@ -2,12 +2,12 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState
+from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState, parse_text
 
 
 class ReservationNotFound(NotFound):
@@ -154,23 +154,29 @@ class Reservation(Aggregate):
         self.updated_at = at
         self.record(ReservationConfirmed(occurred_at=at, confirmation_no=confirmation_no))
 
-    def ask_ending(self, status: Status, reason: str, *, at: datetime) -> None:
-        """The desk wants it to end so. Safe to repeat."""
+    def ask_ending(self, status: Status, reason: str, *, at: datetime) -> bool:
+        """The desk wants it to end so. Safe to repeat; True if nobody had asked for it before.
+
+        Asking again binds: the one who asked first can't withdraw what somebody else is carrying out.
+        """
         if self.status == status:
-            return
+            return False
         self._refuse_ended()
         if status == Status.REJECTED and self.confirmed_at is not None:
             raise ReservationConfirmedAlready()
         if self.ending is None:
             self.ending = Ending(status=status, reason=reason, asked_at=at, binding=False)
             self.updated_at = at
-        elif self.ending.status != status:
+            return True
+        if self.ending.status != status:
             raise ReservationEnding()
+        self.bind_ending()
+        return False
 
     def bind_ending(self) -> None:
         """pay_svc may have heard of the ending: from now on it is carried through."""
         if self.ending is not None:
-            self.ending = _bound(self.ending)
+            self.ending = replace(self.ending, binding=True)
 
     def withdraw_ending(self, *, at: datetime) -> None:
         """pay_svc has not heard of the ending: forgets it, unless the guest asked for one meanwhile."""
@@ -185,10 +191,11 @@ class Reservation(Aggregate):
             self.updated_at = at
         self.bind_ending()
 
-    def end(self, *, at: datetime) -> None:
-        """The payment is canceled, and with it the reservation. Safe to repeat."""
-        if self.ended_at is not None or self.ending is None:
+    def end(self, ending: Ending, *, at: datetime) -> None:
+        """The payment is canceled, and with it the reservation, in whatever way was asked first. Safe to repeat."""
+        if self.ended_at is not None:
             return
+        self.ending = self.ending or ending
         self.ended_at = at
         self.updated_at = at
         happened = ReservationRejected if self.ending.status == Status.REJECTED else ReservationCanceled
@@ -197,10 +204,6 @@ class Reservation(Aggregate):
     def _refuse_ended(self) -> None:
         if self.ended_at is not None:
             raise ReservationEnded()
-
-
-def _bound(ending: Ending) -> Ending:
-    return Ending(status=ending.status, reason=ending.reason, asked_at=ending.asked_at, binding=True)
 
 
 class RoomType(Aggregate):
@@ -222,7 +225,7 @@ class RoomType(Aggregate):
 
     def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money) -> None:
         """Sets what may be set. Raises Invalid naming the field."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", self.id):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(self.id, "id", at_most=64)):
             raise Invalid("id", "must have 1 to 64 letters, digits, - and _")
         if not 0 <= capacity <= 10_000:
             raise Invalid("capacity", "must be 0 to 10000")

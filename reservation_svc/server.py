@@ -7,7 +7,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from gotohotel.database import Database
+from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Invalid, parse_id, parse_text
 from gotohotel.idempotency import Requests
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
@@ -40,6 +40,7 @@ class ReservationServer:
         payments: Payments,
         *,
         currency: str,
+        currency_digits: int,
         committed: Callable[[], None],
     ) -> None:
         self._database = database
@@ -48,11 +49,14 @@ class ReservationServer:
         self._requests = requests
         self._payments = payments
         self._currency = currency
+        self._currency_digits = currency_digits
         self._committed = committed
 
     @allow(DESK)
     async def ListReservations(self, request: pb.ListReservationsRequest, _: Caller) -> pb.ListReservationsResponse:
         page = parse_page(request)
+        if request.status not in pb.Reservation.Status.values():
+            raise Invalid("status", "is not a status of a reservation")
         status = pb.Reservation.Status.Name(request.status) if request.status else None
         reservations = await self._reservations.page(status=status, before=page.before, size=page.size)
         token = page.next_token([reservation.order_id for reservation in reservations])
@@ -92,8 +96,8 @@ class ReservationServer:
     @allow(DESK)
     async def UpsertRoomType(self, request: pb.UpsertRoomTypeRequest, caller: Caller) -> pb.RoomType:
         rate = money_from_proto(request.nightly_rate, "nightlyRate")
-        if rate.currency != self._currency:
-            raise Invalid("nightlyRate", f"must be in {self._currency}")
+        if rate.currency != self._currency or rate.amount != round(rate.amount, self._currency_digits):
+            raise Invalid("nightlyRate", f"must be in {self._currency} with {self._currency_digits} decimals")
         display_name = parse_text(request.display_name, "displayName", at_most=100)
 
         async def upsert(connection: Any) -> pb.RoomType:
@@ -119,14 +123,17 @@ class ReservationServer:
     async def finish_endings(self) -> None:
         """The job that carries cancels and rejections through, the guest's and those that were interrupted."""
         while order_ids := await self._reservations.due_endings(at_most=20):
-            await asyncio.gather(*(self._finish_ending(order_id) for order_id in order_ids))
-            self._committed()
+            async with asyncio.TaskGroup() as tasks:
+                for order_id in order_ids:
+                    tasks.create_task(self._finish_ending(order_id))
 
     async def _finish_ending(self, order_id: str) -> None:
         try:
             await service.finish_ending(self._reservations, self._payments, order_id)
-        except (PaymentNotCanceled, ReservationChanged) as error:
-            logger.warning("order %s: the cancel goes on later: %s", order_id, error)
+        except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:
+            logger.warning("order %s: the cancel goes on later: %r", order_id, error)
+        finally:
+            self._committed()
 
     async def _end(
         self, request: pb.RejectReservationRequest | pb.CancelReservationRequest, caller: Caller, status: Status
@@ -150,9 +157,10 @@ class ReservationServer:
                 raise Unavailable("the payment can't be canceled now; try again") from None
             return _reservation(ended)
 
-        answer = await self._requests.in_steps(request, pb.Reservation, end, subject=caller.subject)
-        self._committed()
-        return answer
+        try:
+            return await self._requests.in_steps(request, pb.Reservation, end, subject=caller.subject)
+        finally:
+            self._committed()
 
 
 def _reservation(reservation: Reservation) -> pb.Reservation:

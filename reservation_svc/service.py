@@ -4,9 +4,11 @@ A reservation ends in three steps: the ending is stored, the payment is canceled
 between leaves the ending, and `finish_ending` carries it through.
 """
 
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from reservation_svc.domain import (
+    Ending,
     PaymentNotCanceled,
     Payments,
     Reservation,
@@ -29,31 +31,38 @@ async def confirm_reservation(
 async def end_reservation(
     reservations: Reservations, payments: Payments, order_id: str, *, status: Status, reason: str, now: datetime
 ) -> Reservation:
-    """Cancels or rejects: the payment first. Raises PaymentNotCanceled; the reservation then stands as before."""
+    """Cancels or rejects: the payment first. Raises PaymentNotCanceled.
+
+    If pay_svc has not even heard of it, the reservation stands as before; otherwise the ending is carried through.
+    """
     reservation = await reservations.get(order_id)
-    reservation.ask_ending(status, reason, at=now)
-    if reservation.ended_at is not None:
+    asked_first = reservation.ask_ending(status, reason, at=now)
+    if reservation.ended_at is not None or reservation.ending is None:
         return reservation
     await reservations.save(reservation)
     try:
         await payments.cancel(order_id)
     except PaymentNotCanceled as error:
-        await _withdraw_or_bind(reservations, order_id, never_asked=error.never_asked, now=now)
+        if asked_first and error.never_asked:
+            await _withdraw(reservations, reservation, now=now)
         raise
-    return await _end(reservations, order_id)
+    return await _end(reservations, order_id, reservation.ending)
 
 
 async def finish_ending(reservations: Reservations, payments: Payments, order_id: str) -> None:
-    """Carries a stored ending through. Raises PaymentNotCanceled: try again later."""
+    """Carries a binding ending through. Raises PaymentNotCanceled: try again later."""
+    reservation = (await reservations.find([order_id]))[order_id]
+    if reservation.ending is None:
+        return
     await payments.cancel(order_id)
-    await _end(reservations, order_id)
+    await _end(reservations, order_id, reservation.ending)
 
 
-async def _end(reservations: Reservations, order_id: str) -> Reservation:
+async def _end(reservations: Reservations, order_id: str, ending: Ending) -> Reservation:
     """Stores the end of a reservation whose payment is canceled."""
     for last_try in (False, False, True):
         reservation = (await reservations.find([order_id]))[order_id]
-        reservation.end(at=datetime.now(UTC))
+        reservation.end(ending, at=datetime.now(UTC))
         try:
             await reservations.save(reservation)
         except ReservationChanged:
@@ -64,10 +73,8 @@ async def _end(reservations: Reservations, order_id: str) -> Reservation:
     return reservation
 
 
-async def _withdraw_or_bind(reservations: Reservations, order_id: str, *, never_asked: bool, now: datetime) -> None:
-    reservation = (await reservations.find([order_id]))[order_id]
-    if never_asked:
-        reservation.withdraw_ending(at=now)
-    else:
-        reservation.bind_ending()
-    await reservations.save(reservation)
+async def _withdraw(reservations: Reservations, reservation: Reservation, *, now: datetime) -> None:
+    """Takes the ending back, unless anybody has done anything to the reservation since it was stored."""
+    reservation.withdraw_ending(at=now)
+    with suppress(ReservationChanged):
+        await reservations.save(reservation)

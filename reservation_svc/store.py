@@ -39,10 +39,20 @@ LIST = f"""
 SELECT {COLUMNS}
 FROM reservations
 WHERE booking IS NOT NULL
-  AND ($1::text IS NULL OR status = $1)
-  AND ($2::uuid IS NULL OR order_id < $2)
+  AND order_id < $1
 ORDER BY order_id DESC
-LIMIT $3
+LIMIT $2
+"""
+
+# A statement of its own: one for both could use no index for the status.
+LIST_OF_STATUS = f"""
+SELECT {COLUMNS}
+FROM reservations
+WHERE booking IS NOT NULL
+  AND status = $3
+  AND order_id < $1
+ORDER BY order_id DESC
+LIMIT $2
 """
 
 # Any number of reservations at once: new ones (revision 0) are inserted, others updated if nobody was faster.
@@ -98,12 +108,14 @@ announced AS (
 SELECT rows FROM done
 """
 
-# Binding endings at once; others only after the desk's own call must be over. Each is put off before it is tried,
-# so that replicas do not try the same one, and a failure is tried again later and later.
+# Binding endings at once; others, which then become binding, only after the desk's own call must be over. Each is
+# put off before it is tried, so that replicas do not try the same one, and a failure is tried again later and later.
 DUE_ENDINGS = """
 UPDATE reservations
 SET next_try_at = now() + make_interval(secs => least(60, 2 ^ least(tries, 6))),
-    tries = tries + 1
+    tries = tries + 1,
+    ending_binding = true,
+    revision = revision + 1
 WHERE order_id IN (
     SELECT order_id
     FROM reservations
@@ -169,9 +181,10 @@ class PostgresReservations:
         rows = await self._connection.fetch(FIND, order_ids)
         return {str(row["order_id"]): _reservation(row) for row in rows}
 
-    async def page(self, *, status: str | None, before: str | None, size: int) -> list[Reservation]:
+    async def page(self, *, status: str | None, before: str, size: int) -> list[Reservation]:
         """Received reservations, newest order first."""
-        return [_reservation(row) for row in await self._connection.fetch(LIST, status, before, size)]
+        statement, statuses = (LIST, ()) if status is None else (LIST_OF_STATUS, (status,))
+        return [_reservation(row) for row in await self._connection.fetch(statement, before, size, *statuses)]
 
     async def due_endings(self, *, at_most: int) -> list[str]:
         """Orders whose reservation's ending is to be carried on now."""

@@ -9,15 +9,20 @@ CREATE TABLE room_types (
     nightly_rate numeric NOT NULL CHECK (nightly_rate >= 0)
 );
 
--- Rooms per night. Capacity is the room type's, or what is held where that is more: then the night is closed.
+-- Rooms per night. What may be held is nominal, the room type's capacity, or what was held already when that was
+-- lowered: then the night is closed until it fits. Both stand in the row itself, so that whoever waited for its lock
+-- calculates with what is true then.
 CREATE TABLE allotment (
     room_type text NOT NULL REFERENCES room_types,
     night date NOT NULL,
+    nominal integer NOT NULL,
     capacity integer NOT NULL,
     held integer NOT NULL DEFAULT 0 CONSTRAINT allotment_never_negative CHECK (held >= 0),
     PRIMARY KEY (room_type, night),
     -- No room is sold twice.
-    CONSTRAINT allotment_held_within_capacity CHECK (held <= capacity)
+    CONSTRAINT allotment_held_within_capacity CHECK (held <= capacity),
+    -- A closed night shrinks to its nominal capacity with each room that is given back.
+    CONSTRAINT allotment_shrinks_to_nominal CHECK (capacity = greatest(held, nominal))
 );
 
 CREATE TABLE orders (

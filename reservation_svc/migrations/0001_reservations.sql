@@ -19,7 +19,7 @@ CREATE TABLE reservations (
     CONSTRAINT reservations_confirmation_no UNIQUE (confirmation_no)
 ) WITH (fillfactor = 80);             -- room for updates in place
 
--- ListReservations, newest order first, all or of one status.
+-- ListReservations of one status, newest order first.
 CREATE INDEX reservations_status ON reservations (status, order_id DESC) WHERE booking IS NOT NULL;
 -- The job that carries endings through.
 CREATE INDEX reservations_ending ON reservations (next_try_at) WHERE ending_status IS NOT NULL AND ended_at IS NULL;

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
@@ -173,6 +174,31 @@ async def test_nothing_is_lost_or_doubled_when_nats_is_killed(
         await until(lambda: len(seen.orders) >= 100)
 
     assert sorted(seen.orders) == sorted([*(f"before-{n}" for n in range(50)), *(f"during-{n}" for n in range(50))])
+
+
+async def test_publishes_that_are_never_answered_give_their_places_back(server: Server) -> None:
+    """Else the relay would come to a stop after a few outages."""
+    async with running(server.url) as bus:
+        server.process.send_signal(signal.SIGSTOP)
+        try:
+            sent = await bus.publish_all([("gotohotel.order.v1.Ordered", b"", {"Nats-Msg-Id": new_id()})] * 20)
+        finally:
+            server.process.send_signal(signal.SIGCONT)
+
+        assert sent == [False] * 20
+        await until(lambda: bus._js.publish_async_pending() == 0)
+
+
+async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -> None:
+    """A client that the server throws out gives up; the service ends, and is started again."""
+    bus = Bus(server.url, name="test_svc")
+    await bus.connect()
+
+    transport = bus._client._transport
+    assert transport is not None
+    transport.write(b"NONSENSE\r\n")
+
+    await asyncio.wait_for(bus.lost.wait(), timeout=30)
 
 
 async def test_an_event_that_comes_again_has_no_second_effect(

@@ -1,6 +1,6 @@
 """The kernel's values and errors."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -12,6 +12,7 @@ from gotohotel.domain import (
     Money,
     NotFound,
     find_card_numbers,
+    first_id_at,
     new_id,
     parse_id,
     parse_text,
@@ -61,6 +62,13 @@ def test_ids_sort_by_the_time_of_their_making() -> None:
     assert sorted(ids) == ids
 
 
+def test_the_first_id_of_a_time_is_not_after_an_id_made_then() -> None:
+    """So that old rows are found by their primary key."""
+    now = datetime.now(UTC)
+
+    assert first_id_at(now - timedelta(seconds=1)) < new_id() < first_id_at(now + timedelta(minutes=1))
+
+
 def test_an_id_that_is_none_is_refused_by_field() -> None:
     """The field's JSON name is in the error."""
     with pytest.raises(Invalid) as refusal:
@@ -76,7 +84,25 @@ def test_card_numbers_pass_luhn(number: str) -> None:
     assert not passes_luhn(number[:-1] + str((int(number[-1]) + 1) % 10))
 
 
-@pytest.mark.parametrize("text", ["4242424242424242", "my card 4242 4242 4242 4242!", "x4242-4242-4242-4242y"])
+CARDS = [
+    "4242424242424242",
+    "my card 4242 4242 4242 4242!",
+    "x4242-4242-4242-4242y",
+    "Kim 4242 4242 4242 4242 12/28",
+    "1 4242 4242 4242 4242",
+    "room 2 4242424242424242",
+    "4242.4242.4242.4242",
+    "4242  4242  4242  4242",
+    "4242 – 4242 – 4242 – 4242".replace(" – ", "–"),
+    "4242,4242,4242,4242",
+    "4242 - 4242 - 4242 - 4242",
+    "4242\u200b4242\u200b4242\u200b4242",
+    "deadbeef-4242-4242-4242-424242424242",
+    "٤٢٤٢٤٢٤٢٤٢٤٢٤٢٤٢",
+]
+
+
+@pytest.mark.parametrize("text", CARDS)
 def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -> None:
     """The refusal must not carry the digits further."""
     with pytest.raises(Invalid) as refusal:
@@ -86,7 +112,8 @@ def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -
 
 
 def test_an_identifier_is_no_card_number() -> None:
-    """UUIDs and trace contexts hold long runs of digits too."""
+    """UUIDs and trace contexts hold long runs of digits too; neither are telephone numbers or times."""
+    assert find_card_numbers("+82 10-1234-5678, 2026-11-22T11:16:53.523+00:00, [2933] 2026/11/22 11:16:52.804338") == []
     assert find_card_numbers("order 00000000-0000-4242-4242-424242424242") == []
     assert find_card_numbers(f"00-{'42' * 16}-{'42' * 8}-01") == []
 

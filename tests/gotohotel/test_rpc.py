@@ -46,12 +46,12 @@ def implementation(act: Act) -> object:
 
 
 @asynccontextmanager
-async def served(act: Act) -> AsyncIterator[Any]:
+async def served(act: Act, *, most_calls: int = 100) -> AsyncIterator[Any]:
     """A channel to a server of that service."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RpcServer(port=port, host="127.0.0.1")
+    server = RpcServer(port=port, host="127.0.0.1", most_calls=most_calls)
     server.add(SERVICE, implementation(act))
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -143,6 +143,29 @@ async def test_unavailable_says_when_to_try_again() -> None:
     assert code == grpc.StatusCode.UNAVAILABLE
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.seconds == 3
+
+
+async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
+    """Work that outlived its caller counts too."""
+    began, end = asyncio.Event(), asyncio.Event()
+
+    async def work(_: Any, __: Caller) -> pb.Order:
+        began.set()
+        await end.wait()
+        return pb.Order()
+
+    async with served(work, most_calls=1) as channel:
+        calling = asyncio.ensure_future(call(channel))
+        await asyncio.wait_for(began.wait(), timeout=5)
+        calling.cancel()
+
+        code, status = await refusal(channel)
+        end.set()
+
+    retry = error_details_pb2.RetryInfo()
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status.details[1].Unpack(retry)
+    assert retry.retry_delay.seconds == 1
 
 
 async def test_work_goes_on_when_the_caller_hangs_up() -> None:

@@ -122,11 +122,23 @@ def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
     order = an_order()
     order.start_payment("a", started_at=NOON, until=LATER)
 
-    order.settle_payment(PaymentOutcome(error=DECLINED), at=NOON)
+    order.settle_payment(order.attempt_id, PaymentOutcome(error=DECLINED), at=NOON)
     assert (order.status, order.payment_error, order.attempt_until) == (Status.PAYMENT_PENDING, DECLINED, None)
 
-    order.settle_payment(PaymentOutcome(approved_at=NOON), at=NOON)
+    order.settle_payment(order.attempt_id, PaymentOutcome(approved_at=NOON), at=NOON)
     assert (order.status, order.payment_error) == (Status.PAID, None)
+
+
+def test_a_late_word_on_an_older_try_changes_nothing() -> None:
+    """The newer try is still in flight, and keeps the order from expiring."""
+    order = an_order()
+    order.start_payment("a", started_at=NOON, until=LATER)
+    order.start_payment("b", started_at=NOON, until=LATER + timedelta(minutes=1))
+
+    order.settle_payment("a", PaymentOutcome(error=DECLINED), at=NOON)
+    order.expire(at=LATER)
+
+    assert (order.status, order.payment_error) == (Status.PAYMENT_PENDING, None)
 
 
 @pytest.mark.parametrize("ended", [a_canceled_order, an_expired_order, a_rejected_order])
@@ -171,7 +183,7 @@ def test_an_order_does_not_expire_while_a_payment_is_in_flight() -> None:
     order.expire(at=LATER)
     assert order.facts.expired_at is None
 
-    order.settle_payment(PaymentOutcome(error=DECLINED), at=LATER)
+    order.settle_payment(order.attempt_id, PaymentOutcome(error=DECLINED), at=LATER)
     order.expire(at=LATER)
     order.expire(at=LATER)
     assert order.status == Status.EXPIRED

@@ -8,13 +8,14 @@ from typing import Any
 import asyncpg
 import pytest
 
+from gotohotel.app import PRUNE
 from gotohotel.database import Database
-from gotohotel.domain import Invalid, Money, new_id
+from gotohotel.domain import Invalid, Money, first_id_at, new_id
 from gotohotel.policies import Arrival
 from gotohotel.reservation.v1.events_pb2 import RoomTypeChanged
 from order_svc import service
 from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RoomType, SoldOut, Status, Stay
-from order_svc.store import PostgresOrders, PostgresRoomTypes, open_work
+from order_svc.store import CHANGE_CAPACITY, LIST_OF_OWNER, PostgresOrders, PostgresRoomTypes, open_work
 
 TODAY = date(2026, 1, 1)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -164,6 +165,54 @@ async def test_a_capacity_below_what_is_held_closes_the_night_until_it_fits(orde
         await orders.place(an_order(smaller), smaller, None)
     await service.cancel_order(orders, sold[2].id, owner=None, reason="", now=NOW)
     assert await orders.place(an_order(smaller), smaller, None)
+
+
+@pytest.mark.parametrize(("before", "after"), [(10, 2), (3, 8)])
+async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
+    order_database: Database, before: int, after: int
+) -> None:
+    """The cancel waits for the night's lock and then calculates with the new capacity, not with its snapshot's."""
+    room_type = await change_room_type(order_database, before)
+    orders = PostgresOrders(order_database.autocommit)
+    sold = [an_order(room_type) for _ in range(3)]
+    for order in sold:
+        await orders.place(order, room_type, None)
+    async with order_database.transaction() as connection:
+        await connection.execute("UPDATE room_types SET capacity = $1, version = 2", after)
+        await connection.fetch(CHANGE_CAPACITY, "Prime", after)
+        canceling = asyncio.create_task(service.cancel_order(orders, sold[0].id, owner=None, reason="", now=NOW))
+        waiting = 0
+        while not waiting:
+            waiting = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
+    await canceling
+
+    row = await order_database.autocommit.fetchrow("SELECT held, capacity FROM allotment WHERE night = $1", TODAY)
+    assert (row["held"], row["capacity"]) == (2, after)
+
+
+async def test_a_guests_list_goes_by_its_index(order_database: Database) -> None:
+    """However many orders others have."""
+    async with order_database.transaction() as connection:
+        await connection.execute(f"PREPARE list AS {LIST_OF_OWNER}")
+        plan = await connection.fetch("EXPLAIN EXECUTE list('ffffffff-ffff-ffff-ffff-ffffffffffff', 50, 'alice')")
+
+    assert "orders_owner" in "".join(row[0] for row in plan)
+
+
+async def test_old_published_events_are_pruned(order_database: Database) -> None:
+    """Those that wait, and those that are young, stay."""
+    room_type = await change_room_type(order_database, 9)
+    for _ in range(2):
+        await PostgresOrders(order_database.autocommit).place(an_order(room_type), room_type, None)
+    connection = order_database.autocommit
+    await connection.execute(
+        "UPDATE outbox SET published_at = now() WHERE event_id = (SELECT event_id FROM outbox LIMIT 1)"
+    )
+
+    young = await connection.execute(PRUNE["outbox"], first_id_at(datetime.now(UTC) - timedelta(days=3)))
+    old = await connection.execute(PRUNE["outbox"], first_id_at(datetime.now(UTC) + timedelta(days=3)))
+
+    assert (young, old) == ("DELETE 0", "DELETE 1")
 
 
 async def test_an_older_room_type_changes_nothing(order_database: Database) -> None:

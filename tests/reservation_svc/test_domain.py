@@ -9,6 +9,7 @@ import pytest
 from gotohotel.domain import Invalid, Money
 from reservation_svc.domain import (
     Booking,
+    Ending,
     Reservation,
     ReservationConfirmedAlready,
     ReservationEnded,
@@ -21,6 +22,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOKING = Booking(
     name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", amount=Money("KRW", Decimal(1))
 )
+CANCELED = Ending(status=Status.CANCELED, reason="", asked_at=NOON, binding=True)
 
 
 def a_reservation() -> Reservation:
@@ -66,8 +68,8 @@ def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: st
     with pytest.raises(ReservationEnding):
         reservation.confirm("C1", at=NOON)
 
-    reservation.end(at=NOON)
-    reservation.end(at=NOON)
+    reservation.end(CANCELED, at=NOON)
+    reservation.end(CANCELED, at=NOON)
     assert reservation.status == status
     assert announced(reservation) == ["ReservationTaken", event]
 
@@ -76,7 +78,7 @@ def test_an_ended_reservation_cannot_be_confirmed_or_ended_otherwise() -> None:
     """Ends are final; asking for the same end again is no error."""
     reservation = a_reservation()
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
-    reservation.end(at=NOON)
+    reservation.end(CANCELED, at=NOON)
 
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
     with pytest.raises(ReservationEnded):
@@ -105,6 +107,18 @@ def test_an_ending_that_nobody_heard_of_is_withdrawn() -> None:
     assert reservation.status == Status.CONFIRMED
 
 
+def test_asking_again_binds() -> None:
+    """Whoever asked first can't withdraw what somebody else is carrying out."""
+    reservation = a_reservation()
+
+    assert reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    assert not reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.withdraw_ending(at=NOON)
+    reservation.end(CANCELED, at=NOON)
+
+    assert reservation.status == Status.CANCELED
+
+
 def test_a_guests_cancel_is_never_withdrawn() -> None:
     """Even if it came while the desk's own cancel was about to fail."""
     reservation = a_reservation()
@@ -112,7 +126,7 @@ def test_a_guests_cancel_is_never_withdrawn() -> None:
     reservation.note_order_ended("plans", at=NOON)
 
     reservation.withdraw_ending(at=NOON)
-    reservation.end(at=NOON)
+    reservation.end(CANCELED, at=NOON)
 
     assert reservation.status == Status.CANCELED
 
@@ -124,7 +138,7 @@ def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
     reservation.note_order_ended("plans", at=NOON)
     if then_paid:
         reservation.take(BOOKING, at=NOON)
-    reservation.end(at=NOON)
+    reservation.end(CANCELED, at=NOON)
     reservation.take(BOOKING, at=NOON)
 
     assert (reservation.status, reservation.booking) == (Status.CANCELED, None)
@@ -136,6 +150,7 @@ def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
     [
         (lambda: room_type(id="a/b"), "id"),
         (lambda: room_type(id="x" * 65), "id"),
+        (lambda: room_type(id="4242-4242-4242-4242"), "id"),
         (lambda: room_type(capacity=-1), "capacity"),
         (lambda: room_type(capacity=10_001), "capacity"),
         (lambda: room_type(max_guests=0), "maxGuests"),

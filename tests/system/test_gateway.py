@@ -16,8 +16,9 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
 from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
 from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
+from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
-from tests.conftest import Client, Hotel
+from tests.conftest import Client, Hotel, wait_for
 
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
 
@@ -216,6 +217,127 @@ def test_every_error_has_the_contracts_shape(
     assert error["details"][0]["reason"].isupper()
 
 
+RATE = {"currencyCode": "KRW", "units": "1000"}
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"capacity": None}, "capacity"),
+        ({"capacity": -1}, "capacity"),
+        ({"maxGuests": 0}, "maxGuests"),
+        ({"nightlyRate": None}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "units": "9000000000000000000"}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "units": "-1"}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "nanos": 500_000_000}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "nanos": -1}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "currencyCode": "USD"}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "currencyCode": "won"}}, "nightlyRate"),
+    ],
+)
+def test_a_room_type_that_cannot_be_is_refused_by_field(hotel: Hotel, change: dict[str, Any], field: str) -> None:
+    """And searching goes on."""
+    body = {"capacity": 1, "maxGuests": 2, "nightlyRate": RATE, **change}
+
+    answer = hotel.desk.request("PUT", "/roomTypes/Odd", json=body)
+
+    assert answer.status_code == 400
+    assert answer.json()["details"][1]["fieldViolations"][0]["field"] == field
+    assert "Odd" not in [room["roomType"] for room in hotel.search()]
+
+
+def test_what_is_typed_into_a_path_is_not_logged(hotel: Hotel, guest: Client) -> None:
+    """Anybody could put a card number into the logs."""
+    for path in ("/x/4242424242424242", "/orders/4242424242424242", "/rooms?checkIn=4242424242424242"):
+        httpx.get(hotel.stack.gateway_url + path)
+        guest.request("GET", path)
+    wait_for(lambda: (hotel.stack.home / "log" / "access.log").stat().st_size > 0)
+
+    assert "4242424242424242" not in (hotel.stack.home / "log" / "access.log").read_text()
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ("grpc-timeout", "abc"),
+        ("grpc-timeout", ""),
+        ("grpc-timeout", "-1S"),
+        ("grpc-timeout", "5S, 5S"),
+        ("grpc-encoding", "foo"),
+        ("x-foo-bin", "!!!"),
+        ("grpc-tags-bin", "!!!"),
+        ("grpc-trace-bin", "***"),
+        ("grpc-previous-rpc-attempts", "x"),
+    ],
+)
+def test_a_header_that_grpc_cannot_read_harms_nobody(hotel: Hotel, header: tuple[str, str]) -> None:
+    """All callers share one connection to a service: neither this call nor the others' fail."""
+    with httpx.Client(base_url=hotel.stack.gateway_url) as client:
+        statuses = {client.get("/rooms", headers=dict([header])).status_code for _ in range(5)}
+        statuses |= {client.get("/rooms").status_code for _ in range(100)}
+
+    assert statuses == {200}
+
+
+def test_an_id_in_the_query_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
+    """Whatever its spelling."""
+    mine, other = hotel.order(guest, card=None), hotel.order(guest, card=None)
+
+    for name in ("orderId", "order_id", "id", "order%49d", "orderId.x"):
+        answer = guest.request("DELETE", f"/orders/{mine['id']}?{name}={other['id']}")
+        assert answer.status_code == 400
+        assert answer.json()["details"][0]["reason"] == "INVALID_ARGUMENT"
+    assert hotel.order_with(other["id"])["status"] == "PAYMENT_PENDING"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"), [({"cardNo": 4242424242424242}, "cardNo"), ({"guestCnt": "4242424242424242"}, "guestCnt")]
+)
+def test_a_refusal_names_the_field_and_does_not_repeat_the_value(
+    hotel: Hotel, guest: Client, body: dict[str, Any], field: str
+) -> None:
+    """The value may be a card number."""
+    answer = guest.request("POST", "/orders", json={**hotel.booking(), **body})
+
+    assert answer.status_code == 400
+    assert "42424242" not in answer.text
+    assert answer.json()["details"][1]["fieldViolations"][0]["field"] == field
+
+
+def test_text_that_is_no_utf_8_is_refused(hotel: Hotel, guest: Client) -> None:
+    """As JSON and as gRPC; the answer tells nothing of the program."""
+    for path in ("/rooms?checkIn=%ff", "/orders/%ff", "/payments?pageToken=%ff", "/mypages/%c3%28"):
+        answer = guest.request("GET", path)
+        assert answer.status_code == 400, path
+        assert answer.json()["details"][0]["reason"] == "INVALID_ARGUMENT"
+        assert "protobuf" not in answer.text
+
+
+def test_json_on_a_grpc_path_is_refused(guest: Client) -> None:
+    """Not with a 5xx that invites to try again."""
+    answer = guest.request("POST", "/gotohotel.order.v1.OrderService/ListOrders", json={})
+
+    assert answer.status_code == 415
+    assert answer.json()["details"][0]["reason"] == "UNSUPPORTED_MEDIA_TYPE"
+
+
+def test_a_status_that_does_not_exist_is_refused_over_grpc_too(hotel: Hotel, channel: Any) -> None:
+    """Protobuf takes any number for an enum."""
+    request = ListReservationsRequest()
+    request.MergeFromString(b"\x08\x63")  # status = 99
+
+    with pytest.raises(grpc.RpcError) as error:
+        call(
+            channel,
+            "/gotohotel.reservation.v1.ReservationService/ListReservations",
+            request,
+            ListReservationsResponse,
+            hotel.desk.token,
+        )
+
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
 def test_a_path_is_normalised_before_it_is_looked_at(hotel: Hotel) -> None:
     """The public path is no way into the others."""
     for path in ("/rooms/../orders", "/rooms/%2e%2e/orders", "//orders", "/./orders"):
@@ -279,7 +401,7 @@ def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: 
         call(channel, path, CancelPaymentRequest(order_id=order["id"]), Payment, hotel.desk.token)
 
     assert error.value.code() in (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
-    assert hotel.desk.request("POST", path, json={"orderId": order["id"]}).status_code == 404
+    assert hotel.desk.request("POST", path, json={"orderId": order["id"]}).status_code == 415
     assert guest.get(f"/payments/{order['id']}")["status"] == "APPROVED"
 
 

@@ -3,13 +3,17 @@
 import os
 import signal
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+import httpx
+import psutil
 import pytest
 
 from ops import audit
 from ops.stack import PROCESSES
 from tests.conftest import Client, Hotel, wait_for
+from tests.system.test_journey import CHARGES, query
 
 
 @contextmanager
@@ -79,6 +83,26 @@ def test_bookings_are_taken_while_nats_is_down(hotel: Hotel, guest: Client) -> N
         hotel.page_with(order["id"], status="PAID", reservationStatus="RECEIVED")
 
 
+def test_a_frozen_database_is_an_answer_and_not_a_hang(hotel: Hotel, guest: Client) -> None:
+    """UNAVAILABLE in the contract's shape for every caller, and all is well when it goes on."""
+    order = hotel.order(guest)
+    postmaster = psutil.Process(pid_of(hotel, "postgres"))
+    frozen = [postmaster, *postmaster.children(recursive=True)]
+    callers = [hotel.caller(subject=guest.subject) for _ in range(30)]
+    for process in frozen:
+        process.suspend()
+    try:
+        with ThreadPoolExecutor(max_workers=30) as pool:
+            answers = list(pool.map(lambda caller: caller.request("GET", f"/orders/{order['id']}"), callers))
+    finally:
+        for process in frozen:
+            process.resume()
+
+    assert {answer.status_code for answer in answers} == {503}
+    assert {answer.json()["details"][0]["reason"] for answer in answers} == {"UNAVAILABLE"}
+    wait_for(lambda: attempt(hotel, guest) == "PAID")
+
+
 def test_a_service_that_starts_while_nats_is_down_serves(hotel: Hotel, guest: Client) -> None:
     """Bookings must not wait for the messages."""
     with stopped(hotel, "nats"):
@@ -108,8 +132,6 @@ def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name
 
 def attempt(hotel: Hotel, guest: Client) -> str:
     """How a booking goes while a part may be away."""
-    import httpx
-
     try:
         answer = guest.request("POST", "/orders", json=hotel.booking())
     except httpx.HTTPError:
@@ -123,8 +145,6 @@ def pid_of(hotel: Hotel, name: str) -> int:
 
 def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) -> None:
     """The intent is settled by asking the processor: one charge, and the guest sees PAID."""
-    from tests.system.test_journey import CHARGES, query
-
     order = hotel.order(guest, card=None)
     order_id = order["id"]
     attempt_id = "00000000-0000-7000-8000-0000000000a1"

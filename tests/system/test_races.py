@@ -54,6 +54,21 @@ def test_the_same_request_fifty_times_at_once(hotel: Hotel, guest: Client) -> No
     assert hotel.caller().post("/orders", body)["id"] != order["id"]
 
 
+def test_a_request_that_took_the_last_room_can_be_repeated(hotel: Hotel, guest: Client) -> None:
+    """Before and after: the guest holds the room, and is not told that it is sold out."""
+    room_type, stay = hotel.room_type(capacity=1), hotel.stay()
+    body = {**hotel.booking(roomType=room_type, **stay), "requestId": "last-room"}
+    same = [hotel.caller(subject=guest.subject) for _ in range(10)]
+
+    answers = at_once(10, lambda n: same[n].request("POST", "/orders", json=body))
+    later = guest.request("POST", "/orders", json=body)
+    another = guest.request("POST", "/orders", json={**body, "name": "Somebody else"})
+
+    assert {answer.status_code for answer in (*answers, later)} == {200}
+    assert {answer.content for answer in answers} == {later.content}
+    assert another.json()["details"][0]["reason"] == "REQUEST_ID_REUSED"
+
+
 def test_every_mutation_can_be_repeated_by_its_request_id(hotel: Hotel, guest: Client) -> None:
     """The first answer comes again, even when the state has moved on."""
     order = hotel.order(guest, card=None)

@@ -98,6 +98,29 @@ def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
     )
 
 
+@pytest.mark.parametrize("home", ["/tmp/a b", "/tmp/a%h", "/etc/passwd", "/tmp/" + "x" * 300, "/tmp/" + "x" * 120])
+def test_a_home_that_cannot_be_is_one_clear_sentence(hotel: Hotel, home: str) -> None:
+    """Supervisor's configuration gives blanks and % a meaning of their own, and a socket's path is short."""
+    told = {**environment(hotel.stack), "GOTOHOTEL_HOME": home, "GOTOHOTEL_GATEWAY_PORT": "1"}
+    command = [sys.executable, "-m", "ops", "up"]
+    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "GOTOHOTEL_HOME" in done.stderr
+
+
+def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
+    """Both settings are named."""
+    stack = Stack.on_free_ports(home)
+    same = Stack(stack.home, {**stack.ports, "pay": stack.ports["order"]})
+
+    done = gotohotel(same, "up")
+
+    assert done.returncode == 1
+    assert "GOTOHOTEL_ORDER_PORT and GOTOHOTEL_PAY_PORT" in done.stderr
+
+
 def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
     """Instead of a traceback."""
     stack = Stack.on_free_ports(home)
