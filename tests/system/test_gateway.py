@@ -304,7 +304,7 @@ def test_a_refusal_names_the_field_and_does_not_repeat_the_value(
     assert answer.json()["details"][1]["fieldViolations"][0]["field"] == field
 
 
-def test_text_that_is_no_utf_8_is_refused(hotel: Hotel, guest: Client) -> None:
+def test_text_that_is_no_utf_8_is_refused(guest: Client) -> None:
     """As JSON and as gRPC; the answer tells nothing of the program."""
     for path in ("/rooms?checkIn=%ff", "/orders/%ff", "/payments?pageToken=%ff", "/mypages/%c3%28"):
         answer = guest.request("GET", path)
