@@ -40,7 +40,7 @@ PRUNE = {
     """,
     "inbox": """
     DELETE FROM inbox
-    WHERE event_id IN (SELECT event_id FROM inbox WHERE received_at < $1 ORDER BY received_at LIMIT 1000)
+    WHERE event_id IN (SELECT event_id FROM inbox WHERE event_id < $1 ORDER BY event_id LIMIT 1000)
     """,
     "requests": """
     DELETE FROM requests
@@ -202,7 +202,7 @@ class App:
         await self._prune("outbox", first_id_at(datetime.now(UTC) - KEEP_PUBLISHED))
 
     async def _prune_inbox(self) -> None:
-        await self._prune("inbox", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)
+        await self._prune("inbox", first_id_at(datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS))
 
     async def _prune_requests(self) -> None:
         await self._prune("requests", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
@@ -9,6 +10,13 @@ from contextlib import asynccontextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
+
+# Read when grpc is loaded: its older polling takes a tenth less CPU per order than the EventEngine (decision 6).
+os.environ.setdefault(
+    "GRPC_EXPERIMENTS",
+    "-event_engine_listener,-event_engine_client,-event_engine_callback_cq,"
+    "-event_engine_for_all_other_endpoints",
+)
 
 import asyncpg
 import grpc
@@ -360,6 +368,7 @@ class RpcClient:
         self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
         self._metadata = ((SUBJECT_HEADER, name), (ROLE_HEADER, SERVICE))
         self._budget = RetryBudget()
+        self._methods: dict[str, Any] = {}
 
     async def call(
         self, path: str, request: Message, response_type: type[Response], *, at_most_seconds: float
@@ -369,9 +378,13 @@ class RpcClient:
         Raises CallFailed: unless it was never sent, ask for the truth or repeat the call.
         """
         ends = time.monotonic() + min(at_most_seconds, remaining_seconds())
-        method = self._channel.unary_unary(
-            path, request_serializer=type(request).SerializeToString, response_deserializer=response_type.FromString
-        )
+        if path not in self._methods:
+            self._methods[path] = self._channel.unary_unary(
+                path,
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response_type.FromString,
+            )
+        method = self._methods[path]
         metadata = (*self._metadata, ("traceparent", trace.of("")))
         never_sent = True
         tries = 0

@@ -33,4 +33,3 @@ CREATE TABLE requests (
     CONSTRAINT requests_once PRIMARY KEY (subject, method, request_id)
 );
 CREATE INDEX requests_claimed_at ON requests (claimed_at);  -- for deleting old ones
-CREATE INDEX inbox_received_at ON inbox (received_at);
