@@ -114,6 +114,7 @@ def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -
 def test_an_identifier_is_no_card_number() -> None:
     """UUIDs and trace contexts hold long runs of digits too; neither are telephone numbers or times."""
     assert find_card_numbers("+82 10-1234-5678, 2026-11-22T11:16:53.523+00:00, [2933] 2026/11/22 11:16:52.804338") == []
+    assert find_card_numbers("E0000 00:00:1795351365.720316   30272 config.cc:137]") == []
     assert find_card_numbers("order 00000000-0000-4242-4242-424242424242") == []
     assert find_card_numbers(f"00-{'42' * 16}-{'42' * 8}-01") == []
 
