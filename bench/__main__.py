@@ -21,7 +21,7 @@ def main() -> None:
     """`make bench`."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--seconds", type=int, default=15, help="of full load; half load and pgbench take as long")
-    parser.add_argument("--clients", type=int, default=16, help="connections, of the load and of pgbench")
+    parser.add_argument("--clients", type=int, default=32, help="connections, of the load and of pgbench")
     options = parser.parse_args()
     home = Path(".run/bench")
     shutil.rmtree(home, ignore_errors=True)

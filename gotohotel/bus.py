@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
+import asyncpg
 import nats
 import nats.errors
 from google.protobuf.message import DecodeError
@@ -32,11 +33,18 @@ from gotohotel.policies import Arrival, Policies
 logger = logging.getLogger(__name__)
 
 BATCH = 200
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
 CONFLICT_RETRIES = 3
+RETRY_SECONDS = 1.0
+
+# A batch that is too much for the database at this moment: half of it may not be.
+TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+# Of all that a database says, only this speaks of the event itself.
+BROKEN_DATABASE = (asyncpg.PostgresError, asyncpg.InternalClientError)
+NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
 # Everything that ever happened, so that a read model can be built again from the first event. A full stream
 # refuses (the row waits in its outbox) rather than forget.
@@ -106,7 +114,7 @@ class Bus:
                 self._url,
                 name=self._name,
                 connect_timeout=3,
-                ping_interval=10,
+                ping_interval=5,
                 max_outstanding_pings=2,
                 max_reconnect_attempts=-1,
                 reconnect_time_wait=0.25,
@@ -123,9 +131,10 @@ class Bus:
     async def close(self) -> None:
         """Sends what is written and disconnects."""
         self._closing = True
-        if self._client.is_connected:
-            await self._client.flush(timeout=2)
-        await self._client.close()
+        with suppress(OSError, TimeoutError, nats.errors.Error):
+            if self._client.is_connected:
+                await self._client.flush(timeout=2)
+            await self._client.close()
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
         """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
@@ -141,7 +150,9 @@ class Bus:
                 acks.append(await publish(*message))
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 logger.warning("publish: %s", error)
-                acks.append(None)
+                # Each try that fails keeps a place among the client's open publishes: the rest of the wave waits.
+                acks += [None] * (len(messages) - len(acks))
+                break
         pending = [ack for ack in acks if ack is not None]
         if pending:
             _, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
@@ -159,6 +170,8 @@ class Bus:
                 try:
                     deliveries = await pull.next_batch()
                 except (OSError, nats.errors.Error) as error:
+                    if self._client.is_closed:
+                        raise ConsumerLost("the connection was closed for good") from error
                     logger.warning("consumer %s: NATS is away: %r", self._name, error)
                     await asyncio.sleep(0.5)
                     continue
@@ -192,20 +205,38 @@ class Bus:
         arrivals = [arrival for _, arrival in readable]
         try:
             await _apply_despite_conflicts(arrivals, policies, database)
-        except (*TRANSIENT, Conflict) as error:
+        except TOO_MUCH_AT_ONCE as error:
+            logger.warning("consumer %s: %d events take too long: %r", self._name, len(readable), error)
+            half = len(readable) // 2
+            for part in (readable[:half], readable[half:]) if half else ():
+                await self._handle([delivery for delivery, _ in part], policies, database)
+            if not half:
+                await self._settle(readable[0][0].nak(delay=RETRY_SECONDS))
+        except (*TRANSIENT, *BROKEN_DATABASE, Conflict) as error:
+            if isinstance(error, NEVER_RIGHT):
+                await self._handle_one_by_one(readable, error, policies, database)
+                return
             logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
             for delivery, _ in readable:
-                await self._try_later(delivery)
-        except Exception as error:
-            if len(readable) > 1:
-                for delivery, _ in readable:
-                    await self._handle([delivery], policies, database)
-                return
-            logger.exception("event %s can't be handled", readable[0][1].event_id)
-            await self._bury(readable[0][0], f"impossible: {type(error).__name__}: {error}")
+                # Soon, however often it was tried: all is well again as soon as the database is.
+                await self._settle(delivery.nak(delay=RETRY_SECONDS * random.uniform(0.8, 1.2)))  # noqa: S311
+            await asyncio.sleep(RETRY_SECONDS)
+        except Exception as error:  # noqa: BLE001 - the edge of events: one that can't be handled blocks no other
+            await self._handle_one_by_one(readable, error, policies, database)
         else:
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
+
+    async def _handle_one_by_one(
+        self, readable: list[tuple[Msg, Arrival]], error: Exception, policies: Policies[Any], database: Database
+    ) -> None:
+        """Finds the one among many that can't be handled; a single one goes to the dead letters."""
+        if len(readable) > 1:
+            for delivery, _ in readable:
+                await self._handle([delivery], policies, database)
+            return
+        logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
+        await self._bury(readable[0][0], f"impossible: {type(error).__name__}: {error}")
 
     async def _try_later(self, delivery: Msg) -> None:
         tries = delivery.metadata.num_delivered or 1
@@ -281,6 +312,7 @@ class _Pull:
         self._reply = reply
         self._arrived = arrived
         self._open = 0  # how many events the server may still send
+        self._lost = ""
 
     async def next_batch(self) -> list[Msg]:
         """All events that have arrived, after waiting a second for the first one. Raises ConsumerLost."""
@@ -292,19 +324,22 @@ class _Pull:
         except TimeoutError:
             self._open = 0  # the server was away: nobody knows of our request any more
             return []
-        while not self._arrived.empty():
+        while len(messages) < BATCH and not self._arrived.empty():
             messages.append(self._arrived.get_nowait())
         deliveries = []
         for message in messages:
             status = (message.headers or {}).get("Status")
             if status is None:
-                self._open -= 1
+                self._open = max(0, self._open - 1)
                 deliveries.append(message)
             elif status in REQUEST_IS_OVER:
-                self._open -= int((message.headers or {}).get("Nats-Pending-Messages", self._open))
+                unsent = int((message.headers or {}).get("Nats-Pending-Messages", self._open))
+                self._open = max(0, self._open - unsent)
             else:
-                raise ConsumerLost(f"{status} {(message.headers or {}).get('Description', '')}")
-        return deliveries
+                self._lost = f"{status} {(message.headers or {}).get('Description', '')}"
+        if self._lost and not deliveries:
+            raise ConsumerLost(self._lost)
+        return deliveries  # first, even if the consumer is lost: what has come is handled
 
 
 def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:

@@ -20,8 +20,11 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25  # the safety net: a commit in this process wakes the relay at once
 WAVE = 500
-GATHER_SECONDS = 0.05
+GATHER_SECONDS = 0.1
 KEEP_PUBLISHED = timedelta(days=3)  # so that events can be published again
+
+# The lock of a relay whose machine is gone is free again after eleven seconds.
+KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
 
 RELAY_LOCK = 0x72656C79  # "rely"
 
@@ -123,7 +126,9 @@ class Relay:
 
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: the lock lives as long as the session.
-        connection = await asyncpg.connect(self._url, timeout=3, command_timeout=5, server_settings=SESSION)
+        connection = await asyncpg.connect(
+            self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **KEEPALIVE}
+        )
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 if self._last_wave:

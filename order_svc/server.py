@@ -15,7 +15,7 @@ from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, Caller, allow
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
-from order_svc.domain import Booking, Order, Payments, Status, Stay
+from order_svc.domain import Booking, Order, OrderChanged, Payments, Status, Stay
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 logger = logging.getLogger(__name__)
@@ -157,7 +157,7 @@ class OrderServer:
         outcome = await self._payments.process(order, card_no)
         try:
             return await service.settle_payment(self._orders, order, outcome, now=datetime.now(UTC))
-        except TRANSIENT as error:
+        except (*TRANSIENT, OrderChanged) as error:
             # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
             logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
             return order

@@ -43,8 +43,13 @@ async def end_reservation(
     try:
         await payments.cancel(order_id)
     except PaymentNotCanceled as error:
+        # Taken back, or for the job to carry through at once; unless anybody has done anything to it meanwhile.
         if asked_first and error.never_asked:
-            await _withdraw(reservations, reservation, now=now)
+            reservation.withdraw_ending(at=now)
+        else:
+            reservation.bind_ending()
+        with suppress(ReservationChanged):
+            await reservations.save(reservation)
         raise
     return await _end(reservations, order_id, reservation.ending)
 
@@ -71,10 +76,3 @@ async def _end(reservations: Reservations, order_id: str, ending: Ending) -> Res
         else:
             break
     return reservation
-
-
-async def _withdraw(reservations: Reservations, reservation: Reservation, *, now: datetime) -> None:
-    """Takes the ending back, unless anybody has done anything to the reservation since it was stored."""
-    reservation.withdraw_ending(at=now)
-    with suppress(ReservationChanged):
-        await reservations.save(reservation)
