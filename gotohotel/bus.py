@@ -207,19 +207,19 @@ class Bus:
             await _apply_despite_conflicts(arrivals, policies, database)
         except TOO_MUCH_AT_ONCE as error:
             logger.warning("consumer %s: %d events take too long: %r", self._name, len(readable), error)
-            half = len(readable) // 2
-            for part in (readable[:half], readable[half:]) if half else ():
-                await self._handle([delivery for delivery, _ in part], policies, database)
-            if not half:
-                await self._settle(readable[0][0].nak(delay=RETRY_SECONDS))
-        except (*TRANSIENT, *BROKEN_DATABASE, Conflict) as error:
-            if isinstance(error, NEVER_RIGHT):
-                await self._handle_one_by_one(readable, error, policies, database)
+            if len(readable) == 1:
+                await self._try_again(readable[0][0], RETRY_SECONDS)
                 return
+            half = len(readable) // 2
+            for part in (readable[:half], readable[half:]):
+                await self._handle([delivery for delivery, _ in part], policies, database)
+        except NEVER_RIGHT as error:
+            await self._handle_one_by_one(readable, error, policies, database)
+        except (*TRANSIENT, *BROKEN_DATABASE, Conflict) as error:
             logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
             for delivery, _ in readable:
                 # Soon, however often it was tried: all is well again as soon as the database is.
-                await self._settle(delivery.nak(delay=RETRY_SECONDS * random.uniform(0.8, 1.2)))  # noqa: S311
+                await self._try_again(delivery, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
         except Exception as error:  # noqa: BLE001 - the edge of events: one that can't be handled blocks no other
             await self._handle_one_by_one(readable, error, policies, database)
@@ -238,10 +238,8 @@ class Bus:
         logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
         await self._bury(readable[0][0], f"impossible: {type(error).__name__}: {error}")
 
-    async def _try_later(self, delivery: Msg) -> None:
-        tries = delivery.metadata.num_delivered or 1
-        delay = REDELIVERY_SECONDS[min(tries, len(REDELIVERY_SECONDS)) - 1]
-        await self._settle(delivery.nak(delay=delay * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
+    async def _try_again(self, delivery: Msg, seconds: float) -> None:
+        await self._settle(delivery.nak(delay=seconds * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
 
     async def _bury(self, delivery: Msg, reason: str) -> None:
         """Moves an event to the dead letters, with the reason and where it came from."""
@@ -258,7 +256,8 @@ class Bus:
             await self._js.publish(f"dead.{self._name}", delivery.data, stream=DEAD_LETTERS.name, headers=headers)
         except (OSError, TimeoutError, nats.errors.Error) as error:
             logger.warning("dead letter not kept yet: %s", error)
-            await self._try_later(delivery)
+            tries = min(origin.num_delivered or 1, len(REDELIVERY_SECONDS))
+            await self._try_again(delivery, REDELIVERY_SECONDS[tries - 1])
         else:
             logger.error("event %s of %s is a dead letter: %s", origin.sequence.stream, delivery.subject, reason)
             await self._settle(delivery.term())

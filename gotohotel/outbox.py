@@ -125,7 +125,7 @@ class Relay:
         self.wake()
 
     async def _relay_on_own_connection(self) -> None:
-        # A direct connection of its own: the lock lives as long as the session.
+        # A direct connection of its own: PostgreSQL frees the lock when it ends.
         connection = await asyncpg.connect(
             self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **KEEPALIVE}
         )
