@@ -344,7 +344,8 @@ class _Pull:
 def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
     headers = delivery.headers or {}
     message = policies.parse(delivery.subject, delivery.data)
-    return Arrival(headers["Nats-Msg-Id"], headers["ce-subject"], headers.get("traceparent", ""), message)
+    # The event's own id, not that of the message: an event that is sent again may travel in another message.
+    return Arrival(headers["ce-id"], headers["ce-subject"], headers.get("traceparent", ""), message)
 
 
 async def _apply_despite_conflicts(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:

@@ -1,12 +1,18 @@
 """The operator's command line."""
 
 import argparse
+import asyncio
 import os
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
 
 from ops.errors import StackError
 from ops.stack import PROCESSES, Stack
+
+if TYPE_CHECKING:
+    from ops.dead_letters import DeadLetter
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -39,7 +45,31 @@ def _parser() -> argparse.ArgumentParser:
     token_.add_argument("--sub", default="guest", help="whose token")
     command("demo", demo, "the main job as a story, over HTTP through the gateway")
     command("audit", audit, "check the invariants against databases, ledger and stream")
+    letters_ = command("dead-letters", list_letters, "events that a service could not handle")
+    acts = letters_.add_subparsers(required=True, metavar="ACT")
+    for name, act, help_ in (
+        ("list", list_letters, "number, time, service, event, order and reason of each"),
+        ("show", show_letter, "all that is known of one"),
+        ("redrive", redrive_letters, "send them again, after what was wrong is mended"),
+        ("drop", drop_letters, "forget them"),
+    ):
+        added = acts.add_parser(name, help=help_, description=help_)
+        added.set_defaults(run=act)
+        if name == "show":
+            added.add_argument("number", type=int)
+        elif name != "list":
+            added.add_argument("numbers", type=int, nargs="+", metavar="number")
+    republish_ = command("republish", republish, "publish kept events again, after the stream has lost some")
+    for end in ("--from", "--to"):
+        republish_.add_argument(end, dest=f"{end[2:]}_", type=_time, required=True, metavar="TIME", help="ISO 8601")
+    command("rebuild", rebuild, "build My page anew from the first event, while the old one serves")
     return parser
+
+
+def _time(text: str) -> datetime:
+    """A point in time; without an offset it is UTC."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def up(stack: Stack, _: argparse.Namespace) -> None:
@@ -111,10 +141,80 @@ def audit(stack: Stack, _: argparse.Namespace) -> None:
     """Reports every invariant."""
     from ops.audit import report
 
-    if not stack.is_up:
-        raise StackError("The stack is not up: run `make up` first.")
+    _refuse_if_down(stack)
     if not report(stack):
         sys.exit(1)
+
+
+def list_letters(stack: Stack, _: argparse.Namespace) -> None:
+    """A line for each dead letter."""
+    from ops import dead_letters
+
+    _refuse_if_down(stack)
+    letters = asyncio.run(dead_letters.every(stack))
+    for letter in letters:
+        event = letter.subject.rsplit(".", 1)[-1]
+        print(f"{letter.number:>6}  {_when(letter):<20} {letter.consumer:<16} {event:<20} {letter.aggregate}")
+        print(f"        {letter.reason}")
+    print(f"{len(letters)} dead letters")
+
+
+def show_letter(stack: Stack, options: argparse.Namespace) -> None:
+    """Everything about one."""
+    from ops import dead_letters
+
+    _refuse_if_down(stack)
+    letter = asyncio.run(dead_letters.get(stack, options.number))
+    print(f"number: {letter.number}\nburied: {_when(letter)}")
+    for name, value in letter.headers.items():
+        print(f"{name}: {value}")
+    print(f"\n{letter.text}")
+
+
+def redrive_letters(stack: Stack, options: argparse.Namespace) -> None:
+    """Sends them again."""
+    from ops import dead_letters
+
+    _refuse_if_down(stack)
+    for number in options.numbers:
+        letter = asyncio.run(dead_letters.redrive(stack, number))
+        print(f"{number}: {letter.subject} is on its way again.")
+
+
+def drop_letters(stack: Stack, options: argparse.Namespace) -> None:
+    """Forgets them."""
+    from ops import dead_letters
+
+    _refuse_if_down(stack)
+    for number in options.numbers:
+        letter = asyncio.run(dead_letters.drop(stack, number))
+        print(f"{number}: {letter.subject} is dropped; {letter.consumer} will never handle it.")
+
+
+def _when(letter: "DeadLetter") -> str:
+    return letter.buried_at.strftime("%Y-%m-%d %H:%M:%SZ") if letter.buried_at else "?"
+
+
+def republish(stack: Stack, options: argparse.Namespace) -> None:
+    """Has events sent again."""
+    from ops.republish import republish as republish_between
+
+    _refuse_if_down(stack)
+    for service, count in asyncio.run(republish_between(stack, options.from_, options.to_)).items():
+        print(f"{service}: {count} events go out again.")
+
+
+def rebuild(stack: Stack, _: argparse.Namespace) -> None:
+    """Rebuilds My page."""
+    from ops.rebuild import rebuild as rebuild_pages
+
+    _refuse_if_down(stack)
+    print(f"My page was rebuilt from {asyncio.run(rebuild_pages(stack))} events.")
+
+
+def _refuse_if_down(stack: Stack) -> None:
+    if not stack.is_up:
+        raise StackError("The stack is not up: run `make up` first.")
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 import nats
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
@@ -350,19 +350,31 @@ async def _search_tables(connection: Any, database: str, books: Books) -> None:
 
 async def _read_stream(stack: Stack, books: Books) -> None:
     client = await nats.connect(stack.nats_url, connect_timeout=3, max_reconnect_attempts=3)
+    seen: set[str] = set()
     try:
         async for message in _messages(client, str(EVENTS.name)):
             if _shows_a_card(message.data.decode("latin-1")):
                 books.card_numbers.append(f"a card number in the stream, message {message.metadata.sequence.stream}")
-            headers = message.headers or {}
-            event = TYPES[message.subject].FromString(message.data)
-            books.events.append(StreamEvent(headers["Nats-Msg-Id"], headers["ce-subject"], message.subject, event))
+            event = _stream_event(message)
+            if event is not None and event.event_id not in seen:  # an event that was sent again stands there twice
+                seen.add(event.event_id)
+                books.events.append(event)
         async for message in _messages(client, str(DEAD_LETTERS.name)):
             headers = message.headers or {}
             subject, reason = headers.get("x-dead-subject"), headers.get("x-dead-reason")
             books.dead_letters.append(f"{subject} for {headers.get('x-dead-consumer')}: {reason}")
     finally:
         await client.close()
+
+
+def _stream_event(message: Any) -> StreamEvent | None:
+    """The event in a message; None if it can't be read: whoever listens to it has made it a dead letter."""
+    headers = message.headers or {}
+    try:
+        event = TYPES[message.subject].FromString(message.data)
+        return StreamEvent(headers["ce-id"], headers["ce-subject"], message.subject, event)
+    except (KeyError, DecodeError):
+        return None
 
 
 async def _messages(client: Any, stream: str) -> Any:

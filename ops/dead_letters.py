@@ -1,0 +1,126 @@
+"""Dead letters: events that a consumer could not handle, with the reason, until somebody redrives or drops them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+
+import nats
+import nats.errors
+from google.protobuf.message import DecodeError
+from google.protobuf.text_format import MessageToString
+from nats.js import JetStreamContext
+from nats.js.errors import BadRequestError, NotFoundError
+
+from gotohotel.bus import DEAD_LETTERS, EVENTS
+from ops.audit import TYPES
+from ops.errors import StackError
+from ops.stack import Stack
+
+ADDED_BY_THE_BURIAL = "x-dead-"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeadLetter:
+    """One event that one consumer could not handle. `number` is its place in the stream of dead letters."""
+
+    number: int
+    buried_at: datetime | None
+    headers: dict[str, str]
+    payload: bytes
+
+    @property
+    def subject(self) -> str:
+        """The subject that it came under, which is the event's full name."""
+        return self.headers.get("x-dead-subject", "")
+
+    @property
+    def consumer(self) -> str:
+        """The service that could not handle it."""
+        return self.headers.get("x-dead-consumer", "")
+
+    @property
+    def reason(self) -> str:
+        """Why not."""
+        return self.headers.get("x-dead-reason", "")
+
+    @property
+    def aggregate(self) -> str:
+        """Whose event it is: an order's id, or a room type."""
+        return self.headers.get("ce-subject", "")
+
+    @property
+    def text(self) -> str:
+        """What the event says, or its bytes if it can't be read."""
+        try:
+            return MessageToString(TYPES[self.subject].FromString(self.payload))
+        except (KeyError, DecodeError):
+            return self.payload.hex(" ")
+
+
+async def every(stack: Stack) -> list[DeadLetter]:
+    """All of them, oldest first."""
+    async with _jetstream(stack) as js:
+        state = (await js.stream_info(str(DEAD_LETTERS.name))).state
+        letters = []
+        for number in range(state.first_seq, state.last_seq + 1):
+            try:
+                letters.append(await _get(js, number))
+            except NotFoundError:
+                continue  # dropped or redriven
+        return letters
+
+
+async def get(stack: Stack, number: int) -> DeadLetter:
+    """One of them. Raises StackError if there is none of that number."""
+    async with _jetstream(stack) as js:
+        return await _find(js, number)
+
+
+async def redrive(stack: Stack, number: int) -> DeadLetter:
+    """Sends the event again, to all who listen to it; whoever handled it before passes over it. Safe to repeat."""
+    async with _jetstream(stack) as js:
+        letter = await _find(js, number)
+        headers = {name: value for name, value in letter.headers.items() if not name.startswith(ADDED_BY_THE_BURIAL)}
+        # The stream would take the event's own id for a repetition, for ten minutes; the inbox goes by ce-id.
+        headers["Nats-Msg-Id"] = f"redrive/{DEAD_LETTERS.name}/{number}"
+        headers.pop("Nats-Expected-Stream", None)
+        await js.publish(letter.subject, letter.payload, stream=EVENTS.name, headers=headers)
+        await js.delete_msg(str(DEAD_LETTERS.name), number)
+        return letter
+
+
+async def drop(stack: Stack, number: int) -> DeadLetter:
+    """Forgets a dead letter: its event will never be handled by that consumer."""
+    async with _jetstream(stack) as js:
+        letter = await _find(js, number)
+        await js.delete_msg(str(DEAD_LETTERS.name), number)
+        return letter
+
+
+@asynccontextmanager
+async def _jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
+    try:
+        client = await nats.connect(stack.nats_url, connect_timeout=3, allow_reconnect=False)
+    except (OSError, TimeoutError, nats.errors.Error) as error:
+        raise StackError(f"NATS can't be reached: {error!r}") from None
+    try:
+        yield client.jetstream()
+    except (TimeoutError, nats.errors.Error) as error:
+        raise StackError(f"NATS did not answer as it should: {error!r}") from None
+    finally:
+        await client.close()
+
+
+async def _find(js: JetStreamContext, number: int) -> DeadLetter:
+    try:
+        return await _get(js, number)
+    except (NotFoundError, BadRequestError):  # the latter for 0 and less
+        raise StackError(f"There is no dead letter {number}; `gotohotel dead-letters list` shows all.") from None
+
+
+async def _get(js: JetStreamContext, number: int) -> DeadLetter:
+    message = await js.get_msg(str(DEAD_LETTERS.name), number)
+    return DeadLetter(
+        number=number, buried_at=message.time, headers=dict(message.headers or {}), payload=message.data or b""
+    )

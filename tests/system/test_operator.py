@@ -1,0 +1,174 @@
+"""What an operator does when events went wrong: dead letters, publishing again, building My page anew."""
+
+import asyncio
+import os
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import nats
+import pytest
+
+from ops import audit
+from tests.conftest import Client, Hotel, wait_for
+from tests.system.test_journey import query
+
+
+def gotohotel(hotel: Hotel, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs the command line on the tests' stack."""
+    command = [sys.executable, "-m", "ops", *arguments]
+    environment = {**os.environ, "GOTOHOTEL_HOME": str(hotel.stack.home)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
+
+
+def letters(hotel: Hotel) -> dict[str, list[int]]:
+    """The numbers of the dead letters, by whose event each is."""
+    found: dict[str, list[int]] = {}
+    for line in gotohotel(hotel, "dead-letters", "list").stdout.splitlines():
+        if match := re.match(r" *(\d+)  .* (\S+)$", line):
+            found.setdefault(match[2], []).append(int(match[1]))
+    return found
+
+
+def in_jetstream(hotel: Hotel, act: Any) -> Any:
+    """What `act` answers, which gets a JetStream context."""
+
+    async def run() -> Any:
+        client = await nats.connect(hotel.stack.nats_url)
+        try:
+            return await act(client.jetstream())
+        finally:
+            await client.close()
+
+    return asyncio.run(run())
+
+
+def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
+    """A row that My page's database refuses: others go on, and after the fix it applies once."""
+    poisoned, healthy = hotel.caller(subject="poisoned"), hotel.caller()
+    query(hotel, "mypage_svc", "ALTER TABLE mypages ADD CONSTRAINT poison CHECK (owner <> 'poisoned') NOT VALID")
+    try:
+        bad = hotel.order(poisoned)["id"]
+        good = hotel.order(healthy)["id"]
+        hotel.page_with(good, status="PAID", reservationStatus="RECEIVED")
+        wait_for(lambda: len(letters(hotel).get(bad, [])) == 2)  # Ordered and PaymentApproved tell whose it is
+    finally:
+        query(hotel, "mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT poison")
+
+    shown = gotohotel(hotel, "dead-letters", "show", str(letters(hotel)[bad][0])).stdout
+    assert "x-dead-consumer: mypage_svc" in shown
+    assert "CheckViolationError" in shown
+    assert f'order_id: "{bad}"' in shown
+    numbers = [str(number) for number in letters(hotel)[bad]]
+    assert gotohotel(hotel, "dead-letters", "redrive", *numbers).returncode == 0
+    page = hotel.page_with(bad, status="PAID", reservationStatus="RECEIVED")
+    assert sorted(entry["event"] for entry in page["timeline"]) == ["Ordered", "PaymentApproved", "ReservationTaken"]
+    assert bad not in letters(hotel)
+    again = gotohotel(hotel, "dead-letters", "redrive", numbers[0])
+    assert again.returncode == 1
+    assert f"There is no dead letter {numbers[0]}" in again.stderr
+    assert hotel.reservation_with(bad, status="RECEIVED")
+
+
+def test_a_dead_letter_can_be_dropped(hotel: Hotel) -> None:
+    """What is no event at all will never be handled."""
+
+    async def publish(js: Any) -> None:
+        headers = {"ce-id": "no-event", "ce-subject": "nonsense"}
+        await js.publish("gotohotel.order.v1.OrderCanceled", b"\xff\xff", headers=headers)
+
+    in_jetstream(hotel, publish)
+    wait_for(lambda: len(letters(hotel).get("nonsense", [])) == 2)  # reservation_svc and mypage_svc listen to it
+    numbers = [str(number) for number in letters(hotel)["nonsense"]]
+    assert "ff ff" in gotohotel(hotel, "dead-letters", "show", numbers[0]).stdout
+
+    assert gotohotel(hotel, "dead-letters", "drop", *numbers).returncode == 0
+
+    assert "nonsense" not in letters(hotel)
+
+
+def test_events_that_the_stream_has_lost_are_published_again(hotel: Hotel, guest: Client) -> None:
+    """And those that it has not lost change nothing."""
+    begins = datetime.now(UTC) - timedelta(minutes=1)
+    order = hotel.order(guest)["id"]
+    before = hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
+
+    async def lose(js: Any) -> int:
+        lost = 0
+        for number in range(1, (await js.stream_info("EVENTS")).state.last_seq + 1):
+            try:
+                headers = (await js.get_msg("EVENTS", number)).headers or {}
+            except nats.js.errors.NotFoundError:
+                continue
+            if headers.get("ce-subject") == order:
+                lost += await js.delete_msg("EVENTS", number)
+        return lost
+
+    # Started again, NATS has forgotten their ids too, as one that was restored from a copy would have.
+    assert in_jetstream(hotel, lose) == 3
+    hotel.stack.stop("nats")
+    hotel.stack.start("nats")
+    assert audit.check(hotel.stack, patience_seconds=0)["A6"]
+
+    done = gotohotel(hotel, "republish", "--from", begins.isoformat(), "--to", "2100-01-01")
+
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^order_svc: [1-9]\d* events", done.stdout, re.MULTILINE)
+    wait_for(lambda: not any(audit.check(hotel.stack, patience_seconds=0).values()))
+    after = hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
+    assert after == before
+
+
+def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
+    """The old pages serve until the new ones are complete; the wiped ones are whole again."""
+    kept = [hotel.order(guest, roomType="Normal")["id"] for _ in range(5)]
+    pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in kept]
+    query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", kept[0])
+    meanwhile: list[str] = []
+    seen: list[int] = []
+    rebuilt: list[subprocess.CompletedProcess[str]] = []
+
+    def book() -> None:
+        while not rebuilt:
+            meanwhile.append(hotel.order(guest)["id"])
+
+    def look() -> None:
+        looker = hotel.caller(subject=guest.subject)
+        while not rebuilt:
+            seen.append(looker.request("GET", f"/mypages/{kept[1]}").status_code)
+
+    with ThreadPoolExecutor() as pool:
+        running = [pool.submit(book), pool.submit(look)]
+        rebuilt.append(gotohotel(hotel, "rebuild"))
+        for task in running:
+            task.result()
+
+    assert rebuilt[0].returncode == 0, rebuilt[0].stderr
+    assert set(seen) == {200}
+    assert [hotel.page_with(order) for order in kept] == pages
+    for order in meanwhile:
+        hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "said"),
+    [
+        (("dead-letters", "show", "999999"), 1, "There is no dead letter 999999"),
+        (("dead-letters", "show", "0"), 1, "There is no dead letter 0"),
+        (("dead-letters",), 2, "required"),
+        (("republish", "--from", "yesterday", "--to", "2100-01-01"), 2, "invalid"),
+        (("republish", "--from", "2100-01-01"), 2, "--to"),
+    ],
+)
+def test_what_does_not_exist_is_said_in_a_sentence(
+    hotel: Hotel, arguments: tuple[str, ...], status: int, said: str
+) -> None:
+    """No traceback."""
+    done = gotohotel(hotel, *arguments)
+
+    assert done.returncode == status
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
