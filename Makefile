@@ -8,7 +8,7 @@ RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up down status logs start stop token audit bench clean
+.PHONY: help demo test lint up down status logs start stop token audit bench chaos clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ audit: $(VENV)/ready ## check the invariants against databases, ledger and strea
 
 bench: $(VENV)/ready ## measure orders/s against pgbench on the same server
 	@$(BIN)/python -m bench $(ARGS)
+
+chaos: $(VENV)/ready ## break a stack under load: SCENARIO=number SEED=n SECONDS=of a fault
+	@$(BIN)/python -m chaos $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
 
 clean: ## stop the stack and remove what was made, data included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi

@@ -43,7 +43,6 @@ RETRY_SECONDS = 1.0
 # A batch that is too much for the database at this moment: half of it may not be.
 TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 # Of all that a database says, only this speaks of the event itself.
-BROKEN_DATABASE = (asyncpg.PostgresError, asyncpg.InternalClientError)
 NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
 # Everything that ever happened, so that a read model can be built again from the first event. A full stream
@@ -215,7 +214,7 @@ class Bus:
                 await self._handle([delivery for delivery, _ in part], policies, database)
         except NEVER_RIGHT as error:
             await self._handle_one_by_one(readable, error, policies, database)
-        except (*TRANSIENT, *BROKEN_DATABASE, Conflict) as error:
+        except (*TRANSIENT, asyncpg.PostgresError, Conflict) as error:
             logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
             for delivery, _ in readable:
                 # Soon, however often it was tried: all is well again as soon as the database is.

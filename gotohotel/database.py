@@ -18,6 +18,7 @@ TRANSIENT = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # "another operation is in progress", on a connection that has just broken
     asyncpg.TransactionRollbackError,  # deadlock and serialization failures too
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,

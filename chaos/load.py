@@ -1,0 +1,226 @@
+"""Guests and a desk that go on calling, and remember what they were told."""
+
+import asyncio
+import random
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from typing import Any
+
+import httpx
+
+from ops.stack import Stack
+
+GOOD = "4242 4242 4242 4242"
+LOST_ANSWER, ERROR, DECLINED = "4000000000000259", "4000000000000119", "4000000000000002"
+ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
+NIGHTS = 300
+GUESTS = 6
+PAUSE_SECONDS = 0.25  # between two calls of a guest: constant load, not full load
+RETRY_SECONDS = 3.0  # a client tries once more after this
+PROBE_SECONDS = 0.1  # how often somebody asks who does not wait for what was asked before
+HANGS_SECONDS = 15.0  # longer than the gateway lets any call take
+
+OK, REFUSED, UNKNOWN = "ok", "refused", "unknown"
+
+
+@dataclass(kw_only=True)
+class Operation:
+    """One call and what was heard of it: ok, refused (a definite no), or unknown."""
+
+    kind: str
+    request: dict[str, Any]
+    label: str = ""  # of an order: stands in its guest's name, so that the books can be compared
+    order_id: str = ""
+    began: float = 0.0
+    ended: float = 0.0
+    status: int = 0
+    outcome: str = UNKNOWN
+    first_outcome: str = ""
+    answer: dict[str, Any] = field(default_factory=dict)
+    failed_at: list[float] = field(default_factory=list)  # when tries ended as unknown
+    slowest: float = 0.0  # of its tries, in seconds
+
+    @property
+    def reason(self) -> str:
+        """Why it was refused."""
+        return str(next((d["reason"] for d in self.answer.get("details", []) if "reason" in d), ""))
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether the answer is an order that is paid."""
+        return self.outcome == OK and self.answer.get("status") in ("PAID", "CONFIRMED")
+
+
+class Caller:
+    """One caller of the gateway. A call whose fate is unknown is tried once more, with the same request id."""
+
+    def __init__(self, stack: Stack, *, subject: str, role: str = "guest", history: list[Operation]) -> None:
+        self.subject = subject
+        self.token = stack.token(subject=subject, role=role)
+        self._history = history
+        self._numbers = iter(range(1_000_000))
+        self._http = httpx.AsyncClient(
+            base_url=stack.gateway_url,
+            headers={"Authorization": f"Bearer {self.token}"},
+            timeout=HANGS_SECONDS,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=50),
+            verify=False,  # noqa: S501 - plain HTTP on loopback; reading certificates takes long for 500 callers
+        )
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def call(
+        self, kind: str, method: str, path: str, body: dict[str, Any] | None = None, *, tries: int = 2, label: str = ""
+    ) -> Operation:
+        """Makes a call and remembers it."""
+        operation = Operation(kind=kind, request=body or {}, label=label, began=time.monotonic())
+        self._history.append(operation)
+        for left in reversed(range(tries)):
+            began = time.monotonic()
+            try:
+                answer = await self._http.request(method, path, json=body)
+                operation.status, operation.answer = answer.status_code, answer.json()
+                refused = REFUSED if answer.status_code < 500 and answer.status_code != 429 else UNKNOWN
+                operation.outcome = OK if answer.is_success else refused
+            except (httpx.HTTPError, ValueError) as error:
+                operation.status, operation.answer = 0, {"error": repr(error)}
+                operation.outcome = UNKNOWN
+            operation.ended = time.monotonic()
+            operation.slowest = max(operation.slowest, operation.ended - began)
+            operation.first_outcome = operation.first_outcome or operation.outcome
+            if operation.outcome != UNKNOWN:
+                break
+            operation.failed_at.append(operation.ended)
+            if left:
+                await asyncio.sleep(RETRY_SECONDS)
+        if (method, path) == ("POST", "/orders"):
+            operation.order_id = operation.answer.get("id", "")
+        return operation
+
+    async def book(self, card: str | None = GOOD, *, tries: int = 2, **booking: Any) -> Operation:
+        """Places an order under a request id of its own."""
+        label = f"{self.subject} {next(self._numbers)}"
+        body = {"name": label, "roomType": ROOMS, "guestCnt": 1, "requestId": label, **booking}
+        if card:
+            body["cardNo"] = card
+        return await self.call("book", "POST", "/orders", body, tries=tries, label=label)
+
+    async def pay(self, order_id: str, card: str = GOOD, *, tries: int = 2) -> Operation:
+        """Pays an order."""
+        body = {"orderId": order_id, "cardNo": card, "requestId": f"{self.subject} {next(self._numbers)}"}
+        return self._about(order_id, await self.call("pay", "POST", "/payments", body, tries=tries))
+
+    async def cancel(self, order_id: str, *, tries: int = 2) -> Operation:
+        """Cancels an order."""
+        body = {"requestId": f"{self.subject} {next(self._numbers)}"}
+        return self._about(order_id, await self.call("cancel", "POST", f"/orders/{order_id}:cancel", body, tries=tries))
+
+    async def decide(self, order_id: str, act: str, *, tries: int = 2) -> Operation:
+        """The desk confirms, rejects or cancels a reservation."""
+        path = f"/reservations/{order_id}:{act}"
+        body = {"requestId": f"{act} {order_id} {next(self._numbers)}"}
+        return self._about(order_id, await self.call(f"desk {act}", "POST", path, body, tries=tries))
+
+    async def look(self, path: str, *, tries: int = 2) -> Operation:
+        """Reads."""
+        return await self.call("look", "GET", path, tries=tries)
+
+    async def probe(self, method: str, path: str, body: dict[str, Any] | None = None) -> Operation:
+        """Asks once, only to see whether it works."""
+        return await self.call("probe", method, path, body, tries=1)
+
+    @staticmethod
+    def _about(order_id: str, operation: Operation) -> Operation:
+        operation.order_id = order_id
+        return operation
+
+
+def a_stay(chance: random.Random, *, few: bool = False) -> dict[str, Any]:
+    """Some nights; `few` means the next three days, which many want."""
+    first = date.today() + timedelta(days=1 + chance.randrange(3 if few else NIGHTS))  # noqa: DTZ011 - any will do
+    return {"checkIn": first.isoformat(), "checkOut": (first + timedelta(days=chance.randint(1, 3))).isoformat()}
+
+
+class Load:
+    """Guests who book, pay, cancel and look, and a desk that decides."""
+
+    def __init__(self, stack: Stack, *, name: str, seed: int) -> None:
+        self.history: list[Operation] = []
+        self._name = f"{name}-guest"
+        self._seed = seed
+        self._guests = [
+            Caller(stack, subject=f"{name}-guest-{number}", history=self.history) for number in range(GUESTS)
+        ]
+        self._desk = Caller(stack, subject=f"{name}-desk", role="desk", history=self.history)
+        self._prober = Caller(stack, subject=f"{name}-probe", role="desk", history=self.history)
+        self._booker = self._guests[0]
+        self._stopping = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self) -> None:
+        """Begins."""
+        for number, guest in enumerate(self._guests):
+            chance = random.Random(f"{self._seed}/{guest.subject}/{number}")
+            self._tasks.append(asyncio.create_task(self._be_a_guest(guest, chance)))
+        self._tasks.append(asyncio.create_task(self._be_the_desk(random.Random(f"{self._seed}/desk"))))
+        self._tasks.append(asyncio.create_task(self._probe(random.Random(f"{self._seed}/probe"))))
+
+    async def stop(self) -> None:
+        """Begins nothing new, and waits until every call has been answered."""
+        self._stopping.set()
+        await asyncio.gather(*self._tasks)
+        for caller in (*self._guests, self._desk, self._prober):
+            await caller.close()
+
+    def errors(self) -> Iterator[Operation]:
+        """Calls whose first try did not say yes or no."""
+        return (operation for operation in self.history if operation.first_outcome == UNKNOWN)
+
+    async def _be_a_guest(self, guest: Caller, chance: random.Random) -> None:
+        orders: list[str] = []
+        while not self._stopping.is_set():
+            await asyncio.sleep(PAUSE_SECONDS * chance.uniform(0.5, 1.5))
+            draw = chance.random()
+            if draw < 0.6 or not orders:
+                card = chance.choices([GOOD, LOST_ANSWER, DECLINED, ERROR, None], [70, 10, 5, 5, 10])[0]
+                few = chance.random() < 0.1
+                booked = await guest.book(card, roomType=FEW_ROOMS if few else ROOMS, **a_stay(chance, few=few))
+                if booked.outcome == OK:
+                    orders.append(booked.order_id)
+            elif draw < 0.72:
+                await guest.pay(chance.choice(orders[-5:]))
+            elif draw < 0.85:
+                await guest.cancel(chance.choice(orders[-10:]))
+            else:
+                await guest.look(f"/{chance.choice(['orders', 'mypages', 'payments'])}/{chance.choice(orders)}")
+
+    async def _be_the_desk(self, chance: random.Random) -> None:
+        while not self._stopping.is_set():
+            await asyncio.sleep(PAUSE_SECONDS * chance.uniform(0.5, 1.5))
+            received = await self._desk.look("/reservations?status=RECEIVED&pageSize=20")
+            # Those of the load: a scenario's own are decided by the scenario.
+            reservations = [r for r in received.answer.get("reservations") or [] if r["name"].startswith(self._name)]
+            if reservations:
+                act = chance.choices(["confirm", "reject", "cancel"], [70, 15, 15])[0]
+                await self._desk.decide(chance.choice(reservations)["orderId"], act)
+
+    async def _probe(self, chance: random.Random) -> None:
+        """Asks at a constant rate, whatever became of the last question: this is how long a failure lasts."""
+        async with asyncio.TaskGroup() as probes:
+            while not self._stopping.is_set():
+                for ask in (self._probe_booking(chance), *(self._prober.probe("GET", path) for path in PROBED)):
+                    probes.create_task(ask)
+                    await asyncio.sleep(PROBE_SECONDS)
+
+    async def _probe_booking(self, chance: random.Random) -> None:
+        body = {"name": "probe", "roomType": ROOMS, "guestCnt": 1, "cardNo": GOOD, **a_stay(chance)}
+        probe = await self._booker.probe("POST", "/orders", body)
+        if probe.outcome == OK and not probe.is_paid:
+            probe.failed_at.append(probe.ended)  # taken, but pay_svc could not be reached
+
+
+PROBED = ("/rooms", "/mypages?pageSize=1", "/reservations?pageSize=1")

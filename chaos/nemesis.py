@@ -1,0 +1,257 @@
+"""Does harm, for real, and counts only what it has seen happen."""
+
+import asyncio
+import os
+import resource
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import nats
+import psutil
+
+from chaos.links import Links
+from gotohotel.bus import EVENTS
+from gotohotel.database import TRANSIENT
+from ops.stack import PROCESSES, Stack
+
+COMES_BACK_SECONDS = 60
+BREAK_CONNECTIONS = """
+SELECT count(pg_terminate_backend(pid))
+FROM pg_stat_activity
+WHERE usename LIKE '%\\_svc'
+  AND application_name <> 'chaos'
+"""
+SMALL_FILE_BYTES = 4096
+
+
+class NoHarmDone(Exception):
+    """A fault was not injected: the run says nothing."""
+
+
+@dataclass(kw_only=True)
+class Fault:
+    """One harm that was done, and when (monotonic seconds)."""
+
+    kind: str
+    target: str
+    began: float
+    ended: float = 0.0
+
+
+@dataclass
+class Nemesis:
+    """What can be done to a stack."""
+
+    stack: Stack
+    links: Links
+    faults: list[Fault] = field(default_factory=list)
+
+    def note(self, kind: str, target: str, *, began: float | None = None) -> Fault:
+        """Counts a fault that has been seen to happen."""
+        now = time.monotonic()
+        fault = Fault(kind=kind, target=target, began=began or now, ended=now)
+        self.faults.append(fault)
+        return fault
+
+    async def kill(self, name: str) -> None:
+        """kill -9; returns when the supervisor has brought the process back."""
+        began, pid = time.monotonic(), await self._pid(name)
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not _lives(pid), f"{name} survives kill -9")
+        fault = self.note("kill", name, began=began)
+        await self._comes_back(name, pid)
+        fault.ended = began  # from the kill on all is up to the system
+
+    async def restart(self, name: str) -> None:
+        """An orderly stop, and a start."""
+        began, pid = time.monotonic(), await self._pid(name)
+        await asyncio.to_thread(self.stack.stop, name)
+        if _lives(pid):
+            raise NoHarmDone(f"{name} did not stop")
+        fault = self.note("restart", name, began=began)
+        await asyncio.to_thread(self.stack.start, name)
+        fault.ended = began
+
+    @asynccontextmanager
+    async def stopped(self, name: str) -> AsyncIterator[None]:
+        """The process is down meanwhile."""
+        pid = await self._pid(name)
+        await asyncio.to_thread(self.stack.stop, name)
+        if _lives(pid):
+            raise NoHarmDone(f"{name} did not stop")
+        fault = self.note("stop", name)
+        try:
+            yield
+        finally:
+            await asyncio.to_thread(self.stack.start, name)
+            fault.ended = time.monotonic()
+
+    @asynccontextmanager
+    async def frozen(self, name: str) -> AsyncIterator[None]:
+        """SIGSTOP for the process and its children, and SIGCONT in the end."""
+        parent = psutil.Process(await self._pid(name))
+        processes = [parent, *parent.children(recursive=True)]
+        for process in processes:
+            process.suspend()
+        await until(
+            lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes), f"{name} does not freeze"
+        )
+        fault = self.note("freeze", name)
+        try:
+            yield
+        finally:
+            for process in processes:
+                if process.is_running():
+                    process.resume()
+            fault.ended = time.monotonic()
+
+    @asynccontextmanager
+    async def cut(self, caller: str, part: str, *, there: bool = True, back: bool = True) -> AsyncIterator[None]:
+        """Nothing arrives meanwhile. Without traffic that it kept back it was no cut."""
+        names = (caller, part)
+        began = time.monotonic()
+        self.links.cut(names, there=there, back=back)
+        try:
+            yield
+            swallowed = self.links.swallowed(names)
+        finally:
+            self.links.heal(names)
+        if not swallowed:
+            raise NoHarmDone(f"nobody sent anything from {caller} to {part} while that was cut")
+        self.note("cut", f"{caller} – {part}", began=began)
+
+    @asynccontextmanager
+    async def full_stream(self) -> AsyncIterator[None]:
+        """The stream takes nothing more (its limit is what it holds)."""
+        began = time.monotonic()
+        async with jetstream(self.stack) as js:
+            await js.update_stream(_limited(EVENTS, (await js.stream_info(str(EVENTS.name))).state.bytes))
+            try:
+                yield
+                fault_seen = await self._waiting_events()
+            finally:
+                await js.update_stream(EVENTS)
+        if not fault_seen:
+            raise NoHarmDone("the full stream kept no event waiting")
+        self.note("full stream", "nats", began=began)
+
+    @asynccontextmanager
+    async def full_disk(self) -> AsyncIterator[None]:
+        """Every write of NATS to its files fails. It has to be started again when there is room again."""
+        began = time.monotonic()
+        process = psutil.Process(await self._pid("nats"))
+        process.rlimit(psutil.RLIMIT_FSIZE, (SMALL_FILE_BYTES, resource.RLIM_INFINITY))
+        try:
+            yield
+            fault_seen = await self._waiting_events()
+        finally:
+            process.rlimit(psutil.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+            await self.kill("nats")
+        if not fault_seen:
+            raise NoHarmDone("the full disk kept no event waiting")
+        self.note("full disk", "nats", began=began)
+
+    @asynccontextmanager
+    async def starved(self) -> AsyncIterator[None]:
+        """PostgreSQL has no connection left, and those of the services are broken."""
+        hoard: list[Any] = []
+        url = self.stack.database_url("order_svc", "order_svc")
+        began = time.monotonic()
+        boss = await asyncpg.connect(self.stack.database_url("postgres", "postgres"))
+        try:
+            # Whoever is faster gets a connection that was broken, so again until the services have none.
+            await until(lambda: self._take_all(boss, hoard, url), "the services keep connections")
+            fault = self.note("no connections left", "postgres", began=began)
+            yield
+            fault.ended = time.monotonic()
+        finally:
+            for connection in hoard:
+                connection.terminate()
+            await boss.close()
+
+    async def _take_all(self, boss: Any, hoard: list[Any], url: str) -> bool:
+        broken = await boss.fetchval(BREAK_CONNECTIONS)
+        while True:
+            try:
+                hoard.append(await asyncpg.connect(url, timeout=3, server_settings={"application_name": "chaos"}))
+            except asyncpg.TooManyConnectionsError:
+                return not broken
+
+    async def _waiting_events(self) -> int:
+        return int(await query(self.stack, "order_svc", "SELECT count(*) FROM outbox WHERE published_at IS NULL"))
+
+    async def _pid(self, name: str) -> int:
+        status = await asyncio.to_thread(self.stack.status)
+        pid = next(pid for process, _, pid, _ in status if process == name)
+        if not pid:
+            raise NoHarmDone(f"{name} does not run")
+        return pid
+
+    async def _comes_back(self, name: str, old_pid: int) -> None:
+        ends = time.monotonic() + COMES_BACK_SECONDS
+        port = self.stack.ports[PROCESSES[name]]
+        while True:
+            status = await asyncio.to_thread(self.stack.status)
+            pid = next(pid for process, _, pid, _ in status if process == name)
+            if pid not in (0, old_pid) and await _accepts(port):
+                return
+            if time.monotonic() > ends:
+                raise NoHarmDone(f"{name} does not come back after {COMES_BACK_SECONDS} s")
+            await asyncio.sleep(0.1)
+
+
+async def query(stack: Stack, database: str, statement: str, *arguments: Any) -> Any:
+    """One value, asked as PostgreSQL's superuser."""
+    connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=5)
+    try:
+        return await connection.fetchval(statement, *arguments)
+    finally:
+        await connection.close()
+
+
+@asynccontextmanager
+async def jetstream(stack: Stack) -> AsyncIterator[Any]:
+    """The stream, for the rig itself."""
+    client = await nats.connect(stack.nats_url, connect_timeout=3, max_reconnect_attempts=10)
+    try:
+        yield client.jetstream(timeout=5)
+    finally:
+        await client.close()
+
+
+async def until(condition: Any, otherwise: str, *, seconds: float = 30) -> None:
+    """Waits until something comes true (a function, or a coroutine function). Raises NoHarmDone if it does not."""
+    ends = time.monotonic() + seconds
+    while True:
+        with suppress(*TRANSIENT):  # what is asked may be away itself
+            holds = condition()
+            if await holds if asyncio.iscoroutine(holds) else holds:
+                return
+        if time.monotonic() > ends:
+            raise NoHarmDone(otherwise)
+        await asyncio.sleep(0.02)
+
+
+def _limited(stream: Any, max_bytes: int) -> Any:
+    return type(stream)(**{**vars(stream), "max_bytes": max_bytes})
+
+
+def _lives(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True

@@ -1,0 +1,212 @@
+"""A stack whose connections can be cut, its load, its nemesis, and what a scenario may ask of them."""
+
+import asyncio
+import dataclasses
+import os
+import random
+import shutil
+import socket
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from chaos.links import Links
+from chaos.load import FEW_ROOMS, GOOD, OK, ROOMS, Caller, Load, Operation, a_stay
+from chaos.nemesis import Nemesis, query, until
+from ops.stack import Stack
+
+RATE = {"currencyCode": "KRW", "units": "1000"}
+CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
+
+
+class NotAsItMust(Exception):
+    """What a scenario demands does not hold."""
+
+
+@contextmanager
+def running_stack() -> Iterator[tuple[Stack, Links]]:
+    """A stack of its own, all of whose connections lead over links; nothing is left of it afterwards."""
+    home = Path(tempfile.mkdtemp(prefix="gotohotel-chaos-"))
+    plain = Stack.on_free_ports(home)
+    links = Links(plain.ports)
+    stack = dataclasses.replace(plain, detours=links.open())
+    try:
+        stack.up()
+        yield stack, links
+    finally:
+        stack.down()
+        links.close()
+        shutil.rmtree(home)
+
+
+class Rig:
+    """One run of one scenario."""
+
+    def __init__(self, stack: Stack, links: Links, *, name: str, seed: int, seconds: float | None) -> None:
+        self.stack = stack
+        self.name = name
+        self.seed = seed
+        self.nemesis = Nemesis(stack, links)
+        self.chance = random.Random(f"{seed}/{name}")
+        self.load = Load(stack, name=f"{name}-{seed}", seed=seed)
+        self.history = self.load.history
+        self.notes: list[str] = []
+        self._seconds = seconds
+        self._callers: list[Caller] = []
+
+    def seconds(self, default: float) -> float:
+        """How long a fault lasts: as the command line says, or else this."""
+        return self._seconds or default
+
+    def caller(self, name: str, *, role: str = "guest") -> Caller:
+        """A caller beside the load."""
+        caller = Caller(self.stack, subject=f"{self.name}-{self.seed}-{name}", role=role, history=self.history)
+        self._callers.append(caller)
+        return caller
+
+    async def close(self) -> None:
+        """Ends the callers."""
+        for caller in self._callers:
+            await caller.close()
+
+    def demand(self, holds: object, otherwise: str) -> None:
+        """Raises NotAsItMust."""
+        if not holds:
+            raise NotAsItMust(otherwise)
+
+    async def open_rooms(self) -> None:
+        """The room types of the load, on sale."""
+        desk = self.caller("catalogue", role="desk")
+        for room_type, capacity in CAPACITIES.items():
+            await self.open_room_type(desk, room_type, capacity)
+
+    async def open_room_type(self, desk: Caller, room_type: str, capacity: int) -> None:
+        """One room type, on sale."""
+        body = {"capacity": capacity, "maxGuests": 4, "nightlyRate": RATE}
+        await desk.call("look", "PUT", f"/roomTypes/{room_type}", body)
+
+        async def on_sale() -> bool:
+            rooms = (await desk.look("/rooms")).answer.get("rooms") or []
+            return room_type in [room["roomType"] for room in rooms]
+
+        await until(on_sale, f"{room_type} is not on sale")
+
+    async def sql(self, database: str, statement: str, *arguments: Any) -> Any:
+        """One value of a service's database, or of the processor's ledger (`sandbox`)."""
+        return await query(self.stack, database, statement, *arguments)
+
+    async def order_status(self, order_id: str) -> str:
+        """What the books of order_svc say."""
+        return str(await self.sql("order_svc", "SELECT status FROM orders WHERE id = $1", order_id))
+
+    async def order_is(self, order_id: str, status: str) -> bool:
+        """Whether the books of order_svc say so."""
+        return await self.order_status(order_id) == status
+
+    async def books_paid(self, guest: Caller) -> bool:
+        """Whether a booking is paid at this moment."""
+        return (await guest.book(**a_stay(self.chance), tries=1)).is_paid
+
+    @asynccontextmanager
+    async def session(self, database: str) -> AsyncIterator[Any]:
+        """A connection of the rig's own."""
+        connection = await asyncpg.connect(self.stack.database_url(database, "postgres"))
+        try:
+            yield connection
+        finally:
+            await connection.close()
+
+    async def charges(self, order_id: str) -> tuple[int, int]:
+        """How often an order was charged, and how many of these charges stand, in the processor's ledger."""
+        made, standing = await self.sql("sandbox", CHARGES, order_id)
+        return made, standing
+
+    async def received(self, order_ids: list[str]) -> None:
+        """Waits until the desk has received these orders."""
+        await until(lambda: self._are_received(order_ids), "the desk does not receive what was paid", seconds=60)
+
+    async def _are_received(self, order_ids: list[str]) -> bool:
+        count = "SELECT count(*) FROM reservations WHERE order_id = ANY($1::uuid[]) AND booking IS NOT NULL"
+        return bool(await self.sql("reservation_svc", count, order_ids) == len(order_ids))
+
+    async def works_again(self) -> None:
+        """Until who books pays, and the desk gets it; notes how long the last harm was felt.
+
+        Before that the next harm would not be a new one.
+        """
+        guest, desk = self.caller("probe"), self.caller("probe-desk", role="desk")
+        began = time.monotonic()
+
+        async def whole_way() -> bool:
+            body = {"name": "probe", "roomType": ROOMS, "guestCnt": 1, "cardNo": GOOD, **a_stay(self.chance)}
+            booked = await guest.probe("POST", "/orders", body)
+            ends = time.monotonic() + 30
+            while booked.is_paid and time.monotonic() < ends:
+                if (await desk.probe("GET", f"/reservations/{booked.order_id}")).outcome == OK:
+                    return True
+                await asyncio.sleep(0.1)
+            return False
+
+        await until(whole_way, "bookings do not go through again", seconds=60)
+        whole_again = time.monotonic() - began
+        await let_run(1)  # what still fails now is seen by the probes
+        fault = self.nemesis.faults[-1]
+        failed = sorted(at for operation in self.history for at in operation.failed_at if at >= fault.began)
+        last = max(0.0, failed[-1] - fault.ended) if failed else 0.0
+        self.notes.append(
+            f"{fault.kind} {fault.target}: {len(failed)} tries failed, the last {last:.1f} s after it; "
+            f"from a booking to the desk {whole_again:.1f} s after it"
+        )
+
+    @asynccontextmanager
+    async def second_order_svc(self) -> AsyncIterator[None]:
+        """Another order_svc beside the stack's, as during a rollout: the same database, another port."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        settings = {**self.stack.service_environment("order_svc"), "ORDER_PORT": str(port)}
+        log = self.stack.home / "log" / "order_svc.second.log"
+        with log.open("a") as out:
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "order_svc"), env={**os.environ, **settings}, stdout=out, stderr=out
+            )
+        try:
+            await until(lambda: _accepts(port), "the second order_svc does not start")
+            yield
+        finally:
+            process.terminate()
+            await asyncio.wait_for(process.wait(), timeout=60)
+
+
+CHARGES = """
+SELECT ARRAY[count(*), count(*) FILTER (WHERE refunded_at IS NULL)]
+FROM ledger
+WHERE order_id = $1
+  AND outcome = 'CHARGED'
+"""
+
+
+def paid(operations: list[Operation]) -> list[str]:
+    """The orders that were answered as paid."""
+    return [operation.order_id for operation in operations if operation.is_paid]
+
+
+async def let_run(seconds: float) -> None:
+    """Gives the load time to meet the harm. (It is the harm's length, not a wait for something.)"""
+    await asyncio.sleep(seconds)
+
+
+def now() -> float:
+    """Seconds on the clock of histories and faults."""
+    return time.monotonic()
+
+
+def _accepts(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

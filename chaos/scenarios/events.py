@@ -1,0 +1,191 @@
+"""Events: lost, repeated, shuffled, poisonous."""
+
+import asyncio
+from typing import Any
+
+import nats.errors
+
+from chaos.load import OK, Caller, a_stay
+from chaos.nemesis import NoHarmDone, jetstream, until
+from chaos.rig import Rig, paid
+from chaos.scenario import scenario
+from gotohotel.bus import EVENTS
+from ops import dead_letters, rebuild
+
+STATES = {
+    "order_svc": "SELECT md5(string_agg(o::text, '' ORDER BY id)) FROM orders o WHERE id = ANY($1::uuid[])",
+    "pay_svc": "SELECT md5(string_agg(p::text, '' ORDER BY id)) FROM payments p WHERE order_id = ANY($1::uuid[])",
+    "reservation_svc": "SELECT md5(string_agg(r::text, '' ORDER BY order_id)) FROM reservations r "
+    "WHERE order_id = ANY($1::uuid[])",
+    "mypage_svc": "SELECT md5(string_agg(facts::text, '' ORDER BY order_id)) FROM mypages "
+    "WHERE order_id = ANY($1::uuid[])",
+    "sandbox": "SELECT md5(string_agg(l::text, '' ORDER BY key)) FROM ledger l WHERE order_id = ANY($1)",
+}
+
+
+@scenario(5, "every event delivered 100 times, shuffled: same state, same money, same messages")
+async def hundredfold(rig: Rig) -> None:
+    """Orders in several states; their events travel again in messages that the stream has not seen."""
+    guest, desk = rig.caller("victim"), rig.caller("desk", role="desk")
+    orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(6))))
+    await rig.received(orders)
+    await asyncio.gather(*(desk.decide(orders[n], act) for n, act in enumerate(("confirm", "confirm", "reject"))))
+    await asyncio.gather(*(guest.cancel(order_id) for order_id in orders[1:2] + orders[3:5]))
+    await _quiet(rig, orders)
+    events = await _events_of(rig, orders)
+    before = {name: await rig.sql(name, statement, orders) for name, statement in STATES.items()}
+    announced = await _announced(rig, orders)
+
+    copies = [(event, copy) for event in events for copy in range(100)]
+    rig.chance.shuffle(copies)
+    async with jetstream(rig.stack) as js:
+        for part in range(0, len(copies), 200):
+            acks = [
+                await js.publish_async(
+                    event.subject,
+                    event.data,
+                    headers={**event.headers, "Nats-Msg-Id": f"{event.headers['ce-id']}/{rig.seed}/{copy}"},
+                )
+                for event, copy in copies[part : part + 200]
+            ]
+            await asyncio.gather(*acks)
+        rig.nemesis.note("redelivery", f"{len(events)} events × 100")
+        for name in ("order_svc", "reservation_svc", "mypage_svc"):
+            await until(lambda name=name: _has_read_all(js, name), f"{name} does not catch up", seconds=90)
+    rig.demand(await _announced(rig, orders) == announced, "something was announced again")
+    after = {name: await rig.sql(name, statement, orders) for name, statement in STATES.items()}
+    changed = [name for name in STATES if after[name] != before[name]]
+    rig.demand(not changed, f"changed by events that came again: {changed}")
+
+
+async def _events_of(rig: Rig, orders: list[str]) -> list[Any]:
+    async with jetstream(rig.stack) as js:
+        last = (await js.stream_info(str(EVENTS.name))).state.last_seq
+        found = []
+        for number in range(max(1, last - 3000), last + 1):
+            message = await js.get_msg(str(EVENTS.name), number, direct=True)
+            if (message.headers or {}).get("ce-subject") in orders:
+                found.append(message)
+    return found
+
+
+async def _announced(rig: Rig, orders: list[str]) -> list[int]:
+    count = "SELECT count(*) FROM outbox WHERE aggregate_id = ANY($1)"
+    return [await rig.sql(name, count, orders) for name in ("order_svc", "pay_svc", "reservation_svc")]
+
+
+async def _has_read_all(js: Any, name: str) -> bool:
+    try:
+        consumer = await js.consumer_info(str(EVENTS.name), name)
+    except (TimeoutError, nats.errors.Error):
+        return False
+    return (consumer.num_pending or 0) < 20  # the load goes on
+
+
+@scenario(12, "a poison event goes to the dead letters, others go on; redriven after the fix it applies once")
+async def poison(rig: Rig) -> None:
+    """My page's database refuses one guest's rows: that is the bug, and dropping the rule is the fix."""
+    bad, good = rig.caller("poisoned"), rig.caller("healthy")
+    rule = f"CHECK (owner <> '{bad.subject}') NOT VALID"
+    await rig.sql("mypage_svc", f"ALTER TABLE mypages ADD CONSTRAINT poison {rule}")
+    try:
+        poisoned = (await bad.book(**a_stay(rig.chance))).order_id
+        healthy = (await good.book(**a_stay(rig.chance))).order_id
+
+        async def buried() -> list[dead_letters.DeadLetter]:
+            return [letter for letter in await dead_letters.every(rig.stack) if letter.aggregate == poisoned]
+
+        async def both_buried() -> bool:
+            return len(await buried()) == 2
+
+        await until(both_buried, "the poison does not reach the dead letters")
+        await until(lambda: _page_has(good, healthy, 3), "others are held up by it")
+        letters = await buried()
+        rig.demand(all("CheckViolation" in letter.reason for letter in letters), "the reason is not kept")
+        rig.nemesis.note("poison", poisoned)
+    finally:
+        await rig.sql("mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT poison")
+    for letter in letters:
+        await dead_letters.redrive(rig.stack, letter.number)
+    await until(lambda: _page_has(bad, poisoned, 3), "what was redriven does not apply")
+    rig.demand(not await buried(), "a redriven letter is still there")
+
+
+async def _page_has(guest: Caller, order_id: str, events: int) -> bool:
+    page = await guest.look(f"/mypages/{order_id}", tries=1)
+    return len(page.answer.get("timeline") or []) == events
+
+
+@scenario(13, "a consumer is killed between commit and ack: no second effect")
+async def ack_lost(rig: Rig) -> None:
+    """What reservation_svc sends to NATS no longer arrives, its acknowledgements too; then it is killed."""
+    guest = rig.caller("victim")
+    for _ in range(6):
+        async with rig.nemesis.cut("reservation_svc", "nats", back=False):
+            orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(4))))
+            handled = await _some_are_handled(rig, orders)
+            if handled:
+                await rig.nemesis.kill("reservation_svc")
+        if handled:
+            break
+    else:
+        raise NoHarmDone("nothing was handled while the acknowledgements were lost")
+    await rig.received(orders)
+    rows = "SELECT count(*) FROM outbox WHERE aggregate_id = ANY($1) AND type LIKE '%ReservationTaken'"
+    rig.demand(await rig.sql("reservation_svc", rows, orders) == len(orders), "a reservation was taken twice")
+
+
+async def _some_are_handled(rig: Rig, orders: list[str]) -> bool:
+    taken = "SELECT count(*) FROM reservations WHERE order_id = ANY($1::uuid[])"
+
+    async def some() -> bool:
+        return bool(await rig.sql("reservation_svc", taken, orders))
+
+    try:
+        await until(some, "none", seconds=2)
+    except NoHarmDone:
+        return False
+    return True
+
+
+@scenario(19, "My page is damaged and rebuilt under load: the old view serves until the new one is complete")
+async def rebuilt(rig: Rig) -> None:
+    """Half of one guest's pages are gone; the other half must never be."""
+    guest = rig.caller("victim")
+    orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(10))))
+    for order_id in orders:
+        await until(lambda order_id=order_id: _page_has(guest, order_id, 3), f"{order_id} has no page")
+    lost, kept = orders[:5], orders[5:]
+    await rig.sql("mypage_svc", "DELETE FROM mypages WHERE order_id = ANY($1::uuid[])", lost)
+    rig.nemesis.note("wipe", "mypage_svc")
+    done = asyncio.Event()
+
+    async def look() -> None:
+        while not done.is_set():
+            for order_id in kept:
+                page = await guest.look(f"/mypages/{order_id}", tries=1)
+                rig.demand(page.outcome == OK, f"the page of {order_id} was not served: {page.status}")
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(look())
+        await rebuild.rebuild(rig.stack)
+        done.set()
+    for order_id in orders:
+        rig.demand(await _page_has(guest, order_id, 3), f"the rebuilt page of {order_id} is not whole")
+
+
+async def _quiet(rig: Rig, orders: list[str]) -> None:
+    """Waits until nothing more is announced of these orders, and My page knows it all."""
+    names = "SELECT count(*) FROM orders WHERE id = ANY($1::uuid[]) AND status IN ('CANCELING', 'PAYMENT_PENDING')"
+
+    async def complete() -> bool:
+        if await rig.sql("order_svc", names, orders):
+            return False
+        facts = await rig.sql(
+            "mypage_svc",
+            "SELECT sum((SELECT count(*) FROM jsonb_object_keys(facts))) FROM mypages WHERE order_id = ANY($1::uuid[])",
+            orders,
+        )
+        return bool(facts == sum(await _announced(rig, orders)))
+
+    await until(complete, "the orders do not come to rest", seconds=60)

@@ -1,0 +1,267 @@
+"""Parts that fail, and callers who mean harm."""
+
+import asyncio
+import base64
+import json
+import math
+import time
+from typing import Any
+
+import grpc.aio
+import httpx
+import jwt
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from chaos.load import ERROR, GOOD, OK, ROOMS, Operation, a_stay
+from chaos.nemesis import NoHarmDone, until
+from chaos.rig import Rig, let_run
+from chaos.scenario import scenario
+from gotohotel.order.v1 import order_service_pb2 as order_pb
+from gotohotel.outbox import RELAY_LOCK
+from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
+from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER
+from ops import tokens
+
+
+@scenario(9, "NATS down, killed, its stream full, its disk full: bookings go on, the outbox drains in order")
+async def nats_away(rig: Rig) -> None:
+    """While it is down no caller must notice."""
+    errors_before = len(list(rig.load.errors()))
+    async with rig.nemesis.stopped("nats"):
+        await let_run(rig.seconds(8))
+    rig.demand(len(list(rig.load.errors())) == errors_before, "a caller noticed that NATS was down")
+    waiting = await _unpublished(rig)
+    began = time.monotonic()
+    await until(lambda: _drained(rig), "the outboxes do not drain", seconds=120)
+    rig.notes.append(f"{waiting} events waited, sent at {waiting / (time.monotonic() - began):.0f} /s")
+    for _ in range(2):
+        await rig.nemesis.kill("nats")
+        await let_run(1)
+    async with rig.nemesis.full_stream():
+        await let_run(rig.seconds(3))
+    async with rig.nemesis.full_disk():
+        await let_run(rig.seconds(3))
+    rig.demand(len(list(rig.load.errors())) == errors_before, "a caller noticed that NATS was ill")
+
+
+async def _unpublished(rig: Rig) -> int:
+    count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+    return sum([await rig.sql(name, count) for name in ("order_svc", "pay_svc", "reservation_svc")])
+
+
+async def _drained(rig: Rig) -> bool:
+    return await _unpublished(rig) < 10  # the load goes on
+
+
+@scenario(10, "PostgreSQL restarted, killed, frozen, out of connections: errors and no hang, recovery by itself")
+async def postgres_away(rig: Rig) -> None:
+    """In the middle of commits: the load goes on."""
+    await rig.nemesis.restart("postgres")
+    await rig.works_again()
+    await rig.nemesis.kill("postgres")
+    await rig.works_again()
+    async with rig.nemesis.frozen("postgres"):
+        await let_run(rig.seconds(5))
+    await rig.works_again()
+    async with rig.nemesis.starved():
+        await let_run(rig.seconds(4))
+    await rig.works_again()
+    hung = [each for each in rig.history if each.status == 0 and "Timeout" in str(each.answer.get("error"))]
+    rig.demand(not hung, f"{len(hung)} calls were not answered at all")
+    slowest = max(each.slowest for each in rig.load.errors())
+    rig.notes.append(f"the slowest error took {slowest:.1f} s")
+
+
+@scenario(11, "a frozen relay goes on beside its successor: nothing lost, nothing reordered")
+async def two_relays(rig: Rig) -> None:
+    """order_svc is frozen with events to send; its lock is taken from it, and another one sends them."""
+    guest = rig.caller("victim")
+    async with rig.second_order_svc():
+        for _ in range(5):
+            bursts = [asyncio.create_task(guest.book(None, **a_stay(rig.chance))) for _ in range(60)]
+            await asyncio.wait(bursts, return_when=asyncio.FIRST_COMPLETED)
+            async with rig.nemesis.frozen("order_svc"):
+                left = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+                waiting = await rig.sql("order_svc", left)
+                await rig.sql("order_svc", TAKE_THE_LOCK_AWAY, RELAY_LOCK)
+                await until(lambda: _all_sent(rig), "the successor does not send")
+                await let_run(rig.seconds(3))
+            await asyncio.gather(*bursts)
+            if waiting:
+                return
+    raise NoHarmDone("the frozen relay had nothing to send")
+
+
+TAKE_THE_LOCK_AWAY = """
+SELECT pg_terminate_backend(pid)
+FROM pg_locks
+WHERE locktype = 'advisory'
+  AND granted
+  AND objid = $1
+  AND database = (SELECT oid FROM pg_database WHERE datname = current_database())
+"""
+
+
+async def _all_sent(rig: Rig) -> bool:
+    return not await rig.sql("order_svc", "SELECT count(*) FROM outbox WHERE published_at IS NULL")
+
+
+@scenario(14, "a caller's deadline passes while the service commits: whole or absent, and GET tells which")
+async def deadline(rig: Rig) -> None:
+    """gRPC calls with a few milliseconds to live; those that were given up are repeated in the end."""
+    guest = rig.caller("victim")
+    stored_all_the_same = 0
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.stack.ports['gateway']}") as channel:
+        create = _method(channel, "order", "OrderService", "CreateOrder", order_pb.Order)
+        get = _method(channel, "order", "OrderService", "GetOrder", order_pb.Order)
+        bearer = (("authorization", f"Bearer {guest.token}"),)
+        requests = []
+        for number in range(200):
+            name = f"deadline {rig.seed} {number}"
+            stay = a_stay(rig.chance)
+            request = order_pb.CreateOrderRequest(
+                *(), name=name, room_type=ROOMS, guest_cnt=1, request_id=name, card_no=GOOD,
+                check_in=stay["checkIn"], check_out=stay["checkOut"],
+            )  # fmt: skip
+            requests.append(request)
+            try:
+                await create(request, metadata=bearer, timeout=rig.chance.uniform(0.002, 0.03))
+            except grpc.aio.AioRpcError as error:
+                rig.demand(error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, f"{error.code()} {error.details()}")
+                await asyncio.sleep(0.05)
+                stored_all_the_same += await rig.sql("order_svc", "SELECT count(*) FROM orders WHERE name = $1", name)
+            if stored_all_the_same >= 10:
+                break
+        if not stored_all_the_same:
+            raise NoHarmDone("no deadline passed during a commit")
+        rig.nemesis.note("deadline", f"{stored_all_the_same} passed during the commit")
+        for request in requests:
+            order = await create(request, metadata=bearer, timeout=20)
+            found = await get(order_pb.GetOrderRequest(id=order.id), metadata=bearer, timeout=5)
+            rig.demand(found.name == request.name, "GET tells of another order")
+            count = await rig.sql("order_svc", "SELECT count(*) FROM orders WHERE name = $1", request.name)
+            rig.demand(count == 1, f"{request.name} exists {count} times")
+
+
+@scenario(15, "all pay instances bad: quick answers while ejected, no retry storm, recovery by itself", load=False)
+async def pay_bad(rig: Rig) -> None:
+    """pay_svc stopped; then up, but without its database."""
+    guest = rig.caller("victim")
+    for harm in (rig.nemesis.stopped("pay_svc"), rig.nemesis.cut("pay_svc", "postgres")):
+        await until(lambda: rig.books_paid(guest), "bookings are not paid at first")
+        before = await _egress_calls(rig)
+        async with harm:
+            booked: list[Operation] = []
+            for _ in range(40):
+                booked += await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(5)))
+            tries = (await _egress_calls(rig) - before) / len(booked)
+        rig.demand(all(each.outcome == OK for each in booked), "an order was not taken")
+        ejected = sorted(1000 * each.slowest for each in booked[50:])
+        rig.notes.append(
+            f"{tries:.2f} tries per call; while ejected p50 {ejected[len(ejected) // 2]:.0f} ms, "
+            f"p90 {ejected[math.floor(len(ejected) * 0.9)]:.0f} ms"
+        )
+        rig.demand(tries <= 1.2, f"{tries:.2f} tries per call")
+        healed = time.monotonic()
+        await until(lambda: rig.books_paid(guest), "bookings are not paid again")
+        rig.notes.append(f"paid again after {time.monotonic() - healed:.1f} s")
+
+
+async def _egress_calls(rig: Rig) -> int:
+    """What Envoy's egress listener has been asked for."""
+    url = f"http://127.0.0.1:{rig.stack.ports['admin']}/stats?filter=^http.egress.downstream_rq_total$"
+    async with httpx.AsyncClient() as client:
+        return int((await client.get(url)).text.split()[-1])
+
+
+@scenario(16, "spoofed headers, broken headers, bad tokens, path tricks, internal calls: nobody else's data, no 5xx")
+async def hostile(rig: Rig) -> None:
+    """Honest callers go on beside it, and must not notice."""
+    victim, thief = rig.caller("victim"), rig.caller("thief")
+    order_id = (await victim.book(**a_stay(rig.chance))).order_id
+    good = {"Authorization": f"Bearer {thief.token}"}
+    spoofed = {SUBJECT_HEADER: victim.subject, ROLE_HEADER: "desk", "x-envoy-original-path": "/orders"}
+    headers: list[dict[str, str]] = [
+        {},
+        spoofed,
+        {**good, **spoofed},
+        *({**good, name: value} for name, value in BROKEN_HEADERS),
+        *({"Authorization": f"Bearer {token}"} for token in _bad_tokens(rig, victim.subject)),
+    ]
+    paths = [
+        ("GET", f"/orders/{order_id}"),
+        ("GET", f"/rooms/../orders/{order_id}"),
+        ("GET", f"/rooms/%2e%2e/orders/{order_id}"),
+        ("GET", f"//orders/{order_id}"),
+        ("GET", f"/mypages/{order_id}?orderId={order_id}"),
+        ("DELETE", f"/orders/{order_id}"),
+        ("POST", f"/reservations/{order_id}:reject"),
+        ("POST", "/gotohotel.pay.v1.PayService/CancelPayment"),
+        ("POST", "/gotohotel.pay.v1.PayService/ProcessPayment"),
+    ]
+    async with httpx.AsyncClient(base_url=rig.stack.gateway_url, timeout=15) as client:
+        for sent in headers:
+            for method, path in paths:
+                answer = await client.request(method, path, headers=sent, content="{}" if method == "POST" else None)
+                said = f"{method} {path} with {sorted(sent)} was answered {answer.status_code}"
+                rig.demand(400 <= answer.status_code < 500, said)
+                rig.demand(victim.subject not in answer.text, said)
+        rig.nemesis.note("hostile calls", f"{len(headers) * len(paths)}")
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.stack.ports['gateway']}") as channel:
+        for name, request in (
+            ("CancelPayment", pay_pb.CancelPaymentRequest(order_id=order_id)),
+            ("ProcessPayment", pay_pb.ProcessPaymentRequest(order_id=order_id, card_no=ERROR)),
+        ):
+            call = _method(channel, "pay", "PayService", name, pay_pb.Payment)
+            try:
+                await call(request, metadata=(("authorization", f"Bearer {thief.token}"),), timeout=5)
+            except grpc.aio.AioRpcError as error:
+                allowed = (grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND)
+                rig.demand(error.code() in allowed, f"{name} was answered {error.code()}")
+            else:
+                rig.demand(False, f"{name} was answered")
+    rig.demand(await rig.order_status(order_id) == "PAID", "the victim's order has changed")
+    rig.demand(not list(rig.load.errors()), "honest callers noticed")
+
+
+BROKEN_HEADERS = [
+    ("grpc-timeout", "abc"),
+    ("grpc-timeout", "99999999999S"),
+    ("grpc-encoding", "foo"),
+    ("x-foo-bin", "!!!"),
+    ("grpc-trace-bin", "***"),
+    ("traceparent", "00-zz"),
+    ("x-forwarded-for", "127.0.0.1"),
+    ("x-envoy-upstream-rq-timeout-ms", "1"),
+    ("x-envoy-max-retries", "100"),
+]
+
+
+def _bad_tokens(rig: Rig, subject: str) -> list[str]:
+    now = int(time.time())
+    good = {"iss": tokens.ISSUER, "aud": tokens.AUDIENCE, "sub": subject, "role": "desk", "iat": now, "exp": now + 600}
+    key = (rig.stack.home / "token-key.pem").read_text()
+
+    def signed(changes: dict[str, Any], with_key: Any = key) -> str:
+        claims = {name: value for name, value in {**good, **changes}.items() if value is not None}
+        return jwt.encode(claims, with_key, "ES256", headers={"kid": tokens.KEY_ID})
+
+    parts = [{"alg": "none", "kid": tokens.KEY_ID}, good]
+    unsigned = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
+    return [
+        signed({"exp": now - 600}),
+        signed({"exp": None}),
+        signed({"aud": "another"}),
+        signed({"iss": "another"}),
+        signed({}, ec.generate_private_key(ec.SECP256R1())),
+        f"{unsigned}.",
+        "nonsense",
+    ]
+
+
+def _method(channel: Any, package: str, service: str, name: str, answer: Any) -> Any:
+    return channel.unary_unary(
+        f"/gotohotel.{package}.v1.{service}/{name}",
+        request_serializer=lambda request: request.SerializeToString(),
+        response_deserializer=answer.FromString,
+    )

@@ -1,0 +1,154 @@
+"""What is left after the harm: does everything come to rest, do the books agree, was every answer true?"""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from nats.errors import Error as NatsError
+
+from chaos.load import OK, REFUSED, Operation
+from chaos.nemesis import jetstream, query
+from gotohotel.bus import EVENTS
+from ops import audit
+from ops.stack import Stack
+
+REST_SECONDS = 60  # what is unknown has to be settled by then
+
+# What is still under way, by the database that knows of it.
+UNDER_WAY = (
+    ("order_svc", "orders being canceled", "SELECT count(*) FROM orders WHERE status = 'CANCELING'"),
+    (
+        "pay_svc",
+        "unsettled payments",
+        "SELECT count(*) FROM payments WHERE attempt_open_since IS NOT NULL "
+        "OR (cancel_asked_at IS NOT NULL AND canceled_at IS NULL)",
+    ),
+    (
+        "reservation_svc",
+        "unfinished endings",
+        "SELECT count(*) FROM reservations WHERE ending_status IS NOT NULL AND ended_at IS NULL",
+    ),
+    *(
+        (service, f"unpublished events of {service}", "SELECT count(*) FROM outbox WHERE published_at IS NULL")
+        for service in ("order_svc", "pay_svc", "reservation_svc")
+    ),
+)
+CONSUMERS = ("order_svc", "reservation_svc", "mypage_svc")
+
+
+@dataclass(kw_only=True)
+class Verdict:
+    """What was found; it passes if nothing was."""
+
+    lost: list[str] = field(default_factory=list)
+    doubled: list[str] = field(default_factory=list)
+    stuck: dict[str, int] = field(default_factory=dict)
+    violations: list[str] = field(default_factory=list)
+    rest_seconds: float = 0.0
+
+    @property
+    def passes(self) -> bool:
+        """Whether all is as it must be."""
+        return not (self.lost or self.doubled or self.stuck or self.violations)
+
+    def sentences(self) -> Iterator[str]:
+        """What is wrong."""
+        yield from (f"lost: {what}" for what in self.lost)
+        yield from (f"doubled: {what}" for what in self.doubled)
+        yield from (f"stuck: {count} {what}" for what, count in self.stuck.items())
+        yield from self.violations
+
+
+async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
+    """Waits until all is at rest, and compares the books with one another and with what the clients were told."""
+    verdict = Verdict()
+    began = time.monotonic()
+    while under_way := await _under_way(stack):
+        if time.monotonic() - began > REST_SECONDS:
+            verdict.stuck = under_way
+            break
+        await asyncio.sleep(0.25)
+    verdict.rest_seconds = time.monotonic() - began
+    books, found = await asyncio.to_thread(audit.look, stack)
+    verdict.violations = [f"{number}: {what}" for number, violations in found.items() for what in violations[:5]]
+    verdict.violations += _out_of_order(books)[:5]
+    _compare(history, books, verdict)
+    return verdict
+
+
+def _out_of_order(books: audit.Books) -> list[str]:
+    """Events that entered the stream before an earlier one of the same aggregate."""
+    last: dict[tuple[str, str], int] = {}
+    found = []
+    for event in books.events:
+        if event.message.version < last.setdefault((event.source, event.aggregate), event.message.version):
+            found.append(f"order: {event.name} of {event.aggregate} came after a later one")
+        last[event.source, event.aggregate] = event.message.version
+    return found
+
+
+async def _under_way(stack: Stack) -> dict[str, int]:
+    found = {what: int(await query(stack, database, statement)) for database, what, statement in UNDER_WAY}
+    try:
+        async with jetstream(stack) as js:
+            for name in CONSUMERS:
+                consumer = await js.consumer_info(str(EVENTS.name), name)
+                found[f"events for {name}"] = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
+    except (OSError, TimeoutError, NatsError) as error:
+        found[f"answers of NATS ({error!r})"] = 1
+    return {what: count for what, count in found.items() if count}
+
+
+def _compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) -> None:
+    by_label: dict[str, list[Any]] = {}
+    for order in books.orders.values():
+        by_label.setdefault(order["name"], []).append(order)
+    standing = Counter(
+        {
+            order_id: sum(1 for charge in charges if charge["refunded_at"] is None)
+            for order_id, charges in books.charges.items()
+        }
+    )
+    for order_id, charges in books.charges.items():
+        if len(charges) > 1:
+            verdict.doubled.append(f"order {order_id} was charged {len(charges)} times")
+    for operation in history:
+        if operation.reason == "INTERNAL":
+            verdict.violations.append(f"an internal error was answered: {operation.answer.get('message')}")
+        if operation.kind == "book":
+            _compare_booking(operation, by_label.get(operation.label, []), verdict)
+        elif operation.outcome == OK and operation.order_id:
+            _compare_act(operation, books, standing[operation.order_id], verdict)
+
+
+def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) -> None:
+    if len(orders) > 1:
+        verdict.doubled.append(f"the request {operation.label!r} made {len(orders)} orders")
+    if operation.outcome == OK:
+        if operation.order_id not in {str(order["id"]) for order in orders}:
+            verdict.lost.append(f"the acknowledged order {operation.order_id}")
+        elif operation.is_paid and orders[0]["paid_at"] is None:
+            verdict.lost.append(f"the acknowledged payment of {operation.order_id}")
+    # A refusal after a first try whose fate is unknown may speak of that try's own order.
+    elif operation.outcome == REFUSED and operation.first_outcome == REFUSED and orders:
+        verdict.doubled.append(f"the request {operation.label!r} was refused, and yet made an order")
+
+
+def _compare_act(operation: Operation, books: audit.Books, standing: int, verdict: Verdict) -> None:
+    order_id, kind = operation.order_id, operation.kind
+    order, reservation = books.orders.get(order_id), books.reservations.get(order_id)
+    if order is None:
+        verdict.lost.append(f"order {order_id}, of which a {kind} was acknowledged")
+    elif kind == "pay" and operation.is_paid and order["paid_at"] is None:
+        verdict.lost.append(f"the acknowledged payment of {order_id}")
+    elif kind in ("cancel", "desk cancel", "desk reject") and standing:
+        verdict.lost.append(f"the refund of {order_id}, of which a {kind} was acknowledged")
+    elif kind == "cancel" and order["status"] != "CANCELED":
+        verdict.lost.append(f"the acknowledged cancel of {order_id}, which is {order['status']}")
+    elif kind == "desk confirm" and (reservation is None or reservation["confirmed_at"] is None):
+        verdict.lost.append(f"the acknowledged confirmation of {order_id}")
+    elif kind in ("desk cancel", "desk reject") and order["status"] not in ("CANCELED", "REJECTED"):
+        verdict.lost.append(f"the acknowledged {kind} of {order_id}, which is {order['status']}")
