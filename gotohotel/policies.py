@@ -65,5 +65,9 @@ class Policies(Generic[Work]):
     async def apply(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
         """Runs the policies of a batch inside the caller's transaction."""
         async with self._open_work(connection, arrivals) as work:
-            for arrival in arrivals:
-                self._handlers[arrival.message.DESCRIPTOR.full_name](arrival.message, work)
+            self.run(arrivals, work)
+
+    def run(self, arrivals: Sequence[Arrival], work: Work) -> None:
+        """Runs the policies over what is loaded already."""
+        for arrival in arrivals:
+            self._handlers[arrival.message.DESCRIPTOR.full_name](arrival.message, work)

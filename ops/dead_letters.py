@@ -63,7 +63,7 @@ async def every(stack: Stack) -> list[DeadLetter]:
     async with _jetstream(stack) as js:
         state = (await js.stream_info(str(DEAD_LETTERS.name))).state
         letters = []
-        for number in range(state.first_seq, state.last_seq + 1):
+        for number in range(max(1, state.first_seq), state.last_seq + 1):  # a stream that never held any begins at 0
             try:
                 letters.append(await _get(js, number))
             except NotFoundError:

@@ -38,9 +38,9 @@ async def nats_away(rig: Rig) -> None:
         await rig.nemesis.kill("nats")
         await let_run(1)
     async with rig.nemesis.full_stream():
-        await let_run(rig.seconds(3))
+        await let_run(3)
     async with rig.nemesis.full_disk():
-        await let_run(rig.seconds(3))
+        await let_run(3)
     rig.demand(len(list(rig.load.errors())) == errors_before, "a caller noticed that NATS was ill")
 
 
@@ -68,8 +68,8 @@ async def postgres_away(rig: Rig) -> None:
     await rig.works_again()
     hung = [each for each in rig.history if each.status == 0 and "Timeout" in str(each.answer.get("error"))]
     rig.demand(not hung, f"{len(hung)} calls were not answered at all")
-    slowest = max(each.slowest for each in rig.load.errors())
-    rig.notes.append(f"the slowest error took {slowest:.1f} s")
+    slowest = max(rig.load.errors(), key=lambda each: each.slowest)
+    rig.notes.append(f"the slowest error took {slowest.slowest:.1f} s ({slowest.kind})")
 
 
 @scenario(11, "a frozen relay goes on beside its successor: nothing lost, nothing reordered")

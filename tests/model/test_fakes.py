@@ -1,0 +1,218 @@
+"""The model's fakes keep what the real stores promise: each test runs on both."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from gotohotel.domain import Money, new_id
+from gotohotel.idempotency import Claim
+from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RoomType, SoldOut, Stay
+from order_svc.store import PostgresOrders
+from pay_svc import domain as pay
+from pay_svc.processor import SandboxProcessor
+from pay_svc.store import PostgresPayments
+from reservation_svc import domain as desk
+from reservation_svc.store import PostgresReservations
+from tests.conftest import ROOT
+from tests.model.hotel import (
+    NIGHTS,
+    ROOM,
+    FakeOrders,
+    FakePayments,
+    FakeProcessor,
+    FakeReservations,
+    RequestTaken,
+    Steps,
+)
+
+NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+AMOUNT = Money("KRW", Decimal(1000))
+BOTH = pytest.mark.parametrize("kind", ["fake", "real"])
+
+
+def steps() -> Steps:
+    """Nothing waits and nothing fails."""
+    free = Steps()
+    free.free = True
+    return free
+
+
+def an_order(first: int = 0, nights: int = 1) -> Order:
+    """For some of the three nights."""
+    stay = Stay(NIGHTS[first], NIGHTS[first] + timedelta(days=nights))
+    booking = Booking(owner="guest", name="Guest", phone_no="", room_type=ROOM.id, guest_cnt=1, stay=stay)
+    return Order.place(new_id(), booking, ROOM, placed_at=NOON, expires_at=NOON + timedelta(minutes=15))
+
+
+@pytest.fixture
+async def orders(kind: str, order_database: Database) -> Any:
+    """Two rooms of one type, three nights."""
+    if kind == "fake":
+        return FakeOrders(steps())
+    await order_database.autocommit.execute("INSERT INTO room_types VALUES ($1, 1, 'Room', 2, 2, 'KRW', 1000)", ROOM.id)
+    for night in NIGHTS:
+        await order_database.autocommit.execute("INSERT INTO allotment VALUES ($1, $2, 2, 2)", ROOM.id, night)
+    return PostgresOrders(order_database.autocommit)
+
+
+async def held(orders: Any, database: Database) -> list[int]:
+    """Rooms held on the three nights."""
+    if isinstance(orders, FakeOrders):
+        return list(orders.held.values())
+    return [row["held"] for row in await database.autocommit.fetch("SELECT held FROM allotment ORDER BY night")]
+
+
+@BOTH
+async def test_orders_hold_and_free_their_nights(orders: Any, order_database: Database) -> None:
+    """All or none, never more than there are; what ends gives them back once."""
+    first, second = an_order(0, 2), an_order(1, 2)
+    assert await orders.place(first, ROOM, None)
+    assert await orders.place(second, ROOM, None)
+    with pytest.raises(SoldOut):
+        await orders.place(an_order(0, 3), ROOM, None)
+    assert await held(orders, order_database) == [1, 2, 1]
+
+    stored = await orders.get(first.id, owner="guest")
+    stored.cancel("", at=NOON)
+    await orders.save(stored)
+    stored.note_payment_canceled(NOON, AMOUNT)
+    await orders.save(stored)
+
+    assert await held(orders, order_database) == [0, 1, 1]
+
+
+@BOTH
+async def test_orders_are_saved_by_who_is_first(orders: Any) -> None:
+    """The other is told, and nothing of hers is stored."""
+    order = an_order()
+    await orders.place(order, ROOM, None)
+    mine, hers = [await orders.get(order.id, owner=None) for _ in range(2)]
+    mine.cancel("mine", at=NOON)
+    hers.note_payment_approved(NOON)
+    await orders.save(mine)
+
+    with pytest.raises(OrderChanged):
+        await orders.save(hers)
+
+    found = (await orders.find([order.id, new_id()]))[order.id]
+    assert found.facts.paid_at is None
+    assert found.version == 2
+    with pytest.raises(OrderNotFound):
+        await orders.get(order.id, owner="somebody else")
+
+
+@BOTH
+async def test_a_request_places_one_order(orders: Any) -> None:
+    """And a price that is out of date places none."""
+    claim = Claim("guest", "CreateOrderRequest", "r1", b"")
+    assert await orders.place(an_order(), ROOM, claim)
+    with pytest.raises((RequestTaken, asyncpg.UniqueViolationError)):
+        await orders.place(an_order(), ROOM, claim)
+    newer = RoomType(id=ROOM.id, version=2, display_name="", capacity=2, max_guests=2, nightly_rate=ROOM.nightly_rate)
+    assert not await orders.place(an_order(), newer, None)
+
+
+@BOTH
+async def test_orders_are_due_when_their_time_is_over(orders: Any, order_database: Database) -> None:
+    """Not before, and not while a try to pay is in flight."""
+    waits, in_flight = an_order(), an_order(1)
+    in_flight.start_payment(new_id(), started_at=NOON, until=NOON + timedelta(minutes=30))
+    for order in (waits, in_flight):
+        await orders.place(order, ROOM, None)
+
+    async def due(minutes: int) -> set[str]:
+        now = NOON + timedelta(minutes=minutes)
+        if isinstance(orders, FakeOrders):
+            return {order.id for order in await orders.due(now, at_most=10)}
+        async with order_database.transaction() as connection:
+            return {order.id for order in await PostgresOrders(connection).due(now, at_most=10)}
+
+    assert [await due(minutes) for minutes in (14, 15, 30)] == [set(), {waits.id}, {waits.id, in_flight.id}]
+
+
+@pytest.fixture
+def payments(kind: str, pay_database: Database) -> Any:
+    """None yet."""
+    return FakePayments(steps()) if kind == "fake" else PostgresPayments(pay_database.autocommit)
+
+
+@BOTH
+async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any) -> None:
+    """A second one is not added; of two changes one is refused."""
+    order_id = new_id()
+
+    def a_payment() -> pay.Payment:
+        return pay.Payment(
+            id=new_id(), order_id=order_id, amount=AMOUNT, refunded=Money.zero("KRW"), created_at=NOON, updated_at=NOON
+        )
+
+    assert await payments.find(order_id) is None
+    assert await payments.add(a_payment())
+    assert not await payments.add(a_payment())
+    mine, hers = [await payments.find(order_id) for _ in range(2)]
+    mine.ask_cancel(at=NOON)
+    hers.cancel(at=NOON)
+    await payments.save(mine)
+    with pytest.raises(pay.PaymentChanged):
+        await payments.save(hers)
+
+    assert await payments.unsettled(open_for=timedelta(0), at_most=10) == [order_id]
+    assert (await payments.find(order_id)).canceled_at is None
+
+
+@BOTH
+async def test_a_processor_keeps_its_promises(kind: str, pay_database: Database) -> None:
+    """A key is charged once, a settled key never again, and a refund may be repeated: "already refunded" is done."""
+    processor = FakeProcessor(steps()) if kind == "fake" else SandboxProcessor(pay_database, delay_ms=0)
+    card = pay.Card("4242424242424242")
+    order_id, charged, closed = new_id(), new_id(), new_id()
+
+    first = await processor.charge(charged, order_id=order_id, amount=AMOUNT, card=card)
+    assert isinstance(first, pay.Charge)
+    assert await processor.charge(charged, order_id=order_id, amount=AMOUNT, card=card) == first
+    assert await processor.settle(charged) == first
+    assert isinstance(await processor.settle(closed), pay.Refusal)
+    assert isinstance(await processor.charge(closed, order_id=order_id, amount=AMOUNT, card=card), pay.Refusal)
+    for key in (charged, charged, closed, new_id()):
+        await processor.refund(key)
+
+    assert await processor.settle(charged) == first
+
+
+@pytest.fixture
+async def reservations(kind: str, scratch_url: str) -> AsyncIterator[Any]:
+    """None yet."""
+    if kind == "fake":
+        yield FakeReservations(steps())
+        return
+    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
+    async with open_database(scratch_url, name="test", pool_size=5) as database:
+        yield PostgresReservations(database.autocommit)
+
+
+@BOTH
+async def test_reservations_are_saved_by_who_is_first(reservations: Any) -> None:
+    """New ones and changed ones; one that was never taken is found, but not got."""
+    order_id = new_id()
+
+    def a_reservation() -> desk.Reservation:
+        return desk.Reservation(order_id=order_id, created_at=NOON, updated_at=NOON)
+
+    mine, hers = a_reservation(), a_reservation()
+    mine.note_order_ended("", at=NOON)
+    hers.note_order_ended("", at=NOON)
+    await reservations.save(mine)
+    with pytest.raises(desk.ReservationChanged):
+        await reservations.save(hers)
+
+    with pytest.raises(desk.ReservationNotFound):
+        await reservations.get(order_id)
+    found = (await reservations.find([order_id]))[order_id]
+    found.end(found.ending, at=NOON)
+    await reservations.save(found)
+    assert (await reservations.find([order_id]))[order_id].status == desk.Status.CANCELED

@@ -1,0 +1,106 @@
+"""Order, payment, reservation and My page as one machine: whatever happens in whatever order, the books agree.
+
+`make test ARGS="tests/model --hypothesis-seed=N"` repeats a run; Hypothesis prints N, and the steps of what fails.
+"""
+
+import random
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from reservation_svc.domain import Status
+from tests.model.hotel import Hotel, Mood
+
+ACTS = ["pay", "pay", "pay", "cancel", "cancel", "confirm", "desk cancel", "reject"]
+STAYS = [slice(0, 1), slice(1, 2), slice(2, 3), slice(0, 2), slice(1, 3)]
+WHICH = st.integers(min_value=0, max_value=1000)
+SEEDS = st.integers(min_value=0, max_value=2**32)
+
+
+class TheHotel(RuleBasedStateMachine):
+    """What guests and the desk do; and between it what the network, jobs, relays and kill -9 do, one step at a time."""
+
+    @initialize(seed=SEEDS)
+    def open(self, seed: int) -> None:
+        """An empty hotel: two rooms, three nights."""
+        self.hotel = Hotel()
+        self.last_seed = seed
+
+    @rule(nights=st.sampled_from(STAYS), request=st.sampled_from([None, "r1"]), pays=st.booleans(), alone=st.booleans())
+    def place(self, nights: slice, request: str | None, pays: bool, alone: bool) -> None:
+        """A guest books; the same request may come again. If she is `alone` nothing comes between."""
+        work = self.hotel.place(nights, request, pays=pays)
+        if alone:
+            self.hotel.finish(work)
+
+    @precondition(lambda self: self.hotel.orders.rows)
+    @rule(which=st.integers(1, 3), acts=st.lists(st.sampled_from(ACTS), min_size=1, max_size=3))
+    def call(self, which: int, acts: list[str]) -> None:
+        """Some want something of the same order, one of the latest, at once, in whatever state it is."""
+        order_id = list(self.hotel.orders.rows)[-which:][0]
+        for act in acts:
+            match act:
+                case "pay":
+                    self.hotel.pay(order_id)
+                case "cancel":
+                    self.hotel.cancel(order_id)
+                case "confirm":
+                    self.hotel.confirm(order_id)
+                case "desk cancel":
+                    self.hotel.end(order_id, Status.CANCELED)
+                case _:
+                    self.hotel.end(order_id, Status.REJECTED)
+
+    @precondition(lambda self: self.hotel.orders.rows)
+    @rule()
+    def expire(self) -> None:
+        """Time passes, and the expiry job begins."""
+        self.hotel.expire()
+
+    @rule(seed=SEEDS, steps=st.integers(1, 40))
+    def walk(self, seed: int, steps: int) -> None:
+        """So many steps of whatever is under way, in any order, some with an evil fate."""
+        chance = random.Random(seed)
+        mood = Mood(chance)
+        for _ in range(steps):
+            self.hotel.step(chance, mood)
+
+    @precondition(lambda self: self.hotel.steps.waiting)
+    @rule(which=WHICH)
+    def crash(self, which: int) -> None:
+        """kill -9 between two steps."""
+        waiting = list(self.hotel.steps.waiting)
+        self.hotel.kill(waiting[which % len(waiting)])
+
+    @rule(seed=SEEDS, rarely=st.integers(0, 3))
+    def rest(self, seed: int, rarely: int) -> None:
+        """A quiet point: the books agree."""
+        if rarely == 0:
+            self.come_to_rest(seed)
+
+    def come_to_rest(self, seed: int) -> None:
+        """All that was begun ends, in any order, and then nothing is wrong."""
+        chance = random.Random(seed)
+        mood = Mood(chance)
+        while self.hotel.step(chance, mood):
+            pass
+        assert not self.hotel.violations()
+
+    def teardown(self) -> None:
+        """It ends at one."""
+        if hasattr(self, "hotel"):
+            try:
+                self.come_to_rest(self.last_seed)
+            finally:
+                self.hotel.close()
+
+
+TheHotel.TestCase.settings = settings(
+    max_examples=300,
+    stateful_step_count=25,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+TestTheHotel = TheHotel.TestCase
