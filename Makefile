@@ -8,7 +8,7 @@ RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up down status logs start stop token audit bench chaos clean
+.PHONY: help demo test lint up down status logs start stop token audit bench chaos fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: $(VENV)/ready ## measure orders/s against pgbench on the same server
 
 chaos: $(VENV)/ready ## break a stack under load: SCENARIO=number SEED=n SECONDS=of a fault
 	@$(BIN)/python -m chaos $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+
+fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
+	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)
 
 clean: ## stop the stack and remove what was made, data included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi

@@ -1,4 +1,4 @@
-"""Compiles protos/ into gotohotel/ whenever the project is built; generated code is never committed."""
+"""Compiles protos/ into gotohotel/ whenever the project is built; what is generated is never committed."""
 
 import subprocess
 import sys
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent
 
 
 def compile_protos() -> None:
-    """Writes the Python modules, their type stubs, and the descriptor set that Envoy and `buf lint` read."""
+    """Writes the Python modules, their type stubs, the descriptor set that Envoy reads, and the OpenAPI description."""
     published = Path(next(iter(google.api.__path__))).parents[1]
     sources = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{published}"]
@@ -21,6 +21,10 @@ def compile_protos() -> None:
     details = ["google/rpc/status.proto", "google/rpc/error_details.proto"]
     describe = ["--include_imports", "--include_source_info", "--descriptor_set_out=gotohotel/descriptors.binpb"]
     subprocess.run([*protoc, *describe, *sources, *details], cwd=ROOT, check=True)
+    sys.path.insert(0, str(ROOT))
+    from ops import openapi
+
+    openapi.write(ROOT / "gotohotel" / "descriptors.binpb", ROOT / "gotohotel" / "openapi.json")
 
 
 class CompileProtos(BuildHookInterface[Any]):
@@ -29,7 +33,7 @@ class CompileProtos(BuildHookInterface[Any]):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the hook's signature
         compile_protos()
         build_data["artifacts"] += ["gotohotel/**/*_pb2.py", "gotohotel/**/*_pb2.pyi", "gotohotel/**/*_pb2_grpc.py"]
-        build_data["artifacts"] += ["gotohotel/descriptors.binpb"]
+        build_data["artifacts"] += ["gotohotel/descriptors.binpb", "gotohotel/openapi.json"]
 
 
 if __name__ == "__main__":

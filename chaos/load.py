@@ -40,6 +40,7 @@ class Operation:
     first_outcome: str = ""
     answer: dict[str, Any] = field(default_factory=dict)
     failed_at: list[float] = field(default_factory=list)  # when tries ended as unknown
+    unpaid: bool = False  # a probe's order was taken, but pay_svc could not be reached
     slowest: float = 0.0  # of its tries, in seconds
 
     @property
@@ -219,8 +220,7 @@ class Load:
     async def _probe_booking(self, chance: random.Random) -> None:
         body = {"name": "probe", "roomType": ROOMS, "guestCnt": 1, "cardNo": GOOD, **a_stay(chance)}
         probe = await self._booker.probe("POST", "/orders", body)
-        if probe.outcome == OK and not probe.is_paid:
-            probe.failed_at.append(probe.ended)  # taken, but pay_svc could not be reached
+        probe.unpaid = probe.outcome == OK and not probe.is_paid
 
 
 PROBED = ("/rooms", "/mypages?pageSize=1", "/reservations?pageSize=1")

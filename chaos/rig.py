@@ -17,7 +17,7 @@ from typing import Any
 import asyncpg
 
 from chaos.links import Links
-from chaos.load import FEW_ROOMS, GOOD, OK, ROOMS, Caller, Load, Operation, a_stay
+from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, query, until
 from ops.stack import Stack
 
@@ -155,12 +155,14 @@ class Rig:
 
         await until(whole_way, "bookings do not go through again", seconds=60)
         whole_again = time.monotonic() - began
-        await let_run(1)  # what still fails now is seen by the probes
+        # What still fails now is seen by the probes, and no retry meets the next harm.
+        await let_run(RETRY_SECONDS + 0.5)
         fault = self.nemesis.faults[-1]
-        failed = sorted(at for operation in self.history for at in operation.failed_at if at >= fault.began)
-        last = max(0.0, failed[-1] - fault.ended) if failed else 0.0
+        failed = [at for operation in self.history for at in operation.failed_at if at >= fault.began]
+        unpaid = [operation.ended for operation in self.history if operation.unpaid and operation.ended >= fault.began]
         self.notes.append(
-            f"{fault.kind} {fault.target}: {len(failed)} tries failed, the last {last:.1f} s after it; "
+            f"{fault.kind} {fault.target}: {_count(failed, fault.ended, 'tries failed')}"
+            f"{_count(unpaid, fault.ended, 'orders were taken unpaid')}"
             f"from a booking to the desk {whole_again:.1f} s after it"
         )
 
@@ -195,6 +197,12 @@ WHERE order_id = $1
 def paid(operations: list[Operation]) -> list[str]:
     """The orders that were answered as paid."""
     return [operation.order_id for operation in operations if operation.is_paid]
+
+
+def _count(moments: list[float], since: float, what: str) -> str:
+    if not moments:
+        return f"no {what}, "
+    return f"{len(moments)} {what}, the last {max(0.0, max(moments) - since):.1f} s after it, "
 
 
 async def let_run(seconds: float) -> None:

@@ -28,14 +28,14 @@ TRANSIENT = (
 
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
-# Together under three seconds: then a caller hears that the database is away.
-ACQUIRE_SECONDS = 1.3
-COMMAND_SECONDS = 1.3
+# Together well under three seconds: then a caller hears that the database is away.
+ACQUIRE_SECONDS = 1.0
+COMMAND_SECONDS = 1.2
 RELEASE_SECONDS = 0.3
 
 SESSION = {
     # The server gives up before the client does, so that no abandoned statement goes on holding locks.
-    "statement_timeout": "1200ms",
+    "statement_timeout": "1100ms",
     "lock_timeout": "1s",
     "idle_in_transaction_session_timeout": "10s",
     # Every statement goes by an index. Left to itself the planner reads whole tables as long as they are new, and

@@ -7,5 +7,7 @@ gateway   Envoy's configuration
 tokens    the laptop's issuer of tokens
 demo      the main job, as a story
 audit     the invariants, checked
+dead_letters, republish, rebuild    what is done when events went wrong
+openapi   the description of the JSON calls
 errors    what an operator is told instead of a traceback
 """

@@ -1,0 +1,121 @@
+"""What the fuzzing knows of the truth: whose orders there are, and which calls were accepted."""
+
+import os
+import random
+import uuid
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.conftest import Client, Hotel
+from tests.system.test_journey import query
+
+CASES = int(os.environ.get("FUZZ_CASES", "400"))
+
+# What has to be refused, or taken, without harm wherever a text stands.
+HOSTILE_TEXTS = [
+    "",
+    "\x00",
+    "a\x00b",
+    "\u202egnp.exe",  # right to left
+    "\u0627\u0644\u0633\u0644\u0627\u0645",
+    "\U0001f3e8" * 30,
+    "x" * 65_536,
+    "4242424242424242",
+    "4242 4242 4242 4242",
+    "4242-4242-4242-4242 12/30",
+    "' OR 1=1 --",
+    "${jndi:ldap://x}",
+    "../../etc/passwd",
+    "%00%ff%0a",
+    "\r\nx-gotohotel-role: desk",
+    "{{7*7}}",
+    "NaN",
+    "-1",
+    "9223372036854775808",
+    "1e400",
+    "\ufeff",
+    "e\u0301" * 50,
+]
+CARDS = [text for text in HOSTILE_TEXTS if text.startswith("4242")]
+
+
+class Truth:
+    """The fuzzing guest's orders, and what the accepted calls have done to them. Nothing else may have happened."""
+
+    def __init__(self, hotel: Hotel) -> None:
+        self.hotel = hotel
+        self.guest: Client = hotel.caller(subject=f"fuzz-{uuid.uuid4()}")
+        self.stranger: Client = hotel.caller()
+        self.orders: defaultdict[str, set[str]] = defaultdict(set)  # whose → order ids
+        self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # act → order ids
+        self.rooms: dict[str, dict[str, Any]] = {}
+
+    def place_some(self) -> list[str]:
+        """Orders for the cases to be about: unpaid ones and paid ones."""
+        placed = [self.hotel.order(self.guest, card=card)["id"] for card in (None, None, GOOD, GOOD, GOOD)]
+        for order_id in placed[2:]:
+            self.hotel.reservation_with(order_id, status="RECEIVED")
+        self.orders[self.guest.subject] |= set(placed)
+        self.accepted["paid"] |= set(placed[2:])
+        return placed
+
+    def note(self, act: str, caller: Client, answer: dict[str, Any]) -> None:
+        """An accepted call, by its RPC's name."""
+        if act == "CreateOrder":
+            self.orders[caller.subject].add(answer["id"])
+        if act in ("CreateOrder", "PayOrder"):
+            if answer["status"] in ("PAID", "CONFIRMED"):
+                self.accepted["paid"].add(answer["id"])
+        elif act == "UpsertRoomType":
+            self.rooms[answer["id"]] = answer
+        elif act == "CancelOrder":
+            self.accepted[act].add(answer["id"])
+        elif act.endswith("Reservation"):
+            self.accepted[act].add(answer["orderId"])
+
+    def check(self) -> None:
+        """Every change in the books is that of an accepted call."""
+        owned = "SELECT array_agg(id::text) FROM orders WHERE owner = $1"
+        for guest in (self.guest, self.stranger):
+            found = query(self.hotel, "order_svc", owned, guest.subject)
+            assert set(found or []) == self.orders[guest.subject]
+            for fact, acts in FACTS.items():
+                having = query(self.hotel, "order_svc", f"{owned} AND {fact} IS NOT NULL", guest.subject)
+                assert set(having or []) <= set().union(*(self.accepted[act] for act in acts)), fact
+        for room_type in self.hotel.desk.get("/roomTypes")["roomTypes"]:
+            if room_type["id"].startswith("Fuzz"):
+                assert room_type == self.rooms[room_type["id"]]
+
+
+GOOD = "4242424242424242"
+ENDED = ("CancelOrder", "CancelReservation", "RejectReservation")
+FACTS = {
+    "paid_at": ("paid",),
+    "cancel_asked_at": ("CancelOrder",),
+    "payment_canceled_at": ENDED,
+    "confirmed_at": ("ConfirmReservation",),
+    "rejected_at": ("RejectReservation",),
+    "reservation_canceled_at": ENDED,
+    "expired_at": (),
+}
+
+
+@pytest.fixture(scope="session")
+def truth(hotel: Hotel) -> Iterator[Truth]:
+    """One for all cases; compared with the books at the end too."""
+    known = Truth(hotel)
+    yield known
+    known.check()
+
+
+def spoil(value: Any, chance: random.Random) -> Any:
+    """The same value, one of its texts (or a number) replaced by a hostile one."""
+    if isinstance(value, dict) and value:
+        key = chance.choice(sorted(value))
+        return {**value, key: spoil(value[key], chance)}
+    if isinstance(value, list) and value:
+        return [*value[:-1], spoil(value[-1], chance)]
+    return chance.choice(HOSTILE_TEXTS)
