@@ -123,7 +123,7 @@ def _recovered(rig: Rig) -> float:
     """The longest time from a fault's end to the last try that failed because of it."""
     longest = 0.0
     faults = rig.nemesis.faults
-    for fault, following in zip(faults, [*faults[1:], None], strict=True):
+    for fault, following in zip(faults, [*faults[1:], None], strict=False):
         ends = following.began if following else float("inf")
         failed = [at for operation in rig.history for at in operation.failed_at if fault.began <= at < ends]
         longest = max([longest, *(at - fault.ended for at in failed)])

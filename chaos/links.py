@@ -31,13 +31,21 @@ class Link:
     there: asyncio.Event = field(default_factory=asyncio.Event)  # open: towards the part
     back: asyncio.Event = field(default_factory=asyncio.Event)  # open: from the part
     _connections: dict[asyncio.StreamWriter, asyncio.StreamWriter] = field(default_factory=dict)
+    _pumping: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def open(self) -> None:
         """Begins to listen, on a free port."""
         self.there.set()
         self.back.set()
-        server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def close(self) -> None:
+        """Ends every connection and listens no more."""
+        self._server.close()
+        self.heal()
+        while self._pumping:
+            await asyncio.wait(self._pumping)
 
     def heal(self) -> None:
         """Ends every connection, as after a real cut both ends have given up, and lets new ones through.
@@ -52,6 +60,9 @@ class Link:
         self.back.set()
 
     async def _connect(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if task := asyncio.current_task():
+            self._pumping.add(task)
+            task.add_done_callback(self._pumping.discard)
         if not self.there.is_set():
             self.swallowed += 1
             await self.there.wait()  # as if the SYN were lost: the caller's own patience decides
@@ -92,10 +103,11 @@ class Links:
 
     def close(self) -> None:
         """Ends them all."""
-        for names in self._links:
-            self.heal(names)
+        for link in self._links.values():
+            asyncio.run_coroutine_threadsafe(link.close(), self._loop).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
+        self._loop.close()
 
     def cut(self, names: tuple[str, str], *, there: bool = True, back: bool = True) -> None:
         """From now on nothing arrives, in one direction or in both."""

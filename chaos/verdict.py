@@ -75,7 +75,7 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
     books, found = await asyncio.to_thread(audit.look, stack)
     verdict.violations = [f"{number}: {what}" for number, violations in found.items() for what in violations[:5]]
     verdict.violations += _out_of_order(books)[:5]
-    _compare(history, books, verdict)
+    compare(history, books, verdict)
     return verdict
 
 
@@ -102,7 +102,8 @@ async def _under_way(stack: Stack) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
-def _compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) -> None:
+def compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) -> None:
+    """Adds what the clients were told and the books do not bear out."""
     by_label: dict[str, list[Any]] = {}
     for order in books.orders.values():
         by_label.setdefault(order["name"], []).append(order)

@@ -1,6 +1,7 @@
 """Orders and allotment on real PostgreSQL: no room is sold twice."""
 
 import asyncio
+from collections import Counter
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,17 @@ from gotohotel.domain import Invalid, Money, first_id_at, new_id
 from gotohotel.policies import Arrival
 from gotohotel.reservation.v1.events_pb2 import RoomTypeChanged
 from order_svc import service
-from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RoomType, SoldOut, Status, Stay
+from order_svc.domain import (
+    Booking,
+    Order,
+    OrderChanged,
+    OrderNotFound,
+    OrderNotPayable,
+    RoomType,
+    SoldOut,
+    Status,
+    Stay,
+)
 from order_svc.store import CHANGE_CAPACITY, LIST_OF_OWNER, PostgresOrders, PostgresRoomTypes, open_work
 
 TODAY = date(2026, 1, 1)
@@ -74,15 +85,23 @@ async def test_somebody_elses_order_is_not_found(order_database: Database) -> No
 
 
 async def test_the_last_room_is_sold_once(order_database: Database) -> None:
-    """Fifty at once: one gets it, and nothing is left of the others."""
+    """Five hundred at once: one gets it, and nothing is left of the others."""
     room_type = await change_room_type(order_database, 1)
     orders = PostgresOrders(order_database.autocommit)
 
-    outcomes = await asyncio.gather(
-        *(orders.place(an_order(room_type), room_type, None) for _ in range(50)), return_exceptions=True
-    )
+    async def place(_: int) -> str:
+        while True:
+            try:
+                await orders.place(an_order(room_type), room_type, None)
+            except SoldOut:
+                return "sold out"
+            except TimeoutError:  # no connection was free in time: a caller would be told to try again
+                continue
+            return "placed"
 
-    assert [outcome for outcome in outcomes if not isinstance(outcome, SoldOut)] == [True]
+    outcomes = await asyncio.gather(*map(place, range(500)))
+
+    assert Counter(outcomes) == {"placed": 1, "sold out": 499}
     assert await order_database.autocommit.fetchval("SELECT count(*) FROM orders") == 1
     assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox") == 1
 
@@ -264,3 +283,32 @@ async def test_two_expiry_jobs_expire_an_order_once(order_database: Database) ->
         )
         == 20
     )
+
+
+async def test_pay_and_expire_at_once(order_database: Database) -> None:
+    """One wins: a try to pay is under way and the order stands, or it is expired and the try was refused."""
+    room_type = await change_room_type(order_database, 40)
+    orders, placed = PostgresOrders(order_database.autocommit), [an_order(room_type) for _ in range(40)]
+    for order in placed:
+        await orders.place(order, room_type, None)
+    due = NOW + timedelta(minutes=15)
+
+    async def expire() -> None:
+        async with order_database.transaction() as connection:
+            await service.expire_orders(PostgresOrders(connection), now=due, at_most=100)
+
+    async def pay(order: Order) -> bool:
+        try:
+            await service.start_payment(orders, order.id, owner=None, attempt_id=new_id(), now=due)
+        except (OrderNotPayable, OrderChanged):
+            return False
+        return True
+
+    paying = [pay(order) for order in placed]
+    outcomes = (await asyncio.gather(*paying[:20], expire(), *paying[20:], expire()))[:41]
+    began = [outcome for outcome in outcomes if outcome is not None]
+
+    stored = await orders.find([order.id for order in placed])
+    statuses = [stored[order.id].status for order in placed]
+    assert statuses == [Status.PAYMENT_PENDING if won else Status.EXPIRED for won in began]
+    assert sum(count for count, _ in (await held(order_database)).values()) == sum(began)

@@ -1,0 +1,98 @@
+"""`make chaos` runs all scenarios; here a few, chosen by a seed, and the rig itself."""
+
+import os
+import random
+import re
+
+import pytest
+
+from chaos import scenarios  # noqa: F401 - registers them
+from chaos.__main__ import run
+from chaos.load import OK, REFUSED, Operation
+from chaos.rig import Rig
+from chaos.scenario import SCENARIOS, Scenario
+from chaos.verdict import Verdict, compare
+from ops.audit import Books
+
+SEED = int(os.environ.get("CHAOS_SEED", "1"))
+# Those that are over in a few seconds.
+SHORT = (1, 2, 3, 4, 5, 7, 8, 12, 13, 14, 16, 20)
+
+
+def test_a_few_scenarios_hold(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another CHAOS_SEED chooses others."""
+    chosen = [SCENARIOS[number] for number in random.Random(SEED).sample(SHORT, 4)]
+
+    held = run(chosen, seed=SEED)
+
+    told = capsys.readouterr().out
+    assert held, told
+    assert len(re.findall(r"holds$", told, re.MULTILINE)) == 4
+
+
+def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first says nothing about the system, the second that it is wrong."""
+
+    async def nothing(_: Rig) -> None:
+        """No fault at all."""
+
+    async def loss(rig: Rig) -> None:
+        rig.nemesis.note("loss", "an order")
+        booked = await rig.caller("victim").book()
+        await rig.sql("order_svc", "UPDATE orders SET id = uuidv7() WHERE id = $1", booked.order_id)
+
+    idle, losing = (
+        Scenario(number=0, name=act.__name__, sentence="", run=act, load=False, one_retry_helps=False)
+        for act in (nothing, loss)
+    )
+
+    assert not run([idle, losing], seed=SEED)
+
+    told = capsys.readouterr().out
+    assert re.search(r"^0 nothing .* void$", told, re.MULTILINE)
+    assert "no fault was injected" in told
+    assert re.search(r"^0 loss .* FAILS$", told, re.MULTILINE)
+    assert "lost: the acknowledged order" in told
+    assert "A1:" in told
+
+
+def order(**changes: object) -> dict[str, object]:
+    """A row of orders."""
+    return {"id": "1", "name": "guest 1", "status": "PAID", "paid_at": "now", **changes}
+
+
+@pytest.mark.parametrize(
+    ("operation", "orders", "found"),
+    [
+        (Operation(kind="book", request={}, label="guest 1", order_id="1", outcome=OK), [], "lost"),
+        (
+            Operation(kind="book", request={}, label="guest 1", order_id="1", outcome=OK),
+            [order(), order(id="2")],
+            "doubled",
+        ),
+        (
+            Operation(kind="book", request={}, label="guest 1", outcome=REFUSED, first_outcome=REFUSED),
+            [order()],
+            "doubled",
+        ),
+        (Operation(kind="cancel", request={}, order_id="1", outcome=OK), [order()], "lost"),
+        (Operation(kind="desk confirm", request={}, order_id="1", outcome=OK), [order()], "lost"),
+        (
+            Operation(kind="pay", request={}, order_id="1", outcome=OK, answer={"status": "PAID"}),
+            [order(paid_at=None)],
+            "lost",
+        ),
+        (Operation(kind="book", request={}, label="guest 1", order_id="1", outcome=OK), [order()], ""),
+        (Operation(kind="cancel", request={}, order_id="1", outcome=OK), [order(status="CANCELED")], ""),
+    ],
+)
+def test_an_answer_that_the_books_do_not_bear_out_is_found(
+    operation: Operation, orders: list[dict[str, object]], found: str
+) -> None:
+    """What a client was told is compared with what is there."""
+    verdict = Verdict()
+
+    compare([operation], Books(orders={str(row["id"]): row for row in orders}), verdict)
+
+    assert bool(verdict.lost) == (found == "lost")
+    assert bool(verdict.doubled) == (found == "doubled")
