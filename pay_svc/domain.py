@@ -228,7 +228,7 @@ class Payments(Protocol):
         """Saves changes and announces what happened."""
 
     async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
-        """Orders whose payment has had an open try or an unfinished cancel for that long."""
+        """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
 
 
 class Processor(Protocol):

@@ -1,12 +1,13 @@
 """pay.v1.PayService: requests in, answers out."""
 
+import asyncio
 import hashlib
 import hmac
 import logging
 from collections.abc import Callable
 from datetime import timedelta
 
-from gotohotel.database import Database
+from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, allow
@@ -85,11 +86,17 @@ class PayServer:
         """The job that finds out what became of tries and cancels whose end is not stored."""
         # A try younger than this may still be at the processor in a live call.
         open_for = timedelta(seconds=2 * self._timeout + 1)
-        for order_id in await self._payments.unsettled(open_for=open_for, at_most=100):
-            try:
-                await service.settle_payment(self._payments, self._processor, order_id, timeout_seconds=self._timeout)
-            except (ProcessorUnavailable, PaymentChanged) as error:
-                logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
+        while order_ids := await self._payments.unsettled(open_for=open_for, at_most=20):
+            async with asyncio.TaskGroup() as tasks:
+                for order_id in order_ids:
+                    tasks.create_task(self._settle(order_id))
+
+    async def _settle(self, order_id: str) -> None:
+        try:
+            await service.settle_payment(self._payments, self._processor, order_id, timeout_seconds=self._timeout)
+        except (ProcessorUnavailable, PaymentChanged, *TRANSIENT) as error:
+            logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
+        finally:
             self._committed()
 
     def _trace_of(self, card: Card) -> CardTrace:

@@ -58,7 +58,9 @@ WITH saved AS (
         cancel_asked_at = $17,
         canceled_at = $18,
         version = $19,
-        updated_at = $20
+        updated_at = $20,
+        next_try_at = now(),
+        tries = 0
     WHERE order_id = $1
       AND revision = $2
     RETURNING order_id
@@ -94,13 +96,23 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
+# Each is put off before it is tried, so that replicas do not try the same one, and one that fails is tried again
+# later and later, but soon enough after the processor has come back; it holds up no other.
 UNSETTLED = """
-SELECT order_id
-FROM payments
-WHERE (attempt_open_since IS NOT NULL OR (cancel_asked_at IS NOT NULL AND canceled_at IS NULL))
-  AND updated_at < now() - $1::interval
-ORDER BY updated_at
-LIMIT $2
+UPDATE payments
+SET next_try_at = now() + make_interval(secs => least(15, 2 ^ least(tries, 4))),
+    tries = tries + 1
+WHERE order_id IN (
+    SELECT order_id
+    FROM payments
+    WHERE (attempt_open_since IS NOT NULL OR (cancel_asked_at IS NOT NULL AND canceled_at IS NULL))
+      AND updated_at < now() - $1::interval
+      AND next_try_at <= now()
+    ORDER BY next_try_at
+    LIMIT $2
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING order_id
 """
 
 
@@ -149,7 +161,7 @@ class PostgresPayments:
         payment.revision += 1
 
     async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
-        """Orders whose payment has had an open try or an unfinished cancel for that long."""
+        """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
         return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, at_most)]
 
 

@@ -21,6 +21,8 @@ CREATE TABLE payments (
     revision bigint NOT NULL DEFAULT 1,
     created_at timestamptz NOT NULL,
     updated_at timestamptz NOT NULL,
+    next_try_at timestamptz NOT NULL DEFAULT now(),  -- when the settling job looks at it again
+    tries integer NOT NULL DEFAULT 0,                -- how often it has, since the last change
     -- Nothing is given back that was not taken.
     CONSTRAINT payments_refund_within_amount CHECK (refunded BETWEEN 0 AND amount)
 ) WITH (fillfactor = 80);             -- room for updates in place
@@ -28,5 +30,5 @@ CREATE TABLE payments (
 CREATE INDEX payments_owner ON payments (owner, order_id DESC);  -- ListPayments of a guest
 
 -- What the settling job looks for: open tries, and cancels that are not finished.
-CREATE INDEX payments_unsettled ON payments (updated_at)
+CREATE INDEX payments_unsettled ON payments (next_try_at)
     WHERE attempt_open_since IS NOT NULL OR (cancel_asked_at IS NOT NULL AND canceled_at IS NULL);

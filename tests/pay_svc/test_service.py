@@ -1,6 +1,7 @@
 """Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real."""
 
 import asyncio
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
@@ -217,6 +218,30 @@ async def test_a_refund_that_fails_is_carried_on(pay_database: Database) -> None
 
     assert (await desk.pay(GOOD)).status == Status.CANCELED
     assert await desk.charges() == (1, 0)
+
+
+async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: Database) -> None:
+    """It is put off, a little longer each time; any progress makes it due again at once."""
+    stuck, other = Desk(pay_database, AwayProcessor(pay_database, delay_ms=0)), Desk(pay_database)
+    for desk in (stuck, other):
+        await desk.payments.add(_asked_to_cancel(desk.order_id))
+
+    seen = [await stuck.payments.unsettled(open_for=timedelta(0), at_most=1) for _ in range(3)]
+
+    assert seen == [[stuck.order_id], [other.order_id], []]
+    payment = await stuck.payments.find(stuck.order_id)
+    assert payment is not None
+    await stuck.payments.save(payment)
+    assert await stuck.payments.unsettled(open_for=timedelta(0), at_most=1) == [stuck.order_id]
+
+
+def _asked_to_cancel(order_id: str) -> Payment:
+    now = datetime.now(UTC) - timedelta(minutes=1)
+    payment = Payment(
+        id=new_id(), order_id=order_id, amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now
+    )
+    payment.ask_cancel(at=now)
+    return payment
 
 
 async def test_no_card_number_is_stored(pay_database: Database) -> None:
