@@ -137,7 +137,10 @@ class Relay:
             while True:
                 last = self._last_wave
                 self._work.clear()
-                if await self._send_wave(connection):
+                sent = await self._send_wave(connection)
+                if sent == WAVE:
+                    continue  # there is a backlog: nothing needs to be gathered
+                if sent:
                     # The first event went out at once; those that follow on its heels go together.
                     await asyncio.sleep(GATHER_SECONDS)
                 elif last:
@@ -148,14 +151,14 @@ class Relay:
         finally:
             await connection.close(timeout=2)
 
-    async def _send_wave(self, connection: Any) -> bool:
-        """Publishes one wave; True if there may be more to send at once."""
+    async def _send_wave(self, connection: Any) -> int:
+        """Publishes one wave; how many events the stream has acknowledged."""
         rows = await connection.fetch(NEXT_WAVE, WAVE)
         if not rows:
-            return False
+            return 0
         if not self._bus.is_connected:
             await asyncio.sleep(POLL_SECONDS)
-            return False
+            return 0
         sent = await self._bus.publish_all([(row["type"], row["payload"], self._headers(row)) for row in rows])
         published = [row["event_id"] for row, done in zip(rows, sent, strict=True) if done]
         if published:
@@ -163,7 +166,7 @@ class Relay:
         if len(published) < len(rows):
             logger.error("relay: %d events were not acknowledged and wait", len(rows) - len(published))
             await asyncio.sleep(POLL_SECONDS)
-        return bool(published)
+        return len(published)
 
     def _headers(self, row: Any) -> dict[str, str]:
         event_id = str(row["event_id"])

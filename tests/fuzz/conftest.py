@@ -3,7 +3,7 @@
 import os
 import random
 import uuid
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -52,6 +52,7 @@ class Truth:
         self.orders: defaultdict[str, set[str]] = defaultdict(set)  # whose → order ids
         self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # act → order ids
         self.rooms: dict[str, dict[str, Any]] = {}
+        self.answers: Counter[tuple[str, object]] = Counter()  # (RPC, status) → how often
 
     def place_some(self) -> list[str]:
         """Orders for the cases to be about: unpaid ones and paid ones."""
@@ -104,11 +105,16 @@ FACTS = {
 
 
 @pytest.fixture(scope="session")
-def truth(hotel: Hotel) -> Iterator[Truth]:
-    """One for all cases; compared with the books at the end too."""
+def truth(hotel: Hotel, request: pytest.FixtureRequest) -> Iterator[Truth]:
+    """One for all cases; compared with the books at the end too. Says what was tried."""
     known = Truth(hotel)
     yield known
     known.check()
+    with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
+        print(f"\n{sum(known.answers.values())} cases; answers by call:")
+        for rpc in sorted({rpc for rpc, _ in known.answers}):
+            counts = [f"{count} × {code}" for (name, code), count in known.answers.most_common() if name == rpc]
+            print(f"  {rpc:<20} {', '.join(counts)}")
 
 
 def spoil(value: Any, chance: random.Random) -> Any:

@@ -52,6 +52,7 @@ def test_the_readmes_commands_are_these() -> None:
         ["make", "up"],
         ['GUEST="Authorization:', "Bearer"],
         ["make", "bench"],
+        ["make", "chaos"],
     ]
     assert SHELL[0].split() == ["make", "demo", "make", "test"]
     assert len(PYTHON) == 1
@@ -101,9 +102,17 @@ def test_make_bench(stack: Stack) -> None:
     assert "were not paid" not in told
 
 
+def test_make_chaos(stack: Stack) -> None:
+    """On a stack of its own beside this one, which has no dead letters."""
+    told = bash(stack, SHELL[4])
+
+    assert re.findall(r"^(\d+) [\w-]+ .* holds$", told, re.MULTILINE) == ["8", "3"]
+    assert "0 dead letters" in told
+
+
 def test_make_alone_lists_the_targets(stack: Stack) -> None:
     """Each with a sentence."""
     told = bash(stack, "make")
 
-    for target in ("demo", "test", "up", "down", "status", "logs", "start", "stop", "token", "audit", "bench"):
+    for target in ("demo", "test", "up", "down", "status", "logs", "start", "stop", "token", "audit", "bench", "chaos", "fuzz"):
         assert re.search(rf"make {target} +\w", told)
