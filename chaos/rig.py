@@ -58,7 +58,7 @@ class Rig:
         self.history = self.load.history
         self.notes: list[str] = []
         self._seconds = seconds
-        self._callers: list[Caller] = []
+        self._callers: dict[str, Caller] = {}
 
     def seconds(self, default: float) -> float:
         """How long a fault lasts: as the command line says, or else this."""
@@ -66,13 +66,14 @@ class Rig:
 
     def caller(self, name: str, *, role: str = "guest") -> Caller:
         """A caller beside the load."""
-        caller = Caller(self.stack, subject=f"{self.name}-{self.seed}-{name}", role=role, history=self.history)
-        self._callers.append(caller)
-        return caller
+        if name not in self._callers:
+            subject = f"{self.name}-{self.seed}-{name}"
+            self._callers[name] = Caller(self.stack, subject=subject, role=role, history=self.history)
+        return self._callers[name]
 
     async def close(self) -> None:
         """Ends the callers."""
-        for caller in self._callers:
+        for caller in self._callers.values():
             await caller.close()
 
     def demand(self, holds: object, otherwise: str) -> None:

@@ -3,17 +3,22 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from gotohotel.database import Connection, Database
+from gotohotel.database import TRANSIENT, Connection, Database
 from gotohotel.domain import AlreadyExists, Conflict, parse_text
 
-# Longer than any request may run: whoever claimed an id this long ago and left no answer has died.
-ABANDONED_AFTER_SECONDS = 15
+logger = logging.getLogger(__name__)
+
+# Longer than any call may run (rpc.LONGEST_CALL_SECONDS): whoever claimed an id this long ago and left no answer has
+# died. And so short that a repetition can wait for it.
+ABANDONED_AFTER_SECONDS = 11
+RELEASE_SECONDS = 0.5  # the caller waits for it, and has waited for a failure already
 
 CLAIM = """
 INSERT INTO requests (subject, method, request_id, fingerprint)
@@ -92,6 +97,7 @@ class Requests:
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
         self._secret = secret
+        self._ended: set[tuple[str, str, str]] = set()  # claims whose call has ended here, which could not be stored
 
     def claim_of(self, request: Any, *, subject: str) -> Claim | None:
         """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
@@ -131,13 +137,31 @@ class Requests:
             replay = await self.replay(claim, response_type)
             if replay is not None:
                 return replay
+        self._ended.discard(claim.key)
         try:
             response = await act()
         except Exception:
-            await connection.execute(RELEASE, *claim.key)
+            await self._release(claim)
             raise
-        await self.answer(connection, claim, response)
+        await self.keep_answer(claim, response)
         return response
+
+    async def keep_answer(self, claim: Claim | None, response: Message) -> None:
+        """Keeps the answer of an act that was committed before. If the database is away, what was done stands."""
+        try:
+            await self.answer(self._database.autocommit, claim, response)
+        except TRANSIENT as error:
+            logger.warning("what was done stands, but its answer could not be kept: %r", error)
+            if claim is not None:
+                self._ended.add(claim.key)
+
+    async def _release(self, claim: Claim) -> None:
+        """Gives the id back after a failure."""
+        try:
+            async with asyncio.timeout(RELEASE_SECONDS):
+                await self._database.autocommit.execute(RELEASE, *claim.key)
+        except TRANSIENT:
+            self._ended.add(claim.key)
 
     async def claim(self, connection: Connection, claim: Claim) -> bool:
         """Claims the id. False if it is taken: `replay` then tells by what."""
@@ -164,7 +188,8 @@ class Requests:
                 raise RequestIdReused()
             if row["response"] is not None:
                 return response_type.FromString(row["response"])
-            taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, ABANDONED_AFTER_SECONDS)
+            patience = 0 if claim.key in self._ended else ABANDONED_AFTER_SECONDS
+            taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, patience)
             if taken is not None:
                 return None
             await asyncio.sleep(pause)

@@ -79,10 +79,7 @@ class OrderServer:
             order_id = await self._requests.resource_of(claim)
             order = await self._orders.get(order_id, owner=caller.subject)
         answer = _order(await self._pay(order, card_no) if card_no else order)
-        try:
-            await self._requests.answer(self._database.autocommit, claim, answer)
-        except TRANSIENT as error:
-            logger.warning("order %s stands, but its answer could not be kept: %r", order.id, error)
+        await self._requests.keep_answer(claim, answer)
         return answer
 
     @allow(GUEST, DESK)

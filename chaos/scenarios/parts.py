@@ -68,7 +68,9 @@ async def postgres_away(rig: Rig) -> None:
     await rig.works_again()
     hung = [each for each in rig.history if each.status == 0 and "Timeout" in str(each.answer.get("error"))]
     rig.demand(not hung, f"{len(hung)} calls were not answered at all")
-    slowest = max(rig.load.errors(), key=lambda each: each.slowest)
+    slowest = max(rig.load.errors(), key=lambda each: each.slowest, default=None)
+    if slowest is None:
+        raise NoHarmDone("no caller has noticed anything")
     rig.notes.append(f"the slowest error took {slowest.slowest:.1f} s ({slowest.kind})")
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from gotohotel import idempotency
 from gotohotel.database import Database
 from gotohotel.domain import Invalid
 from gotohotel.idempotency import RequestIdReused, Requests
@@ -95,6 +96,34 @@ async def test_a_request_whose_process_died_is_taken_over(order_database: Databa
     answer = await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
 
     assert answer.id == "order 1"
+
+
+@pytest.mark.parametrize("failing", ["RELEASE", "ANSWER"])
+async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_once(
+    order_database: Database, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    """Giving the id back, or keeping the answer, was impossible: nobody has to wait until it counts as abandoned."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+    away = "SELECT pg_sleep(5) WHERE concat($1::text, $2::text, $3::text) <> ''"
+
+    async def fail() -> Order:
+        raise ConnectionError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(idempotency, "RELEASE", away)
+        if failing == "RELEASE":
+            with pytest.raises(ConnectionError):
+                await requests.in_steps(request(), Order, fail, subject="alice")
+        else:
+            broken.setattr(idempotency, "ANSWER", away + " AND $4::bytea IS NOT NULL")
+            await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+    runs = counter.runs
+
+    async with asyncio.timeout(5):
+        await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+        await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+
+    assert counter.runs == runs + 1
 
 
 async def test_a_long_request_id_is_refused(order_database: Database) -> None:

@@ -114,5 +114,19 @@ def test_make_alone_lists_the_targets(stack: Stack) -> None:
     """Each with a sentence."""
     told = bash(stack, "make")
 
-    for target in ("demo", "test", "up", "down", "status", "logs", "start", "stop", "token", "audit", "bench", "chaos", "fuzz"):
+    for target in (
+        "demo",
+        "test",
+        "up",
+        "down",
+        "status",
+        "logs",
+        "start",
+        "stop",
+        "token",
+        "audit",
+        "bench",
+        "chaos",
+        "fuzz",
+    ):
         assert re.search(rf"make {target} +\w", told)
