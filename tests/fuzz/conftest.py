@@ -49,6 +49,7 @@ class Truth:
         self.hotel = hotel
         self.guest: Client = hotel.caller(subject=f"fuzz-{uuid.uuid4()}")
         self.stranger: Client = hotel.caller()
+        self._room_type, self._stay = hotel.room_type(capacity=10_000), hotel.stay()
         self.orders: defaultdict[str, set[str]] = defaultdict(set)  # whose → order ids
         self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # act → order ids
         self.rooms: dict[str, dict[str, Any]] = {}
@@ -56,7 +57,10 @@ class Truth:
 
     def place_some(self) -> list[str]:
         """Orders for the cases to be about: unpaid ones and paid ones."""
-        placed = [self.hotel.order(self.guest, card=card)["id"] for card in (None, None, GOOD, GOOD, GOOD)]
+        placed = [
+            self.hotel.order(self.guest, card=card, roomType=self._room_type, **self._stay)["id"]
+            for card in (None, None, GOOD, GOOD, GOOD)
+        ]
         for order_id in placed[2:]:
             self.hotel.reservation_with(order_id, status="RECEIVED")
         self.orders[self.guest.subject] |= set(placed)
