@@ -4,16 +4,18 @@ import argparse
 import asyncio
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
 
 from chaos import scenarios  # noqa: F401 - registers them
 from chaos.links import Links
 from chaos.load import UNKNOWN
-from chaos.nemesis import NoHarmDone
-from chaos.rig import NotAsItMust, Rig, running_stack
+from chaos.nemesis import NoHarmDone, NotAsItMust
+from chaos.rig import Rig, running_stack
 from chaos.scenario import SCENARIOS, Scenario
 from chaos.verdict import Verdict, judge
 from ops.stack import Stack
@@ -32,7 +34,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, help="how long faults last, where that is free")
     options = parser.parse_args()
     chosen = _chosen(options.scenario)
-    if not run(chosen, seed=options.seed, seconds=options.seconds):
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stack too, as Ctrl-C does
+    try:
+        held = run(chosen, seed=options.seed, seconds=options.seconds)
+    except KeyboardInterrupt:
+        sys.exit("chaos: interrupted; its stack is down.")
+    if not held:
         sys.exit(1)
 
 
@@ -66,17 +73,17 @@ def _chosen(text: str | None) -> list[Scenario]:
 async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int, seconds: float | None) -> bool:
     rig = Rig(stack, links, name=scenario.name, seed=seed, seconds=seconds)
     problems: list[str] = []
-    await rig.open_rooms()
-    if scenario.load:
-        rig.load.start()
     try:
+        await rig.open_rooms()
+        if scenario.load:
+            rig.load.start()
         await scenario.run(rig)
     except NoHarmDone as error:
         problems.append(f"void: {error}")
     except NotAsItMust as error:
         problems.append(str(error))
-    except ExceptionGroup as group:
-        problems += [repr(error) for error in group.exceptions]
+    except Exception as error:  # noqa: BLE001 - the edge of scenarios: one that breaks ends no other
+        problems.append(f"{error!r}\n{traceback.format_exc()}")
     finally:
         await rig.load.stop()
         await rig.close()
@@ -108,7 +115,7 @@ def _print(scenario: Scenario, rig: Rig, verdict: Verdict, problems: list[str]) 
             len(verdict.doubled),
             sum(verdict.stuck.values()),
             f"{_recovered(rig):.1f} s",
-            "void" if any(problem.startswith("void") for problem in problems) else "FAILS" if problems else "holds",
+            _word(problems),
         )
     )
     for line in (*rig.notes, *(f"!! {problem}" for problem in problems[:20])):
@@ -117,6 +124,12 @@ def _print(scenario: Scenario, rig: Rig, verdict: Verdict, problems: list[str]) 
     if problems and reasons:
         print(f"    errors: {dict(reasons.most_common(5))}")
     sys.stdout.flush()
+
+
+def _word(problems: list[str]) -> str:
+    if not problems:
+        return "holds"
+    return "void" if all(problem.startswith("void") for problem in problems) else "FAILS"
 
 
 def _recovered(rig: Rig) -> float:

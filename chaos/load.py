@@ -14,6 +14,7 @@ from ops.stack import Stack
 
 GOOD = "4242 4242 4242 4242"
 LOST_ANSWER, ERROR, DECLINED = "4000000000000259", "4000000000000119", "4000000000000002"
+DECLINES = ("CARD_DECLINED", "INSUFFICIENT_FUNDS", "EXPIRED_CARD")
 ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
 NIGHTS = 300
 GUESTS = 6
@@ -52,6 +53,17 @@ class Operation:
     def is_paid(self) -> bool:
         """Whether the answer is an order that is paid."""
         return self.outcome == OK and self.answer.get("status") in ("PAID", "CONFIRMED")
+
+    @property
+    def is_refused(self) -> bool:
+        """Whether every try was refused for good."""
+        return self.outcome == REFUSED and not self.failed_at
+
+    @property
+    def may_be_charged(self) -> bool:
+        """Whether the answer leaves it possible that the card was charged: it was given, and not declined."""
+        error = self.answer.get("paymentError") or {}
+        return bool(self.request.get("cardNo")) and error.get("reason") not in DECLINES
 
 
 class Caller:

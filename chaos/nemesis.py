@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
-import nats
 import psutil
 
 from chaos.links import Links
 from gotohotel.bus import EVENTS
 from gotohotel.database import TRANSIENT
 from ops.stack import PROCESSES, Stack
+from ops.stream import jetstream
 
 COMES_BACK_SECONDS = 60
 BREAK_CONNECTIONS = """
@@ -31,6 +31,10 @@ SMALL_FILE_BYTES = 4096
 
 class NoHarmDone(Exception):
     """A fault was not injected: the run says nothing."""
+
+
+class NotAsItMust(Exception):
+    """What a scenario demands of the system does not hold."""
 
 
 @dataclass(kw_only=True)
@@ -62,7 +66,7 @@ class Nemesis:
         """kill -9; returns when the supervisor has brought the process back."""
         began, pid = time.monotonic(), await self._pid(name)
         os.kill(pid, signal.SIGKILL)
-        await until(lambda: not _lives(pid), f"{name} survives kill -9")
+        await until(lambda: not _lives(pid), f"{name} survives kill -9", error=NoHarmDone)
         fault = self.note("kill", name, began=began)
         await self._comes_back(name, pid)
         fault.ended = began  # from the kill on all is up to the system
@@ -96,19 +100,23 @@ class Nemesis:
         """SIGSTOP for the process and its children, and SIGCONT in the end."""
         parent = psutil.Process(await self._pid(name))
         processes = [parent, *parent.children(recursive=True)]
-        for process in processes:
-            process.suspend()
-        await until(
-            lambda: all(process.status() == psutil.STATUS_STOPPED for process in processes), f"{name} does not freeze"
-        )
-        fault = self.note("freeze", name)
+
+        def all_stopped() -> bool:
+            states = [process.status() for process in processes if process.is_running()]
+            return all(state in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE) for state in states)
+
         try:
+            for process in processes:
+                with suppress(psutil.NoSuchProcess):  # a session of PostgreSQL may just have ended
+                    process.suspend()
+            await until(all_stopped, f"{name} does not freeze", error=NoHarmDone)
+            fault = self.note("freeze", name)
             yield
+            fault.ended = time.monotonic()
         finally:
             for process in processes:
-                if process.is_running():
+                with suppress(psutil.NoSuchProcess):
                     process.resume()
-            fault.ended = time.monotonic()
 
     @asynccontextmanager
     async def cut(self, caller: str, part: str, *, there: bool = True, back: bool = True) -> AsyncIterator[None]:
@@ -165,7 +173,7 @@ class Nemesis:
         boss = await asyncpg.connect(self.stack.database_url("postgres", "postgres"))
         try:
             # Whoever is faster gets a connection that was broken, so again until the services have none.
-            await until(lambda: self._take_all(boss, hoard, url), "the services keep connections")
+            await until(lambda: self._take_all(boss, hoard, url), "the services keep connections", error=NoHarmDone)
             fault = self.note("no connections left", "postgres", began=began)
             yield
             fault.ended = time.monotonic()
@@ -201,7 +209,7 @@ class Nemesis:
             if pid not in (0, old_pid) and await _accepts(port):
                 return
             if time.monotonic() > ends:
-                raise NoHarmDone(f"{name} does not come back after {COMES_BACK_SECONDS} s")
+                raise NotAsItMust(f"{name} does not come back after {COMES_BACK_SECONDS} s")
             await asyncio.sleep(0.1)
 
 
@@ -214,18 +222,8 @@ async def query(stack: Stack, database: str, statement: str, *arguments: Any) ->
         await connection.close()
 
 
-@asynccontextmanager
-async def jetstream(stack: Stack) -> AsyncIterator[Any]:
-    """The stream, for the rig itself."""
-    client = await nats.connect(stack.nats_url, connect_timeout=3, max_reconnect_attempts=10)
-    try:
-        yield client.jetstream(timeout=5)
-    finally:
-        await client.close()
-
-
-async def until(condition: Any, otherwise: str, *, seconds: float = 30) -> None:
-    """Waits until something comes true (a function, or a coroutine function). Raises NoHarmDone if it does not."""
+async def until(condition: Any, otherwise: str, *, seconds: float = 30, error: type[Exception] = NotAsItMust) -> None:
+    """Waits until something comes true (a function, or a coroutine function). Raises the error if it does not."""
     ends = time.monotonic() + seconds
     while True:
         with suppress(*TRANSIENT):  # what is asked may be away itself
@@ -233,7 +231,7 @@ async def until(condition: Any, otherwise: str, *, seconds: float = 30) -> None:
             if await holds if asyncio.iscoroutine(holds) else holds:
                 return
         if time.monotonic() > ends:
-            raise NoHarmDone(otherwise)
+            raise error(otherwise)
         await asyncio.sleep(0.02)
 
 

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,31 +18,26 @@ import asyncpg
 
 from chaos.links import Links
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
-from chaos.nemesis import Nemesis, query, until
+from chaos.nemesis import Nemesis, NotAsItMust, query, until
 from ops.stack import Stack
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
 
 
-class NotAsItMust(Exception):
-    """What a scenario demands does not hold."""
-
-
 @contextmanager
 def running_stack() -> Iterator[tuple[Stack, Links]]:
     """A stack of its own, all of whose connections lead over links; nothing is left of it afterwards."""
     home = Path(tempfile.mkdtemp(prefix="gotohotel-chaos-"))
-    plain = Stack.on_free_ports(home)
-    links = Links(plain.ports)
-    stack = dataclasses.replace(plain, detours=links.open())
-    try:
+    with ExitStack() as resources:
+        resources.callback(shutil.rmtree, home)
+        plain = Stack.on_free_ports(home)
+        links = Links(plain.ports)
+        stack = dataclasses.replace(plain, detours=links.open())
+        resources.callback(links.close)
+        resources.callback(stack.down)
         stack.up()
         yield stack, links
-    finally:
-        stack.down()
-        links.close()
-        shutil.rmtree(home)
 
 
 class Rig:

@@ -7,13 +7,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from nats.errors import Error as NatsError
-
-from chaos.load import OK, REFUSED, Operation
-from chaos.nemesis import jetstream, query
+from chaos.load import OK, Operation
+from chaos.nemesis import query
 from gotohotel.bus import EVENTS
+from gotohotel.database import TRANSIENT
 from ops import audit
+from ops.errors import StackError
 from ops.stack import Stack
+from ops.stream import jetstream
 
 REST_SECONDS = 60  # what is unknown has to be settled by then
 
@@ -66,7 +67,10 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
     """Waits until all is at rest, and compares the books with one another and with what the clients were told."""
     verdict = Verdict()
     began = time.monotonic()
-    while under_way := await _under_way(stack):
+    quiet = 0
+    while quiet < 2:  # what was handled between two questions may have made something new
+        under_way = await _under_way(stack)
+        quiet = 0 if under_way else quiet + 1
         if time.monotonic() - began > REST_SECONDS:
             verdict.stuck = under_way
             break
@@ -95,14 +99,16 @@ def _out_of_order(books: audit.Books) -> list[str]:
 
 
 async def _under_way(stack: Stack) -> dict[str, int]:
-    found = {what: int(await query(stack, database, statement)) for database, what, statement in UNDER_WAY}
+    found: dict[str, int] = {}
     try:
+        for database, what, statement in UNDER_WAY:
+            found[what] = int(await query(stack, database, statement))
         async with jetstream(stack) as js:
             for name in CONSUMERS:
                 consumer = await js.consumer_info(str(EVENTS.name), name)
                 found[f"events for {name}"] = (consumer.num_pending or 0) + (consumer.num_ack_pending or 0)
-    except (OSError, TimeoutError, NatsError) as error:
-        found[f"answers of NATS ({error!r})"] = 1
+    except (*TRANSIENT, StackError) as error:
+        found[f"answers of a part ({error!r})"] = 1
     return {what: count for what, count in found.items() if count}
 
 
@@ -120,6 +126,7 @@ def compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) 
     for order_id, charges in books.charges.items():
         if len(charges) > 1:
             verdict.doubled.append(f"order {order_id} was charged {len(charges)} times")
+    asked: dict[str, list[Operation]] = {}
     for operation in history:
         if operation.reason == "INTERNAL":
             verdict.violations.append(f"an internal error was answered: {operation.answer.get('message')}")
@@ -127,6 +134,39 @@ def compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) 
             _compare_booking(operation, by_label.get(operation.label, []), verdict)
         elif operation.outcome == OK and operation.order_id:
             _compare_act(operation, books, standing[operation.order_id], verdict)
+        order_id = operation.order_id or _only_order(by_label.get(operation.label, []))
+        asked.setdefault(order_id, []).append(operation)
+    for order_id, operations in asked.items():
+        if order_id in books.orders:
+            _compare_refusals(operations, books, order_id, verdict)
+
+
+def _only_order(orders: list[Any]) -> str:
+    return str(orders[0]["id"]) if len(orders) == 1 else ""
+
+
+def _compare_refusals(operations: list[Operation], books: audit.Books, order_id: str, verdict: Verdict) -> None:
+    """What was refused for good by every call that asked for it must not have been done."""
+    order, reservation = books.orders[order_id], books.reservations.get(order_id)
+    if not any(operation.kind in ("book", "probe") or operation.label for operation in operations):
+        return  # it was placed by somebody else, who may have asked for more than is known here
+    done = {
+        "pay": order["paid_at"] is not None or order_id in books.charges,
+        "cancel": order["cancel_asked_at"] is not None,
+        "desk confirm": reservation is not None and reservation["confirmed_at"] is not None,
+        "desk reject": order["rejected_at"] is not None,
+    }
+    for act, was_done in done.items():
+        if was_done and not any(_may_have_done(operation, act) for operation in operations):
+            verdict.doubled.append(f"{act} of {order_id} was done, though every call that asked for it was refused")
+
+
+def _may_have_done(operation: Operation, act: str) -> bool:
+    if act == "pay":
+        if operation.kind not in ("pay", "book", "probe") or operation.is_refused:
+            return False
+        return operation.outcome != OK or operation.may_be_charged
+    return operation.kind == act and not operation.is_refused
 
 
 def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) -> None:
@@ -138,7 +178,7 @@ def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) 
         elif operation.is_paid and orders[0]["paid_at"] is None:
             verdict.lost.append(f"the acknowledged payment of {operation.order_id}")
     # A refusal after a first try whose fate is unknown may speak of that try's own order.
-    elif operation.outcome == REFUSED and operation.first_outcome == REFUSED and orders:
+    elif operation.is_refused and orders:
         verdict.doubled.append(f"the request {operation.label!r} was refused, and yet made an order")
 
 
@@ -147,7 +187,7 @@ def _compare_act(operation: Operation, books: audit.Books, standing: int, verdic
     order, reservation = books.orders.get(order_id), books.reservations.get(order_id)
     if order is None:
         verdict.lost.append(f"order {order_id}, of which a {kind} was acknowledged")
-    elif kind == "pay" and operation.is_paid and order["paid_at"] is None:
+    elif operation.is_paid and order["paid_at"] is None:
         verdict.lost.append(f"the acknowledged payment of {order_id}")
     elif kind in ("cancel", "desk cancel", "desk reject") and standing:
         verdict.lost.append(f"the refund of {order_id}, of which a {kind} was acknowledged")

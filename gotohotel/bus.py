@@ -70,6 +70,8 @@ DEAD_LETTERS = StreamConfig(
 # A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
 PULL_SECONDS = 1.0
 PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
+# Whose a redriven event is: the others have handled it long ago, or have a dead letter of their own.
+REDRIVE_FOR = "x-redrive-for"
 REQUEST_IS_OVER = ("404", "408")
 
 
@@ -195,10 +197,13 @@ class Bus:
         """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
         readable: list[tuple[Msg, Arrival]] = []
         for delivery in deliveries:
+            if (delivery.headers or {}).get(REDRIVE_FOR, self._name) != self._name:
+                await self._settle(delivery.ack())
+                continue
             try:
                 readable.append((delivery, _read(delivery, policies)))
             except (KeyError, DecodeError) as error:
-                await self._bury(delivery, f"unreadable: {type(error).__name__}: {error}")
+                await self._bury(delivery, f"unreadable: {_in_short(error)}")
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]
@@ -235,7 +240,7 @@ class Bus:
                 await self._handle([delivery], policies, database)
             return
         logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
-        await self._bury(readable[0][0], f"impossible: {type(error).__name__}: {error}")
+        await self._bury(readable[0][0], f"impossible: {_in_short(error)}")
 
     async def _try_again(self, delivery: Msg, seconds: float) -> None:
         await self._settle(delivery.nak(delay=seconds * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
@@ -338,6 +343,11 @@ class _Pull:
         if self._lost and not deliveries:
             raise ConsumerLost(self._lost)
         return deliveries  # first, even if the consumer is lost: what has come is handled
+
+
+def _in_short(error: Exception) -> str:
+    """Its kind and first argument: the rest of what PostgreSQL says would repeat a guest's row."""
+    return f"{type(error).__name__}: {error.args[0] if error.args else ''}"
 
 
 def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:

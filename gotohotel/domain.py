@@ -118,8 +118,8 @@ def new_id() -> str:
 
 
 def first_id_at(time: datetime) -> str:
-    """The least UUIDv7 that could have been made at that time (RFC 9562)."""
-    milliseconds = f"{int(time.timestamp() * 1000):012x}"
+    """The least UUIDv7 that could have been made at that time (RFC 9562), which knows none before 1970."""
+    milliseconds = f"{max(0, int(time.timestamp() * 1000)):012x}"
     return str(UUID(f"{milliseconds}70008000000000000000"))
 
 

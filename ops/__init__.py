@@ -9,5 +9,6 @@ demo      the main job, as a story
 audit     the invariants, checked
 dead_letters, republish, rebuild    what is done when events went wrong
 openapi   the description of the JSON calls
+stream    NATS, as these commands reach it
 errors    what an operator is told instead of a traceback
 """

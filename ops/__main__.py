@@ -4,9 +4,11 @@ import argparse
 import asyncio
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
 
 from ops.errors import StackError
 from ops.stack import PROCESSES, Stack
@@ -22,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         options.run(Stack.from_environment(), options)
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        sys.exit(f"gotohotel: a part of the stack can't be reached; see `make status`: {error or type(error).__name__}")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -176,9 +180,7 @@ def redrive_letters(stack: Stack, options: argparse.Namespace) -> None:
     from ops import dead_letters
 
     _refuse_if_down(stack)
-    for number in options.numbers:
-        letter = asyncio.run(dead_letters.redrive(stack, number))
-        print(f"{number}: {letter.subject} is on its way again.")
+    _each(options.numbers, lambda number: dead_letters.redrive(stack, number), "{0.subject} is on its way again.")
 
 
 def drop_letters(stack: Stack, options: argparse.Namespace) -> None:
@@ -186,9 +188,19 @@ def drop_letters(stack: Stack, options: argparse.Namespace) -> None:
     from ops import dead_letters
 
     _refuse_if_down(stack)
-    for number in options.numbers:
-        letter = asyncio.run(dead_letters.drop(stack, number))
-        print(f"{number}: {letter.subject} is dropped; {letter.consumer} will never handle it.")
+    _each(options.numbers, lambda number: dead_letters.drop(stack, number), "{0.subject} is dropped.")
+
+
+def _each(numbers: Sequence[int], act: Callable[[int], Coroutine[Any, Any, object]], done: str) -> None:
+    """Goes on with the others if one does not exist, and fails in the end."""
+    missing = []
+    for number in numbers:
+        try:
+            print(f"{number}: {done.format(asyncio.run(act(number)))}")
+        except StackError as error:
+            missing.append(str(error))
+    if missing:
+        raise StackError("\n".join(missing))
 
 
 def _when(letter: "DeadLetter") -> str:
@@ -209,7 +221,8 @@ def rebuild(stack: Stack, _: argparse.Namespace) -> None:
     from ops.rebuild import rebuild as rebuild_pages
 
     _refuse_if_down(stack)
-    print(f"My page was rebuilt from {asyncio.run(rebuild_pages(stack))} events.")
+    events, skipped = asyncio.run(rebuild_pages(stack))
+    print(f"My page was rebuilt from {events} events." + (f" {skipped} can't be applied." if skipped else ""))
 
 
 def _refuse_if_down(stack: Stack) -> None:

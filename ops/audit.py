@@ -10,8 +10,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
-import nats
 from google.protobuf.message import DecodeError, Message
+from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
@@ -23,6 +23,7 @@ from gotohotel.reservation.v1 import events_pb2 as reservation_events
 from mypage_svc.domain import MyPage
 from mypage_svc.store import page_of
 from ops.stack import SANDBOX, SERVICES, Stack
+from ops.stream import jetstream
 from pay_svc.processor import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
 
 # What is on its way when the audit begins is not wrong: it looks again for so long before it reports.
@@ -354,22 +355,19 @@ async def _search_tables(connection: Any, database: str, books: Books) -> None:
 
 
 async def _read_stream(stack: Stack, books: Books) -> None:
-    client = await nats.connect(stack.nats_url, connect_timeout=3, max_reconnect_attempts=3)
     seen: set[str] = set()
-    try:
-        async for message in _messages(client, str(EVENTS.name)):
+    async with jetstream(stack) as js:
+        async for message in _messages(js, str(EVENTS.name)):
             if _shows_a_card(message.data.decode("latin-1")):
                 books.card_numbers.append(f"a card number in the stream, message {message.metadata.sequence.stream}")
             event = _stream_event(message)
             if event is not None and event.event_id not in seen:  # an event that was sent again stands there twice
                 seen.add(event.event_id)
                 books.events.append(event)
-        async for message in _messages(client, str(DEAD_LETTERS.name)):
+        async for message in _messages(js, str(DEAD_LETTERS.name)):
             headers = message.headers or {}
             subject, reason = headers.get("x-dead-subject"), headers.get("x-dead-reason")
             books.dead_letters.append(f"{subject} for {headers.get('x-dead-consumer')}: {reason}")
-    finally:
-        await client.close()
 
 
 def _stream_event(message: Any) -> StreamEvent | None:
@@ -382,8 +380,7 @@ def _stream_event(message: Any) -> StreamEvent | None:
         return None
 
 
-async def _messages(client: Any, stream: str) -> Any:
-    js = client.jetstream()
+async def _messages(js: JetStreamContext, stream: str) -> Any:
     left = (await js.stream_info(stream)).state.messages
     reading = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=30)
     subscription = await js.pull_subscribe("", stream=stream, config=reading)

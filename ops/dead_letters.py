@@ -1,21 +1,18 @@
 """Dead letters: events that a consumer could not handle, with the reason, until somebody redrives or drops them."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 
-import nats
-import nats.errors
 from google.protobuf.message import DecodeError
 from google.protobuf.text_format import MessageToString
 from nats.js import JetStreamContext
 from nats.js.errors import BadRequestError, NotFoundError
 
-from gotohotel.bus import DEAD_LETTERS, EVENTS
+from gotohotel.bus import DEAD_LETTERS, EVENTS, REDRIVE_FOR
 from ops.audit import TYPES
 from ops.errors import StackError
 from ops.stack import Stack
+from ops.stream import jetstream
 
 ADDED_BY_THE_BURIAL = "x-dead-"
 
@@ -60,7 +57,7 @@ class DeadLetter:
 
 async def every(stack: Stack) -> list[DeadLetter]:
     """All of them, oldest first."""
-    async with _jetstream(stack) as js:
+    async with jetstream(stack) as js:
         state = (await js.stream_info(str(DEAD_LETTERS.name))).state
         letters = []
         for number in range(max(1, state.first_seq), state.last_seq + 1):  # a stream that never held any begins at 0
@@ -73,18 +70,19 @@ async def every(stack: Stack) -> list[DeadLetter]:
 
 async def get(stack: Stack, number: int) -> DeadLetter:
     """One of them. Raises StackError if there is none of that number."""
-    async with _jetstream(stack) as js:
+    async with jetstream(stack) as js:
         return await _find(js, number)
 
 
 async def redrive(stack: Stack, number: int) -> DeadLetter:
-    """Sends the event again, to all who listen to it; whoever handled it before passes over it. Safe to repeat."""
-    async with _jetstream(stack) as js:
+    """Sends the event again, for the service that could not handle it. Safe to repeat."""
+    async with jetstream(stack) as js:
         letter = await _find(js, number)
         headers = {name: value for name, value in letter.headers.items() if not name.startswith(ADDED_BY_THE_BURIAL)}
         # The stream would take the event's own id for a repetition, for ten minutes; the inbox goes by ce-id.
         headers["Nats-Msg-Id"] = f"redrive/{DEAD_LETTERS.name}/{number}"
         headers.pop("Nats-Expected-Stream", None)
+        headers[REDRIVE_FOR] = letter.consumer
         await js.publish(letter.subject, letter.payload, stream=EVENTS.name, headers=headers)
         await js.delete_msg(str(DEAD_LETTERS.name), number)
         return letter
@@ -92,24 +90,10 @@ async def redrive(stack: Stack, number: int) -> DeadLetter:
 
 async def drop(stack: Stack, number: int) -> DeadLetter:
     """Forgets a dead letter: its event will never be handled by that consumer."""
-    async with _jetstream(stack) as js:
+    async with jetstream(stack) as js:
         letter = await _find(js, number)
         await js.delete_msg(str(DEAD_LETTERS.name), number)
         return letter
-
-
-@asynccontextmanager
-async def _jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
-    try:
-        client = await nats.connect(stack.nats_url, connect_timeout=3, allow_reconnect=False)
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS can't be reached: {error!r}") from None
-    try:
-        yield client.jetstream()
-    except (TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS did not answer as it should: {error!r}") from None
-    finally:
-        await client.close()
 
 
 async def _find(js: JetStreamContext, number: int) -> DeadLetter:

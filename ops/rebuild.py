@@ -1,23 +1,27 @@
 """Builds My page anew from the first event, while the old one serves."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import nats
 from google.protobuf.message import DecodeError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 import mypage_svc
-from gotohotel.bus import EVENTS
+from gotohotel.bus import EVENTS, NEVER_RIGHT
 from gotohotel.policies import Arrival
 from mypage_svc.policies import policies
+from ops.errors import StackError
 from ops.stack import Stack
+from ops.stream import jetstream
 
 SERVICE = "mypage_svc"
 MIGRATIONS = Path(mypage_svc.__file__).parent / "migrations"
 FETCH = 500
+TRIES_TO_HOLD = 20
+REBUILD_LOCK = 0x72656275  # "rebu"
 
 # The same table by the same name, in a schema of its own: what fills the old one fills the new one too.
 BEGIN = """
@@ -26,8 +30,20 @@ CREATE SCHEMA rebuilt;
 SET search_path TO rebuilt;
 """
 
-# Whoever reads or writes meanwhile waits, and finds the new table.
-HOLD = "LOCK TABLE public.mypages IN ACCESS EXCLUSIVE MODE"
+# Whoever reads or writes meanwhile waits, and finds the new table. If it takes long to get it, nobody may queue behind.
+HOLD = """
+SET LOCAL lock_timeout = '500ms';
+LOCK TABLE public.mypages IN ACCESS EXCLUSIVE MODE;
+"""
+
+# Pages that know of an event that the new ones have never heard of.
+LOST = """
+SELECT count(*)
+FROM public.mypages AS old
+LEFT JOIN rebuilt.mypages AS new USING (order_id)
+WHERE new.order_id IS NULL
+   OR NOT new.facts ?& ARRAY(SELECT jsonb_object_keys(old.facts))
+"""
 SWAP = """
 DROP TABLE public.mypages;
 ALTER TABLE rebuilt.mypages SET SCHEMA public;
@@ -35,38 +51,61 @@ DROP SCHEMA rebuilt;
 """
 
 
-async def rebuild(stack: Stack) -> int:
-    """Rebuilds every page; answers how many events they were made from. Safe to repeat, and to break off.
+async def rebuild(stack: Stack) -> tuple[int, int]:
+    """Rebuilds every page; answers from how many events, and how many can't be applied. Safe to break off.
 
     The service goes on in both directions: it serves the old pages and adds what happens to them. Only for the last
-    events, those that came while it was catching up, is the old table held.
+    events, those that came while it was catching up, is the old table held. Raises StackError, and leaves the old
+    pages as they are, if another rebuild runs, if the table can't be had, or if the stream has lost events.
     """
     owner: Any = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
-    client = await nats.connect(stack.nats_url, connect_timeout=3)
     try:
+        if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
+            raise StackError("My page is being rebuilt already.")
         await owner.execute(BEGIN)
         for migration in sorted(MIGRATIONS.glob("*.sql")):
             await owner.execute(migration.read_text())
-        events = _Events(client.jetstream())
-        await events.open()
-        while await _merge(owner, await events.next_batch()):
-            pass
-        async with owner.transaction():
-            await owner.execute(HOLD)
-            # What the service had handled before it was held is in the stream; this reads all that is there now.
-            while await _merge(owner, await events.next_batch()):
-                pass
-            await owner.execute(SWAP)
-        return events.count
+        async with jetstream(stack) as js:
+            events = _Events(js)
+            await events.open()
+            for _ in range(TRIES_TO_HOLD):
+                await _catch_up(owner, events)
+                try:
+                    await _swap(owner, events)
+                except asyncpg.LockNotAvailableError:
+                    await asyncio.sleep(0.5)  # lets those pass who would have queued
+                else:
+                    return events.count, events.skipped
+        raise StackError("Somebody keeps My page's table busy (a dump?); try again later.")
     finally:
-        await client.close()
         await owner.close()
 
 
-async def _merge(connection: Any, arrivals: list[Arrival]) -> bool:
-    if arrivals:
-        await policies.apply(connection, arrivals)
-    return bool(arrivals)
+async def _swap(owner: Any, events: "_Events") -> None:
+    async with owner.transaction():
+        await owner.execute(HOLD)
+        # What the service had handled before it was held is in the stream; this reads all that is there now.
+        await _catch_up(owner, events)
+        if lost := await owner.fetchval(LOST):
+            raise StackError(
+                f"{lost} pages know of events that the stream has lost: publish them again first "
+                "(`gotohotel republish`). The pages stay as they are."
+            )
+        await owner.execute(SWAP)
+
+
+async def _catch_up(connection: Any, events: "_Events") -> None:
+    while arrivals := await events.next_batch():
+        try:
+            async with connection.transaction():
+                await policies.apply(connection, arrivals)
+        except NEVER_RIGHT:
+            for arrival in arrivals:  # one of them; the service has made it a dead letter
+                try:
+                    async with connection.transaction():
+                        await policies.apply(connection, [arrival])
+                except NEVER_RIGHT:
+                    events.skipped += 1
 
 
 class _Events:
@@ -74,8 +113,9 @@ class _Events:
 
     def __init__(self, js: JetStreamContext) -> None:
         self._js = js
-        self._last = 0
+        self._received = 0
         self.count = 0
+        self.skipped = 0
 
     async def open(self) -> None:
         reader = ConsumerConfig(
@@ -87,16 +127,18 @@ class _Events:
         """The next events, up to the last one that is in the stream now; none when all are read."""
         arrivals: list[Arrival] = []
         while not arrivals:
-            pending = (await self._pull.consumer_info()).num_pending
-            if not pending:
+            info = await self._pull.consumer_info()
+            if info.delivered and info.delivered.consumer_seq != self._received:
+                raise StackError("NATS has sent events that did not arrive; try again.")
+            if not info.num_pending:
                 break
-            messages = await self._pull.fetch(min(pending, FETCH), timeout=5)
-            for message in messages:
+            for message in await self._pull.fetch(min(info.num_pending, FETCH), timeout=5):
+                self._received += 1
                 try:
                     headers = message.headers or {}
                     event = policies.parse(message.subject, message.data)
                     arrivals.append(Arrival(headers["ce-id"], headers["ce-subject"], "", event))
                 except (KeyError, DecodeError):
-                    continue  # a dead letter; see `gotohotel dead-letters`
+                    self.skipped += 1  # unreadable: a dead letter
         self.count += len(arrivals)
         return arrivals

@@ -6,17 +6,17 @@ from typing import Any
 import asyncpg
 
 from gotohotel.domain import first_id_at
+from ops.errors import StackError
 from ops.stack import Stack
 
-# The relay sends what is marked as unpublished, each aggregate's events in their order. In parts, so that it is
-# never kept waiting for long; newest first would hold older ones back, so oldest first.
+# The relay sends what is marked as unpublished, each aggregate's events in their order. In parts, so that no lock is
+# held for long.
 MARK_UNPUBLISHED = """
 WITH chosen AS (
     SELECT event_id
     FROM outbox
-    WHERE event_id >= $1
+    WHERE event_id > $1
       AND event_id < $2
-      AND event_id > $3
       AND published_at IS NOT NULL
     ORDER BY event_id
     LIMIT 1000
@@ -36,15 +36,18 @@ async def republish(stack: Stack, begins: datetime, ends: datetime) -> dict[str,
     """Has every event that was written in [begins, ends), and is still kept, sent again; how many, by service.
 
     Harmless: the stream takes no event that it was sent within ten minutes, and consumers handle none twice.
+    Raises StackError if that time is empty.
     """
+    if begins >= ends:
+        raise StackError(f"There is no time between {begins:%Y-%m-%d %H:%M:%S%z} and {ends:%Y-%m-%d %H:%M:%S%z}.")
     return {service: await _republish(stack, service, begins, ends) for service in ANNOUNCE}
 
 
 async def _republish(stack: Stack, service: str, begins: datetime, ends: datetime) -> int:
     connection: Any = await asyncpg.connect(stack.database_url(service, service), timeout=3)
     try:
-        count, last = 0, first_id_at(datetime.fromtimestamp(0, tz=begins.tzinfo))
-        while marked := await connection.fetch(MARK_UNPUBLISHED, first_id_at(begins), first_id_at(ends), last):
+        count, last = 0, first_id_at(begins)
+        while marked := await connection.fetch(MARK_UNPUBLISHED, last, first_id_at(ends)):
             count += len(marked)
             last = max(str(row["event_id"]) for row in marked)
         return count

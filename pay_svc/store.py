@@ -96,11 +96,11 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# Each is put off before it is tried, so that replicas do not try the same one, and one that fails is tried again
-# later and later, but soon enough after the processor has come back; it holds up no other.
+# Each is put off before it is tried, for as long as a try may take, so that replicas do not try the same one. One that
+# fails is tried again later and later, but soon enough after the processor has come back; it holds up no other.
 UNSETTLED = """
 UPDATE payments
-SET next_try_at = now() + make_interval(secs => least(15, 2 ^ least(tries, 4))),
+SET next_try_at = now() + make_interval(secs => least(15, 4 * 2 ^ least(tries, 2))),
     tries = tries + 1
 WHERE order_id IN (
     SELECT order_id

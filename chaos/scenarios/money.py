@@ -35,7 +35,7 @@ async def reply_lost(rig: Rig) -> None:
             order_id = await rig.sql("pay_svc", CHARGED_WITHOUT_A_RESULT, guest.subject)
             return bool(order_id and (await rig.charges(order_id))[0])
 
-        await until(charged, "the processor was not asked")
+        await until(charged, "the processor was not asked", error=NoHarmDone)
         await rig.nemesis.kill("pay_svc")
         order_id = (await booking).order_id
         rig.demand(await rig.charges(order_id) == (1, 1), "the processor did not say yes before the kill")

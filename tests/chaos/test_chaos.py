@@ -3,6 +3,8 @@
 import os
 import random
 import re
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -54,11 +56,18 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(capsys: pyt
     assert re.search(r"^0 loss .* FAILS$", told, re.MULTILINE)
     assert "lost: the acknowledged order" in told
     assert "A1:" in told
+    for kept in re.findall(r"the logs are in (\S+)", told):
+        assert (Path(kept) / "order_svc.log").exists()
+        shutil.rmtree(kept)
+
+
+NOTHING_ELSE = {"cancel_asked_at": None, "rejected_at": None}
+PAID = {"cardNo": "4242 4242 4242 4242"}
 
 
 def order(**changes: object) -> dict[str, object]:
     """A row of orders."""
-    return {"id": "1", "name": "guest 1", "status": "PAID", "paid_at": "now", **changes}
+    return {"id": "1", "name": "guest 1", "status": "PAID", "paid_at": "now", **NOTHING_ELSE, **changes}
 
 
 @pytest.mark.parametrize(
@@ -82,7 +91,24 @@ def order(**changes: object) -> dict[str, object]:
             [order(paid_at=None)],
             "lost",
         ),
-        (Operation(kind="book", request={}, label="guest 1", order_id="1", outcome=OK), [order()], ""),
+        (
+            Operation(
+                kind="book",
+                request={"cardNo": "4000000000000002"},
+                label="guest 1",
+                order_id="1",
+                outcome=OK,
+                answer={"status": "PAYMENT_PENDING", "paymentError": {"reason": "CARD_DECLINED"}},
+            ),
+            [order()],
+            "doubled",
+        ),
+        (Operation(kind="book", request=PAID, label="guest 1", order_id="1", outcome=OK), [order()], ""),
+        (
+            Operation(kind="probe", request=PAID, order_id="1", outcome=OK, answer={"status": "PAID"}),
+            [order(paid_at=None)],
+            "lost",
+        ),
         (Operation(kind="cancel", request={}, order_id="1", outcome=OK), [order(status="CANCELED")], ""),
     ],
 )

@@ -673,6 +673,12 @@ class Hotel:
                     found.append(f"A5: {table} {key} was {self.final[table, key]} and is {row['status']}")
                 if row["status"] not in ("CANCELED", "REJECTED", "EXPIRED"):
                     del self.final[table, key]
+        found += [
+            f"order {key} is still being canceled" for key, row in books.orders.items() if row["status"] == "CANCELING"
+        ]
+        found += [
+            f"payment {key} is still unsettled" for key, row in books.payments.items() if row["status"] == "PENDING"
+        ]
         for request, made in self.requests.items():
             if sum(order_id in books.orders for order_id in made) > 1:
                 found.append(f"the request {request} made several orders")

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+import asyncpg
 import nats
 import pytest
 
@@ -67,8 +68,9 @@ def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
     page = hotel.page_with(bad, status="PAID", reservationStatus="RECEIVED")
     assert sorted(entry["event"] for entry in page["timeline"]) == ["Ordered", "PaymentApproved", "ReservationTaken"]
     assert bad not in letters(hotel)
-    again = gotohotel(hotel, "dead-letters", "redrive", numbers[0])
+    again = gotohotel(hotel, "dead-letters", "redrive", *numbers)
     assert again.returncode == 1
+    assert f"There is no dead letter {numbers[1]}" in again.stderr
     assert f"There is no dead letter {numbers[0]}" in again.stderr
     assert hotel.reservation_with(bad, status="RECEIVED")
 
@@ -82,6 +84,9 @@ def test_a_dead_letter_can_be_dropped(hotel: Hotel) -> None:
 
     in_jetstream(hotel, publish)
     wait_for(lambda: len(letters(hotel).get("nonsense", [])) == 2)  # reservation_svc and mypage_svc listen to it
+    redriven = letters(hotel)["nonsense"]
+    gotohotel(hotel, "dead-letters", "redrive", *map(str, redriven))
+    wait_for(lambda: len(set(letters(hotel).get("nonsense", [])) - set(redriven)) == 2)  # one each again, not more
     numbers = [str(number) for number in letters(hotel)["nonsense"]]
     assert "ff ff" in gotohotel(hotel, "dead-letters", "show", numbers[0]).stdout
 
@@ -153,6 +158,68 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
         hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
 
 
+def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, guest: Client) -> None:
+    """The pages stay as they are."""
+    order = hotel.order(guest)["id"]
+    page = hotel.page_with(order, reservationStatus="RECEIVED")
+    fact = '{"lost/1": {"event": "Ordered", "time": "2026-01-01T00:00:00+00:00"}}'
+    query(hotel, "mypage_svc", "UPDATE mypages SET facts = facts || $2::jsonb WHERE order_id = $1", order, fact)
+
+    refused = gotohotel(hotel, "rebuild")
+
+    query(hotel, "mypage_svc", "UPDATE mypages SET facts = facts - 'lost/1' WHERE order_id = $1", order)
+    assert refused.returncode == 1
+    assert "1 pages know of events that the stream has lost" in refused.stderr
+    assert hotel.page_with(order) == page
+    assert gotohotel(hotel, "rebuild").returncode == 0
+
+
+def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -> None:
+    """Beside a dump that holds the table My page is served; a second rebuild is refused."""
+    order = hotel.order(guest)["id"]
+    hotel.page_with(order, reservationStatus="RECEIVED")
+
+    async def hold() -> tuple[set[int], str, str]:
+        dump = await asyncpg.connect(hotel.stack.database_url("mypage_svc", "postgres"))
+        looker = hotel.caller(subject=guest.subject)
+        try:
+            await dump.execute("BEGIN")
+            await dump.fetch("SELECT * FROM mypages")
+            first = asyncio.create_task(asyncio.to_thread(gotohotel, hotel, "rebuild"))
+            seen = set()
+            for _ in range(12):
+                answer = await asyncio.to_thread(looker.request, "GET", f"/mypages/{order}")
+                seen.add(answer.status_code)
+                await asyncio.sleep(0.3)
+            second = await asyncio.to_thread(gotohotel, hotel, "rebuild")
+            await dump.execute("ROLLBACK")
+            return seen, second.stderr, (await first).stdout
+        finally:
+            await dump.close()
+
+    seen, second, first = asyncio.run(hold())
+
+    assert seen == {200}
+    assert "being rebuilt already" in second
+    assert "My page was rebuilt" in first
+
+
+def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
+    """And at once."""
+    for part, commands in (
+        ("nats", (("dead-letters", "list"), ("rebuild",), ("audit",))),
+        ("postgres", (("republish", "--from", "2026-01-01", "--to", "2100-01-01"), ("rebuild",), ("audit",))),
+    ):
+        hotel.stack.stop(part)
+        try:
+            done = [gotohotel(hotel, *command) for command in commands]
+        finally:
+            hotel.stack.start(part)
+        assert {each.returncode for each in done} == {1}
+        assert all(re.match(r"gotohotel: .*can't be reached", each.stderr) for each in done), done
+    wait_for(lambda: hotel.caller().request("GET", "/orders").is_success)
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "said"),
     [
@@ -161,6 +228,7 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
         (("dead-letters",), 2, "required"),
         (("republish", "--from", "yesterday", "--to", "2100-01-01"), 2, "invalid"),
         (("republish", "--from", "2100-01-01"), 2, "--to"),
+        (("republish", "--from", "2026-02-01", "--to", "2026-01-01"), 1, "There is no time between"),
     ],
 )
 def test_what_does_not_exist_is_said_in_a_sentence(
