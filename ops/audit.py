@@ -258,18 +258,28 @@ def _a11(books: Books) -> Iterator[str]:
     yield from books.dead_letters
 
 
-def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> dict[str, list[str]]:
+Found = dict[str, list[str]]
+
+
+def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> Found:
     """The violations of each invariant, after waiting for what is on its way."""
+    return check_books(stack, patience_seconds=patience_seconds)[1]
+
+
+def check_books(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[Books, Found]:
+    """The books too. What is found at one look and no longer at the next was on its way, and is not wrong."""
     ends = time.monotonic() + patience_seconds
-    while True:
-        _, found = look(stack)
-        if not any(found.values()) or time.monotonic() > ends:
-            return found
+    books, seen = _look(stack)
+    found = seen
+    while any(found.values()) and time.monotonic() < ends:
         time.sleep(0.5)
+        before = seen
+        books, seen = _look(stack)
+        found = {number: [what for what in seen[number] if what in before[number]] for number in seen}
+    return books, found
 
 
-def look(stack: Stack) -> tuple[Books, dict[str, list[str]]]:
-    """The books as they are now, and the violations of each invariant in them."""
+def _look(stack: Stack) -> tuple[Books, Found]:
     books = asyncio.run(_read(stack))
     return books, {number: sorted(check(books)) for number, (_, check) in INVARIANTS.items()}
 

@@ -49,10 +49,11 @@ class Truth:
         self.hotel = hotel
         self.guest: Client = hotel.caller(subject=f"fuzz-{uuid.uuid4()}")
         self.stranger: Client = hotel.caller()
-        self._room_type, self._stay = hotel.room_type(capacity=10_000), hotel.stay()
         self.orders: defaultdict[str, set[str]] = defaultdict(set)  # whose → order ids
         self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # act → order ids
-        self.rooms: dict[str, dict[str, Any]] = {}
+        self._room_type, self._stay = hotel.room_type(capacity=10_000), hotel.stay()
+        self.booked: dict[str, str] = {}  # order id → a hash of what was booked, which never changes
+        self.rooms: dict[str, dict[str, Any]] = {room["id"]: room for room in hotel.desk.get("/roomTypes")["roomTypes"]}
         self.answers: Counter[tuple[str, object]] = Counter()  # (RPC, status) → how often
 
     def place_some(self) -> list[str]:
@@ -90,11 +91,21 @@ class Truth:
             for fact, acts in FACTS.items():
                 having = query(self.hotel, "order_svc", f"{owned} AND {fact} IS NOT NULL", guest.subject)
                 assert set(having or []) <= set().union(*(self.accepted[act] for act in acts)), fact
-        for room_type in self.hotel.desk.get("/roomTypes")["roomTypes"]:
-            if room_type["id"].startswith("Fuzz"):
-                assert room_type == self.rooms[room_type["id"]]
+            for order_id, booked in query(self.hotel, "order_svc", BOOKED, guest.subject) or []:
+                assert self.booked.setdefault(order_id, booked) == booked, order_id
+            charged = query(self.hotel, "sandbox", CHARGED, sorted(self.orders[guest.subject])) or []
+            assert set(charged) <= self.accepted["paid"]
+        assert {room["id"]: room for room in self.hotel.desk.get("/roomTypes")["roomTypes"]} == self.rooms
 
 
+BOOKED = """
+SELECT array_agg(ARRAY[
+    id::text, md5(ROW(name, phone_no, room_type, guest_cnt, check_in, check_out, amount, currency, expires_at)::text)
+])
+FROM orders
+WHERE owner = $1
+"""
+CHARGED = "SELECT array_agg(order_id) FROM ledger WHERE outcome = 'CHARGED' AND order_id = ANY($1)"
 GOOD = "4242424242424242"
 ENDED = ("CancelOrder", "CancelReservation", "RejectReservation")
 FACTS = {
