@@ -120,7 +120,7 @@ def _print(scenario: Scenario, rig: Rig, verdict: Verdict, problems: list[str]) 
     )
     for line in (*rig.notes, *(f"!! {problem}" for problem in problems[:20])):
         print(f"    {line}")
-    reasons = Counter(str(o.reason or o.answer.get("error", o.status)) for o in failed)
+    reasons = Counter(error for operation in failed for error in operation.errors)
     if problems and reasons:
         print(f"    errors: {dict(reasons.most_common(5))}")
     sys.stdout.flush()

@@ -41,6 +41,7 @@ class Operation:
     first_outcome: str = ""
     answer: dict[str, Any] = field(default_factory=dict)
     failed_at: list[float] = field(default_factory=list)  # when tries ended as unknown
+    errors: list[str] = field(default_factory=list)  # and with which words
     unpaid: bool = False  # a probe's order was taken, but pay_svc could not be reached
     slowest: float = 0.0  # of its tries, in seconds
 
@@ -108,6 +109,7 @@ class Caller:
             if operation.outcome != UNKNOWN:
                 break
             operation.failed_at.append(operation.ended)
+            operation.errors.append(str(operation.answer.get("message") or operation.answer.get("error")))
             if left:
                 await asyncio.sleep(RETRY_SECONDS)
         if (method, path) == ("POST", "/orders"):

@@ -97,7 +97,7 @@ class Requests:
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
         self._secret = secret
-        self._ended: set[tuple[str, str, str]] = set()  # claims whose call has ended here, which could not be stored
+        self._ended: set[tuple[str, str, str]] = set()  # claims whose call has ended here without leaving an answer
 
     def claim_of(self, request: Any, *, subject: str) -> Claim | None:
         """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
@@ -132,12 +132,16 @@ class Requests:
         claim = self.claim_of(request, subject=subject)
         if claim is None:
             return await act()
-        connection = self._database.autocommit
-        if not await self.claim(connection, claim):
+        try:
+            claimed = await self.claim(self._database.autocommit, claim)
+        except TRANSIENT:
+            self.note_ended(claim)
+            raise
+        if not claimed:
             replay = await self.replay(claim, response_type)
             if replay is not None:
                 return replay
-        self._ended.discard(claim.key)
+        self.note_begun(claim)
         try:
             response = await act()
         except Exception:
@@ -152,8 +156,17 @@ class Requests:
             await self.answer(self._database.autocommit, claim, response)
         except TRANSIENT as error:
             logger.warning("what was done stands, but its answer could not be kept: %r", error)
-            if claim is not None:
-                self._ended.add(claim.key)
+            self.note_ended(claim)
+
+    def note_begun(self, claim: Claim | None) -> None:
+        """A call works under this claim now: repetitions wait for it."""
+        if claim is not None:
+            self._ended.discard(claim.key)
+
+    def note_ended(self, claim: Claim | None) -> None:
+        """The call has ended while the database was away: if its claim is stored, now or later, it is nobody's."""
+        if claim is not None:
+            self._ended.add(claim.key)
 
     async def _release(self, claim: Claim) -> None:
         """Gives the id back after a failure."""
@@ -161,7 +174,7 @@ class Requests:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self._database.autocommit.execute(RELEASE, *claim.key)
         except TRANSIENT:
-            self._ended.add(claim.key)
+            self.note_ended(claim)
 
     async def claim(self, connection: Connection, claim: Claim) -> bool:
         """Claims the id. False if it is taken: `replay` then tells by what."""

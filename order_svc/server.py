@@ -68,6 +68,10 @@ class OrderServer:
         try:
             booking = self._booking(request, caller)
             order = await self._place(booking, claim, pays_now=card_no is not None)
+            self._requests.note_begun(claim)
+        except TRANSIENT:
+            self._requests.note_ended(claim)  # it may have been placed all the same
+            raise
         except (DomainError, asyncpg.UniqueViolationError):
             # A repetition gets its first answer, even if the room that it took was the last one.
             if claim is None or not await self._requests.is_known(claim):

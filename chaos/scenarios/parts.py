@@ -22,6 +22,8 @@ from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER
 from ops import tokens
 
+LONGEST_ERROR_SECONDS = 5  # three by design; the machine may be busy
+
 
 @scenario(9, "NATS down, killed, its stream full, its disk full: bookings go on, the outbox drains in order")
 async def nats_away(rig: Rig) -> None:
@@ -71,7 +73,8 @@ async def postgres_away(rig: Rig) -> None:
     slowest = max(rig.load.errors(), key=lambda each: each.slowest, default=None)
     if slowest is None:
         raise NoHarmDone("no caller has noticed anything")
-    rig.notes.append(f"the slowest error took {slowest.slowest:.1f} s ({slowest.kind})")
+    rig.demand(slowest.slowest < LONGEST_ERROR_SECONDS, f"an error took {slowest.slowest:.1f} s: {slowest.errors}")
+    rig.notes.append(f"the slowest error took {slowest.slowest:.1f} s ({slowest.kind}: {slowest.errors})")
 
 
 @scenario(11, "a frozen relay goes on beside its successor: nothing lost, nothing reordered")

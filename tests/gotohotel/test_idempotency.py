@@ -126,6 +126,27 @@ async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_
     assert counter.runs == runs + 1
 
 
+async def test_a_claim_whose_answer_was_lost_is_nobodys(
+    order_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database has stored it, and the call has ended without knowing: a repetition carries on at once."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+    stored = requests.claim
+
+    async def lose_the_answer(*arguments: Any) -> bool:
+        await stored(*arguments)
+        raise TimeoutError
+
+    with monkeypatch.context() as frozen:
+        frozen.setattr(requests, "claim", lose_the_answer)
+        with pytest.raises(TimeoutError):
+            await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+
+    async with asyncio.timeout(5):
+        answer = await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+    assert answer.id == "order 1"
+
+
 async def test_a_long_request_id_is_refused(order_database: Database) -> None:
     """64 characters are enough for any UUID."""
     with pytest.raises(Invalid, match="requestId"):
