@@ -7,17 +7,16 @@ import asyncio
 import copy
 import random
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine
 from dataclasses import dataclass, field
-from datetime import UTC, date, datetime, timedelta
-from decimal import Decimal
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import grpc
 from google.protobuf.message import Message
 from grpc.aio import AioRpcError, Metadata
 
-from gotohotel.domain import DomainError, Money, new_id
+from gotohotel.domain import new_id
 from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.policies import Arrival, Policies
@@ -32,7 +31,6 @@ from order_svc import domain as orders
 from order_svc import policies as order_policies
 from order_svc import service as order_service
 from order_svc import store as order_store
-from order_svc import wire as order_wire
 from pay_svc import domain as pay
 from pay_svc import server as pay_server
 from pay_svc import service as pay_service
@@ -42,275 +40,25 @@ from reservation_svc import domain as desk
 from reservation_svc import policies as reservation_policies
 from reservation_svc import service as reservation_service
 from reservation_svc import store as reservation_store
-from reservation_svc import wire as reservation_wire
-
-GOES_ON, FAILS, ANSWER_IS_LOST = "goes on", "fails", "answer is lost"
-FOREVER = 1e6  # seconds: in memory a time-out is one of the fates
-CHECKED = ("A2", "A3", "A4", "A5", "A7")
-CARD = pay.Card("4242424242424242")
-TRACE = pay.CardTrace(brand="VISA", last4="4242", fingerprint=b"")
-NIGHTS = [date(2026, 6, 1) + timedelta(days=day) for day in range(3)]
-ROOM = orders.RoomType(
-    id="Room", version=1, display_name="Room", capacity=2, max_guests=2, nightly_rate=Money("KRW", Decimal(1000))
+from tests.model.fakes import (
+    ANSWER_IS_LOST,
+    CARD,
+    EXPECTED,
+    FAILS,
+    GOES_ON,
+    NIGHTS,
+    ROOM,
+    FakeOrders,
+    FakePayments,
+    FakeProcessor,
+    FakeReservations,
+    Steps,
+    loaded,
 )
 
-
-class RequestTaken(Exception):
-    """As asyncpg.UniqueViolationError on requests_once."""
-
-
-# What a caller may be told; anything else is a fault of the program.
-EXPECTED = (
-    DomainError, ConnectionError, RequestTaken, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
-)  # fmt: skip
-
-
-class Steps:
-    """Where every step waits until it is told its fate."""
-
-    def __init__(self) -> None:
-        self.waiting: dict[asyncio.Task[Any], asyncio.Future[str]] = {}
-        self.free = False  # nothing waits, and all goes well
-
-    async def pause(self) -> str:
-        """The fate of the step that comes now."""
-        if self.free:
-            return GOES_ON
-        task = asyncio.current_task()
-        assert task is not None
-        fate = self.waiting[task] = asyncio.get_running_loop().create_future()
-        try:
-            return str(await fate)
-        finally:
-            self.waiting.pop(task, None)
-
-
-@dataclass
-class Table:
-    """Rows of one kind of aggregate, their outbox, and the steps that lead to them."""
-
-    steps: Steps
-    conflict: type[Exception]
-    rows: dict[str, Any] = field(default_factory=dict)
-    outbox: list[OutboxRow] = field(default_factory=list)
-
-    async def step(self, act: Any) -> Any:
-        """Does it, unless its fate is otherwise; a database that fails looks like ConnectionError."""
-        fate = await self.steps.pause()
-        if fate == FAILS:
-            raise ConnectionError
-        result = act()
-        if fate == ANSWER_IS_LOST:
-            raise ConnectionError
-        return result
-
-    def load(self, key: str) -> Any:
-        """A copy of a row."""
-        return copy.deepcopy(self.rows.get(key))
-
-    def put(self, key: str, aggregate: Any, announced: list[OutboxRow]) -> None:
-        """Stores a row and what it announces; the aggregate's revision must be that of the stored row."""
-        stored = self.rows.get(key)
-        if (stored.revision if stored else 0) != aggregate.revision:
-            raise self.conflict
-        aggregate.revision += 1
-        versions = {(row.aggregate_id, row.version) for row in self.outbox}
-        assert not versions & {(row.aggregate_id, row.version) for row in announced}, "a version was announced twice"
-        self.outbox += announced
-        self.rows[key] = copy.deepcopy(aggregate)
-
-
-class FakeOrders(Table):
-    """The Orders port, with the allotment."""
-
-    def __init__(self, steps: Steps) -> None:
-        super().__init__(steps, orders.OrderChanged)
-        self.held: dict[date, int] = dict.fromkeys(NIGHTS, 0)
-        self.capacity = ROOM.capacity
-        self.claims: set[Any] = set()
-
-    async def place(self, order: orders.Order, room_type: orders.RoomType, claim: Any) -> bool:
-        """As PostgresOrders.place."""
-
-        def place() -> bool:
-            if claim is not None and claim.key in self.claims:
-                raise RequestTaken
-            nights = _nights(order)
-            if any(self.held[night] >= self.capacity for night in nights):
-                raise orders.SoldOut
-            if room_type.version != ROOM.version:
-                return False
-            if claim is not None:
-                self.claims.add(claim.key)
-            for night in nights:
-                self.held[night] += 1
-            self.put(order.id, order, order_wire.outbox_rows(order))
-            order.held_nights_when_loaded = True
-            return True
-
-        return bool(await self.step(place))
-
-    async def get(self, order_id: str, *, owner: str | None) -> orders.Order:
-        """As PostgresOrders.get."""
-        order = await self.step(lambda: self.load(order_id))
-        if order is None or (owner is not None and order.booking.owner != owner):
-            raise orders.OrderNotFound
-        return _loaded(order)
-
-    async def find(self, order_ids: Sequence[str]) -> Mapping[str, orders.Order]:
-        """As PostgresOrders.find."""
-        return dict(await self.step(lambda: {key: _loaded(self.load(key)) for key in order_ids if key in self.rows}))
-
-    async def due(self, now: datetime, *, at_most: int) -> list[orders.Order]:
-        """As PostgresOrders.due."""
-
-        def due() -> list[orders.Order]:
-            found = [
-                _loaded(copy.deepcopy(order))
-                for order in self.rows.values()
-                if order.status == orders.Status.PAYMENT_PENDING
-                and order.expires_at <= now
-                and (order.attempt_until is None or order.attempt_until <= now)
-            ]
-            return found[:at_most]
-
-        return list(await self.step(due))
-
-    async def save(self, *changed: orders.Order) -> None:
-        """As PostgresOrders.save."""
-
-        def save() -> None:
-            for order in changed:
-                stored = self.rows.get(order.id)
-                if stored is None or stored.revision != order.revision:
-                    raise orders.OrderChanged
-            for order in changed:
-                if order.gives_nights_back:
-                    for night in _nights(order):
-                        self.held[night] -= 1
-                self.put(order.id, order, order_wire.outbox_rows(order))
-                order.held_nights_when_loaded = order.holds_nights
-
-        await self.step(save)
-
-
-class FakePayments(Table):
-    """The Payments port of pay_svc."""
-
-    def __init__(self, steps: Steps) -> None:
-        super().__init__(steps, pay.PaymentChanged)
-
-    async def add(self, payment: pay.Payment) -> bool:
-        """As PostgresPayments.add."""
-
-        def add() -> bool:
-            if payment.order_id in self.rows:
-                payment.collect_events()
-                return False
-            self.put(payment.order_id, payment, pay_wire.outbox_rows(payment))
-            return True
-
-        added = bool(await self.step(add))
-        payment.revision = 1
-        return added
-
-    async def find(self, order_id: str) -> pay.Payment | None:
-        """As PostgresPayments.find."""
-        found: pay.Payment | None = await self.step(lambda: self.load(order_id))
-        return found
-
-    async def save(self, payment: pay.Payment) -> None:
-        """As PostgresPayments.save."""
-        await self.step(lambda: self.put(payment.order_id, payment, pay_wire.outbox_rows(payment)))
-
-    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
-        """As PostgresPayments.unsettled, but as if all of them were old: a live try may be settled under its feet."""
-        assert open_for == timedelta(0)
-        return [
-            key
-            for key, payment in self.rows.items()
-            if payment.attempt_open_since or (payment.cancel_asked_at and not payment.canceled_at)
-        ][:at_most]
-
-
-class FakeReservations(Table):
-    """The Reservations port."""
-
-    def __init__(self, steps: Steps) -> None:
-        super().__init__(steps, desk.ReservationChanged)
-
-    async def get(self, order_id: str) -> desk.Reservation:
-        """As PostgresReservations.get."""
-        reservation: desk.Reservation | None = await self.step(lambda: self.load(order_id))
-        if reservation is None or reservation.booking is None:
-            raise desk.ReservationNotFound
-        return reservation
-
-    async def find(self, order_ids: Sequence[str]) -> Mapping[str, desk.Reservation]:
-        """As PostgresReservations.find."""
-        return dict(await self.step(lambda: {key: self.load(key) for key in order_ids if key in self.rows}))
-
-    async def save(self, *changed: desk.Reservation) -> None:
-        """As PostgresReservations.save."""
-
-        def save() -> None:
-            for reservation in changed:
-                stored = self.rows.get(reservation.order_id)
-                if (stored.revision if stored else 0) != reservation.revision:
-                    raise desk.ReservationChanged
-            for reservation in changed:
-                self.put(reservation.order_id, reservation, reservation_wire.outbox_rows(reservation))
-
-        await self.step(save)
-
-    def bind_due(self, order_id: str) -> None:
-        """What PostgresReservations.due_endings does to a row."""
-        reservation = self.rows[order_id]
-        reservation.bind_ending()
-        reservation.revision += 1
-
-
-class FakeProcessor:
-    """The card processor port: what an adapter must promise, and nothing more."""
-
-    def __init__(self, steps: Steps) -> None:
-        self._steps = steps
-        self.ledger: dict[str, dict[str, Any]] = {}
-
-    async def charge(self, key: str, *, order_id: str, amount: Money, card: pay.Card) -> pay.Charge | pay.Refusal:
-        """Charges; which card it is does not matter here: declining is one of the fates of an order."""
-        assert card == CARD
-        return self._outcome(await self._step(lambda: self._enter(key, order_id, amount, charged=True)), key)
-
-    async def settle(self, key: str) -> pay.Charge | pay.Refusal:
-        """Tells the truth and makes it final."""
-        return self._outcome(await self._step(lambda: self._enter(key, "", Money.zero("XXX"), charged=False)), key)
-
-    async def refund(self, key: str) -> None:
-        """Gives back; a second time changes nothing."""
-        await self._step(lambda: self._refund(key))
-
-    def _refund(self, key: str) -> None:
-        entry = self.ledger.get(key)
-        if entry and entry["charged"]:
-            entry["refunded_at"] = entry["refunded_at"] or datetime.now(UTC)
-
-    def _enter(self, key: str, order_id: str, amount: Money, *, charged: bool) -> dict[str, Any]:
-        entry = {"order_id": order_id, "amount": amount.amount, "charged": charged, "refunded_at": None}
-        return self.ledger.setdefault(key, entry)
-
-    @staticmethod
-    def _outcome(entry: Mapping[str, Any], key: str) -> pay.Charge | pay.Refusal:
-        return pay.Charge(approval_no=key[-6:]) if entry["charged"] else pay.Refusal(reason="CARD_DECLINED")
-
-    async def _step(self, act: Any) -> Any:
-        fate = await self._steps.pause()
-        if fate == FAILS:
-            raise pay.ProcessorUnavailable("no answer")
-        result = act()
-        if fate == ANSWER_IS_LOST:
-            raise pay.ProcessorUnavailable("the answer is lost")
-        return result
+CHECKED = ("A2", "A3", "A4", "A5", "A7")
+FOREVER = 1e6  # seconds: in memory a time-out is one of the fates
+TRACE = pay.CardTrace(brand="VISA", last4="4242", fingerprint=b"")
 
 
 class FakeChannel:
@@ -566,7 +314,7 @@ class Hotel:
         arrival = Arrival(_event_id(row), row.aggregate_id, "", row.message)
         order_id = row.aggregate_id
         if name == "order":
-            order = _loaded(self.orders.load(order_id))
+            order = loaded(self.orders.load(order_id))
             before = copy.deepcopy(vars(order))
             policies.run([arrival], order_store.Work({order_id: order}))
             if vars(order) != before:
@@ -734,15 +482,6 @@ class Request:
 async def _breathe() -> None:
     for _ in range(8):  # deeper than any chain of work, call and answer
         await asyncio.sleep(0)
-
-
-def _nights(order: orders.Order) -> list[date]:
-    return [order.booking.stay.check_in + timedelta(days=day) for day in range(order.booking.stay.nights)]
-
-
-def _loaded(order: orders.Order) -> orders.Order:
-    order.held_nights_when_loaded = order.holds_nights
-    return order
 
 
 def _source(row: OutboxRow) -> str:

@@ -19,7 +19,7 @@ from pay_svc.store import PostgresPayments
 from reservation_svc import domain as desk
 from reservation_svc.store import PostgresReservations
 from tests.conftest import ROOT
-from tests.model.hotel import (
+from tests.model.fakes import (
     NIGHTS,
     ROOM,
     FakeOrders,

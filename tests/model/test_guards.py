@@ -26,7 +26,7 @@ from reservation_svc import service as desk_service
 from tests.conftest import ROOT
 from tests.gotohotel import test_bus, test_idempotency
 from tests.gotohotel.test_bus import Server
-from tests.model import hotel, test_fakes
+from tests.model import fakes, test_fakes
 from tests.model.test_model import TheHotel
 from tests.order_svc import test_store
 from tests.pay_svc import test_service as test_payments
@@ -80,21 +80,21 @@ GUARDS = [
     ),
     Guard(
         name="a key that was settled as uncharged is closed for good (the processor's promise)",
-        owner=hotel.FakeProcessor,
+        owner=fakes.FakeProcessor,
         attribute="_enter",
         line="return self.ledger.setdefault(key, entry)",
         without="return self.ledger.setdefault(key, entry) if charged else self.ledger.get(key, entry)",
     ),
     Guard(
         name="a key is charged once (the processor's promise)",
-        owner=hotel.FakeProcessor,
+        owner=fakes.FakeProcessor,
         attribute="charge",
         line="self._enter(key, order_id",
         without="self._enter(key + str(len(self.ledger)), order_id",
     ),
     Guard(
         name="a save compares revisions (in memory)",
-        owner=hotel.Table,
+        owner=fakes.Table,
         attribute="put",
         line="if (stored.revision if stored else 0) != aggregate.revision:",
         without="if False:",
@@ -115,14 +115,14 @@ GUARDS = [
     ),
     Guard(
         name="held <= capacity (in memory)",
-        owner=hotel.FakeOrders,
+        owner=fakes.FakeOrders,
         attribute="place",
         line="if any(self.held[night] >= self.capacity for night in nights):",
         without="if False:",
     ),
     Guard(
         name="a request id makes one order (in memory)",
-        owner=hotel.FakeOrders,
+        owner=fakes.FakeOrders,
         attribute="place",
         line="if claim is not None and claim.key in self.claims:",
         without="if False:",

@@ -1,0 +1,293 @@
+"""The stores and the card processor in memory: each step waits until it is told its fate. (test_fakes: none lies.)"""
+
+import asyncio
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from gotohotel.domain import DomainError, Money
+from gotohotel.outbox import OutboxRow
+from gotohotel.rpc import CallFailed
+from order_svc import domain as orders
+from order_svc import wire as order_wire
+from pay_svc import domain as pay
+from pay_svc import wire as pay_wire
+from reservation_svc import domain as desk
+from reservation_svc import wire as reservation_wire
+
+GOES_ON, FAILS, ANSWER_IS_LOST = "goes on", "fails", "answer is lost"
+CARD = pay.Card("4242424242424242")
+NIGHTS = [date(2026, 6, 1) + timedelta(days=day) for day in range(3)]
+ROOM = orders.RoomType(
+    id="Room", version=1, display_name="Room", capacity=2, max_guests=2, nightly_rate=Money("KRW", Decimal(1000))
+)
+
+
+class RequestTaken(Exception):
+    """As asyncpg.UniqueViolationError on requests_once."""
+
+
+# What a caller may be told; anything else is a fault of the program.
+EXPECTED = (
+    DomainError, ConnectionError, RequestTaken, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
+)  # fmt: skip
+
+
+class Steps:
+    """Where every step waits until it is told its fate."""
+
+    def __init__(self) -> None:
+        self.waiting: dict[asyncio.Task[Any], asyncio.Future[str]] = {}
+        self.free = False  # nothing waits, and all goes well
+
+    async def pause(self) -> str:
+        """The fate of the step that comes now."""
+        if self.free:
+            return GOES_ON
+        task = asyncio.current_task()
+        assert task is not None
+        fate = self.waiting[task] = asyncio.get_running_loop().create_future()
+        try:
+            return str(await fate)
+        finally:
+            self.waiting.pop(task, None)
+
+
+@dataclass
+class Table:
+    """Rows of one kind of aggregate, their outbox, and the steps that lead to them."""
+
+    steps: Steps
+    conflict: type[Exception]
+    rows: dict[str, Any] = field(default_factory=dict)
+    outbox: list[OutboxRow] = field(default_factory=list)
+
+    async def step(self, act: Any) -> Any:
+        """Does it, unless its fate is otherwise; a database that fails looks like ConnectionError."""
+        fate = await self.steps.pause()
+        if fate == FAILS:
+            raise ConnectionError
+        result = act()
+        if fate == ANSWER_IS_LOST:
+            raise ConnectionError
+        return result
+
+    def load(self, key: str) -> Any:
+        """A copy of a row."""
+        return copy.deepcopy(self.rows.get(key))
+
+    def put(self, key: str, aggregate: Any, announced: list[OutboxRow]) -> None:
+        """Stores a row and what it announces; the aggregate's revision must be that of the stored row."""
+        stored = self.rows.get(key)
+        if (stored.revision if stored else 0) != aggregate.revision:
+            raise self.conflict
+        aggregate.revision += 1
+        versions = {(row.aggregate_id, row.version) for row in self.outbox}
+        assert not versions & {(row.aggregate_id, row.version) for row in announced}, "a version was announced twice"
+        self.outbox += announced
+        self.rows[key] = copy.deepcopy(aggregate)
+
+
+class FakeOrders(Table):
+    """The Orders port, with the allotment."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__(steps, orders.OrderChanged)
+        self.held: dict[date, int] = dict.fromkeys(NIGHTS, 0)
+        self.capacity = ROOM.capacity
+        self.claims: set[Any] = set()
+
+    async def place(self, order: orders.Order, room_type: orders.RoomType, claim: Any) -> bool:
+        """As PostgresOrders.place."""
+
+        def place() -> bool:
+            if claim is not None and claim.key in self.claims:
+                raise RequestTaken
+            nights = nights_of(order)
+            if any(self.held[night] >= self.capacity for night in nights):
+                raise orders.SoldOut
+            if room_type.version != ROOM.version:
+                return False
+            if claim is not None:
+                self.claims.add(claim.key)
+            for night in nights:
+                self.held[night] += 1
+            self.put(order.id, order, order_wire.outbox_rows(order))
+            order.held_nights_when_loaded = True
+            return True
+
+        return bool(await self.step(place))
+
+    async def get(self, order_id: str, *, owner: str | None) -> orders.Order:
+        """As PostgresOrders.get."""
+        order = await self.step(lambda: self.load(order_id))
+        if order is None or (owner is not None and order.booking.owner != owner):
+            raise orders.OrderNotFound
+        return loaded(order)
+
+    async def find(self, order_ids: Sequence[str]) -> Mapping[str, orders.Order]:
+        """As PostgresOrders.find."""
+        return dict(await self.step(lambda: {key: loaded(self.load(key)) for key in order_ids if key in self.rows}))
+
+    async def due(self, now: datetime, *, at_most: int) -> list[orders.Order]:
+        """As PostgresOrders.due."""
+
+        def due() -> list[orders.Order]:
+            found = [
+                loaded(copy.deepcopy(order))
+                for order in self.rows.values()
+                if order.status == orders.Status.PAYMENT_PENDING
+                and order.expires_at <= now
+                and (order.attempt_until is None or order.attempt_until <= now)
+            ]
+            return found[:at_most]
+
+        return list(await self.step(due))
+
+    async def save(self, *changed: orders.Order) -> None:
+        """As PostgresOrders.save."""
+
+        def save() -> None:
+            for order in changed:
+                stored = self.rows.get(order.id)
+                if stored is None or stored.revision != order.revision:
+                    raise orders.OrderChanged
+            for order in changed:
+                if order.gives_nights_back:
+                    for night in nights_of(order):
+                        self.held[night] -= 1
+                self.put(order.id, order, order_wire.outbox_rows(order))
+                order.held_nights_when_loaded = order.holds_nights
+
+        await self.step(save)
+
+
+class FakePayments(Table):
+    """The Payments port of pay_svc."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__(steps, pay.PaymentChanged)
+
+    async def add(self, payment: pay.Payment) -> bool:
+        """As PostgresPayments.add."""
+
+        def add() -> bool:
+            if payment.order_id in self.rows:
+                payment.collect_events()
+                return False
+            self.put(payment.order_id, payment, pay_wire.outbox_rows(payment))
+            return True
+
+        added = bool(await self.step(add))
+        payment.revision = 1
+        return added
+
+    async def find(self, order_id: str) -> pay.Payment | None:
+        """As PostgresPayments.find."""
+        found: pay.Payment | None = await self.step(lambda: self.load(order_id))
+        return found
+
+    async def save(self, payment: pay.Payment) -> None:
+        """As PostgresPayments.save."""
+        await self.step(lambda: self.put(payment.order_id, payment, pay_wire.outbox_rows(payment)))
+
+    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+        """As PostgresPayments.unsettled, but as if all of them were old: a live try may be settled under its feet."""
+        assert open_for == timedelta(0)
+        return [
+            key
+            for key, payment in self.rows.items()
+            if payment.attempt_open_since or (payment.cancel_asked_at and not payment.canceled_at)
+        ][:at_most]
+
+
+class FakeReservations(Table):
+    """The Reservations port."""
+
+    def __init__(self, steps: Steps) -> None:
+        super().__init__(steps, desk.ReservationChanged)
+
+    async def get(self, order_id: str) -> desk.Reservation:
+        """As PostgresReservations.get."""
+        reservation: desk.Reservation | None = await self.step(lambda: self.load(order_id))
+        if reservation is None or reservation.booking is None:
+            raise desk.ReservationNotFound
+        return reservation
+
+    async def find(self, order_ids: Sequence[str]) -> Mapping[str, desk.Reservation]:
+        """As PostgresReservations.find."""
+        return dict(await self.step(lambda: {key: self.load(key) for key in order_ids if key in self.rows}))
+
+    async def save(self, *changed: desk.Reservation) -> None:
+        """As PostgresReservations.save."""
+
+        def save() -> None:
+            for reservation in changed:
+                stored = self.rows.get(reservation.order_id)
+                if (stored.revision if stored else 0) != reservation.revision:
+                    raise desk.ReservationChanged
+            for reservation in changed:
+                self.put(reservation.order_id, reservation, reservation_wire.outbox_rows(reservation))
+
+        await self.step(save)
+
+    def bind_due(self, order_id: str) -> None:
+        """What PostgresReservations.due_endings does to a row."""
+        reservation = self.rows[order_id]
+        reservation.bind_ending()
+        reservation.revision += 1
+
+
+class FakeProcessor:
+    """The card processor port: what an adapter must promise, and nothing more."""
+
+    def __init__(self, steps: Steps) -> None:
+        self._steps = steps
+        self.ledger: dict[str, dict[str, Any]] = {}
+
+    async def charge(self, key: str, *, order_id: str, amount: Money, card: pay.Card) -> pay.Charge | pay.Refusal:
+        """Charges; which card it is does not matter here: declining is one of the fates of an order."""
+        assert card == CARD
+        return self._outcome(await self._step(lambda: self._enter(key, order_id, amount, charged=True)), key)
+
+    async def settle(self, key: str) -> pay.Charge | pay.Refusal:
+        """Tells the truth and makes it final."""
+        return self._outcome(await self._step(lambda: self._enter(key, "", Money.zero("XXX"), charged=False)), key)
+
+    async def refund(self, key: str) -> None:
+        """Gives back; a second time changes nothing."""
+        await self._step(lambda: self._refund(key))
+
+    def _refund(self, key: str) -> None:
+        entry = self.ledger.get(key)
+        if entry and entry["charged"]:
+            entry["refunded_at"] = entry["refunded_at"] or datetime.now(UTC)
+
+    def _enter(self, key: str, order_id: str, amount: Money, *, charged: bool) -> dict[str, Any]:
+        entry = {"order_id": order_id, "amount": amount.amount, "charged": charged, "refunded_at": None}
+        return self.ledger.setdefault(key, entry)
+
+    @staticmethod
+    def _outcome(entry: Mapping[str, Any], key: str) -> pay.Charge | pay.Refusal:
+        return pay.Charge(approval_no=key[-6:]) if entry["charged"] else pay.Refusal(reason="CARD_DECLINED")
+
+    async def _step(self, act: Any) -> Any:
+        fate = await self._steps.pause()
+        if fate == FAILS:
+            raise pay.ProcessorUnavailable("no answer")
+        result = act()
+        if fate == ANSWER_IS_LOST:
+            raise pay.ProcessorUnavailable("the answer is lost")
+        return result
+
+
+def nights_of(order: orders.Order) -> list[date]:
+    return [order.booking.stay.check_in + timedelta(days=day) for day in range(order.booking.stay.nights)]
+
+
+def loaded(order: orders.Order) -> orders.Order:
+    order.held_nights_when_loaded = order.holds_nights
+    return order
