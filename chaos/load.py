@@ -19,7 +19,7 @@ ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
 NIGHTS = 300
 GUESTS = 6
 PAUSE_SECONDS = 0.25  # between two calls of a guest: constant load, not full load
-RETRY_SECONDS = 3.0  # a client tries once more after this
+RETRY_SECONDS = 5.0  # a client tries once more after this
 PROBE_SECONDS = 0.1  # how often somebody asks who does not wait for what was asked before
 HANGS_SECONDS = 15.0  # longer than the gateway lets any call take
 

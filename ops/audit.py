@@ -268,8 +268,8 @@ def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> Found:
 
 def check_books(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[Books, Found]:
     """The books too. What is found at one look and no longer at the next was on its way, and is not wrong."""
-    ends = time.monotonic() + patience_seconds
     books, seen = _look(stack)
+    ends = time.monotonic() + patience_seconds  # from here on: a look at large books may take longer than that itself
     found = seen
     while any(found.values()) and time.monotonic() < ends:
         time.sleep(0.5)

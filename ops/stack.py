@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import json
 import os
+import random
 import re
 import secrets
 import socket
@@ -133,13 +134,12 @@ class Stack:
 
     @classmethod
     def on_free_ports(cls, home: Path) -> "Stack":
-        """A stack beside any other, in its own folder, on ports that nobody uses now."""
-        probes = [socket.socket() for _ in PORTS]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        ports = dict(zip(PORTS, (probe.getsockname()[1] for probe in probes), strict=True))
-        for probe in probes:
-            probe.close()
+        """A stack beside any other, in its own folder, on ports that nobody uses now.
+
+        They are below those that the system hands out by itself, so that no connection takes one before its owner does.
+        """
+        candidates = random.sample(range(20_000, 32_000), 500)
+        ports = dict(zip(PORTS, filter(_is_free, candidates), strict=False))
         return cls(home.resolve(), ports)
 
     @property
@@ -292,15 +292,11 @@ class Stack:
                 )
         for name in names:
             for port in (PROCESSES[name], *LISTENS_TOO.get(name, ())):
-                with socket.socket() as probe:
-                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                    try:
-                        probe.bind(("127.0.0.1", self.ports[port]))
-                    except OSError:
-                        raise StackError(
-                            f"Port {self.ports[port]} for {name} is in use; "
-                            f"set GOTOHOTEL_{port.upper()}_PORT to a free one."
-                        ) from None
+                if not _is_free(self.ports[port]):
+                    raise StackError(
+                        f"Port {self.ports[port]} for {name} is in use; "
+                        f"set GOTOHOTEL_{port.upper()}_PORT to a free one."
+                    )
 
     def _wait(self, name: str, ready: Any) -> None:
         hint = f"{name} does not answer after {START_SECONDS} s; see {self.home}/log/{name}.log"
@@ -449,6 +445,16 @@ def _ids(client: httpx.Client, path: str, key: str) -> set[str]:
     """What a list of the gateway's names."""
     lists: dict[str, list[dict[str, str]]] = client.get(path).raise_for_status().json()
     return {entry[key] for entries in lists.values() for entry in entries}
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _accepts(port: int) -> bool:
