@@ -119,7 +119,7 @@ FACTS = {
 }
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")  # other tests open room types of their own
 def truth(hotel: Hotel, request: pytest.FixtureRequest) -> Iterator[Truth]:
     """One for all cases; compared with the books at the end too. Says what was tried."""
     known = Truth(hotel)
