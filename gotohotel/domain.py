@@ -133,9 +133,10 @@ def parse_id(value: str, field: str) -> str:
 
 # Digits with at most two signs between them, as people write them: 4242 4242, 4242-4242, 4242.4242, 4242 – 4242.
 _DIGITS = re.compile(r"\d(?:[ \u00a0\u202f._/\-\u2010-\u2015]{0,2}\d){12,}")
-# Identifiers hold digits too, but no card number: UUIDs, trace contexts, and seconds since 1970 in logs.
+# Identifiers hold digits too, but no card number: UUIDs, trace contexts, SHA-256, and seconds since 1970 in logs.
 _IDENTIFIER = re.compile(
-    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}|(?<!\d)\d{10}\.\d{3,9}(?!\d)"
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
+    r"|(?<!\w)(?=\d*[a-f])[0-9a-f]{64}(?!\w)|(?<!\d)\d{10}\.\d{3,9}(?!\d)"
 )
 
 

@@ -51,9 +51,9 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(capsys: pyt
     assert not run([idle, losing], seed=SEED)
 
     told = capsys.readouterr().out
-    assert re.search(r"^0 nothing .* void$", told, re.MULTILINE)
+    assert re.search(r"^0 nothing .* void$", told, re.MULTILINE), told
     assert "no fault was injected" in told
-    assert re.search(r"^0 loss .* FAILS$", told, re.MULTILINE)
+    assert re.search(r"^0 loss .* FAILS$", told, re.MULTILINE), told
     assert "lost: the acknowledged order" in told
     assert "A1:" in told
     for kept in re.findall(r"the logs are in (\S+)", told):

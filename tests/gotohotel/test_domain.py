@@ -117,6 +117,8 @@ def test_an_identifier_is_no_card_number() -> None:
     assert find_card_numbers("E0000 00:00:1795351365.720316   30272 config.cc:137]") == []
     assert find_card_numbers("order 00000000-0000-4242-4242-424242424242") == []
     assert find_card_numbers(f"00-{'42' * 16}-{'42' * 8}-01") == []
+    assert find_card_numbers("sha256:5dd49b27206348028610363696f7a2c8fbfa7f307127e0aa6e063aa5d91e1a59)") == []
+    assert find_card_numbers("4242" * 16) != []
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "a\nb", "\x7f", "x" * 101])
