@@ -38,22 +38,20 @@ def main() -> None:
 async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     _open_room_type(stack)
     pids = {name: pid for name, _, pid, _ in stack.status()}
-    token = stack.token(subject="bench", role="guest")
+    guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
     gateway = stack.ports["gateway"]
-    await load.run(gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=2)  # warm up
+    await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=2)  # warm up
     await _caught_up(stack)
 
     cpu = usage.cpu_seconds(pids)
     memory, full = await asyncio.gather(
-        _peak_memory(pids, seconds), load.run(gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=seconds)
+        _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
     )
     drain_seconds = await _caught_up(stack)
     used = {name: after - cpu[name] for name, after in usage.cpu_seconds(pids).items()}
     full_lag = await _lag(stack, full.seconds + drain_seconds)
 
-    half = await load.run(
-        gateway, token, pgbench.ROOM_TYPE, clients=clients, seconds=seconds, orders_per_second=full.rate / 2
-    )
+    half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
     half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
 
     transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)

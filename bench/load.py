@@ -4,7 +4,7 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
@@ -32,16 +32,16 @@ class Outcome:
 
 
 async def run(
-    port: int, token: str, room_type: str, *, clients: int, seconds: float, orders_per_second: float | None = None
+    port: int, guests: Sequence[str], room_type: str, *, seconds: float, orders_per_second: float | None = None
 ) -> Outcome:
-    """Places and pays orders: as fast as the answers come, or at a given rate."""
+    """Guests (their tokens) place and pay orders: as fast as the answers come, or at a given rate."""
     outcome = Outcome()
     started = time.perf_counter()
     ends = started + seconds
-    interval = clients / orders_per_second if orders_per_second else 0.0
+    interval = len(guests) / orders_per_second if orders_per_second else 0.0
     async with asyncio.TaskGroup() as tasks:
-        for number in range(clients):
-            first = started + interval * number / clients
+        for number, token in enumerate(guests):
+            first = started + interval * number / len(guests)
             request = _requests(port, token, room_type)
             tasks.create_task(_client(port, request, outcome, ends=ends, first=first, interval=interval))
     outcome.seconds = time.perf_counter() - started

@@ -16,7 +16,7 @@ import psutil
 from chaos.links import Links
 from gotohotel.bus import EVENTS
 from gotohotel.database import TRANSIENT
-from ops.stack import PROCESSES, Stack
+from ops.stack import PROCESSES, Stack, accepts
 from ops.stream import jetstream
 
 COMES_BACK_SECONDS = 60
@@ -204,8 +204,8 @@ class Nemesis:
         # Asked at its port: a question to the supervisor would make it look after its children sooner than by itself.
         port = self.stack.ports[PROCESSES[name]]
 
-        async def is_back() -> bool:
-            return not psutil.pid_exists(old_pid) and await _accepts(port)
+        def is_back() -> bool:
+            return not psutil.pid_exists(old_pid) and accepts(port)
 
         await until(is_back, f"{name} does not come back", seconds=COMES_BACK_SECONDS)
 
@@ -241,12 +241,3 @@ def _lives(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
-
-
-async def _accepts(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection("127.0.0.1", port)
-    except OSError:
-        return False
-    writer.close()
-    return True

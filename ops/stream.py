@@ -16,7 +16,7 @@ async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
     """The streams of a stack. Raises StackError if NATS can't be reached, or goes away meanwhile."""
     try:
         client = await nats.connect(
-            stack.nats_url,
+            stack.nats_url(),
             connect_timeout=3,
             # A connection that breaks must not heal unnoticed: what was on its way in it would be missing.
             allow_reconnect=False,

@@ -51,7 +51,7 @@ def environment(stack: Stack, **changes: str) -> dict[str, str]:
         "MYPAGE_PORT": port,
         "MYPAGE_DATABASE_URL": stack.database_url("mypage_svc", "mypage_svc"),
         "MYPAGE_MIGRATION_URL": stack.database_url("mypage_svc", "mypage_svc_owner"),
-        "MYPAGE_NATS_URL": stack.nats_url,
+        "MYPAGE_NATS_URL": stack.nats_url("mypage_svc"),
     }
     return {**os.environ, **told, **changes}
 

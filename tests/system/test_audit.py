@@ -96,7 +96,7 @@ def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(hotel: Ho
     """A11, through the command line that an operator uses."""
 
     async def bury(*, purge: bool) -> None:
-        client = await nats.connect(hotel.stack.nats_url)
+        client = await nats.connect(hotel.stack.nats_url())
         if purge:
             await client.jetstream().purge_stream("DEAD_LETTERS")
         else:

@@ -1,8 +1,10 @@
 """What the gateway lets through, as whom, and how it says no."""
 
+import asyncio
 import base64
 import http.client
 import json
+import re
 import time
 from contextlib import closing
 from typing import Any
@@ -20,6 +22,7 @@ from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsReq
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
 from tests.conftest import Client, Hotel, wait_for
 
+INVALID_ARGUMENT, RESOURCE_EXHAUSTED = 3, 8  # google.rpc.Code
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
 
 
@@ -440,3 +443,28 @@ def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
 def test_the_gateways_health_needs_no_token(hotel: Hotel) -> None:
     """A load balancer has none."""
     assert httpx.get(f"{hotel.stack.gateway_url}/healthz").json() == {"status": "SERVING"}
+
+
+def test_who_asks_too_often_is_turned_away_and_nobody_else(hotel: Hotel) -> None:
+    """A bucket for each subject: 429 with the time to wait, and others go on."""
+    greedy, modest = hotel.caller(), hotel.caller()
+
+    answers = asyncio.run(flood(hotel.stack.ports["gateway"], greedy, calls=1000))
+
+    assert {answer["code"] for answer in answers} == {INVALID_ARGUMENT, RESOURCE_EXHAUSTED}
+    turned_away = next(answer for answer in answers if answer["code"] == RESOURCE_EXHAUSTED)
+    assert turned_away["details"] == [
+        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMITED", "domain": "gotohotel"},
+        {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"},
+    ]
+    assert modest.request("GET", "/orders").status_code == 200
+
+
+async def flood(port: int, caller: Client, *, calls: int) -> list[Any]:
+    """What is answered until the gateway ends the connection: asks at once, and again, for an order that can't be."""
+    head = f"GET /orders/no-id HTTP/1.1\r\nHost: hotel\r\nAuthorization: Bearer {caller.token}\r\n"
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(f"{head}\r\n".encode() * (calls - 1) + f"{head}Connection: close\r\n\r\n".encode())
+    said = await asyncio.wait_for(reader.read(), timeout=60)
+    writer.close()
+    return [json.loads(body) for body in re.findall(rb"\r\n\r\n(\{.*\})", said)]

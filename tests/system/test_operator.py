@@ -38,7 +38,7 @@ def in_jetstream(hotel: Hotel, act: Any) -> Any:
     """What `act` answers, which gets a JetStream context."""
 
     async def run() -> Any:
-        client = await nats.connect(hotel.stack.nats_url)
+        client = await nats.connect(hotel.stack.nats_url())
         try:
             return await act(client.jetstream())
         finally:

@@ -1,15 +1,19 @@
 """The embedded stack: what `make up` and its sisters promise."""
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import nats
 import pytest
+from nats.aio.client import Client as NatsClient
 
 from ops.stack import PROCESSES, Stack
 from tests.conftest import Client, Hotel
@@ -128,3 +132,53 @@ def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
     assert "run `make up` first" in gotohotel(stack, "stop", "pay_svc").stderr
     assert "run `make up` first" in gotohotel(stack, "token").stderr
     assert "run `make up` first" in gotohotel(stack, "audit").stderr
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "gotohotel.pay.v1.PaymentApproved",
+        "dead.order_svc",
+        "$JS.API.STREAM.DELETE.EVENTS",
+        "$JS.API.STREAM.PURGE.EVENTS",
+        "$JS.API.STREAM.UPDATE.EVENTS",
+        "$JS.API.STREAM.MSG.GET.DEAD_LETTERS",
+        "$JS.API.CONSUMER.MSG.NEXT.EVENTS.order_svc",
+        "$JS.API.CONSUMER.CREATE.EVENTS",
+        "$JS.API.CONSUMER.DELETE.EVENTS.mypage_svc",
+        "$JS.ACK.EVENTS.order_svc.1.1.1.1.0",
+    ],
+)
+async def test_a_service_says_to_nats_only_what_is_its_own(hotel: Hotel, subject: str) -> None:
+    """Another's events, another's consumer, and whatever changes a stream are refused."""
+    async with nats_as("mypage_svc", hotel) as (client, refused):
+        await client.publish(subject, b"")
+        await client.flush()
+
+    assert refused == [f"nats: permissions violation for publish to {json.dumps(subject).lower()}"]
+
+
+@pytest.mark.parametrize("subject", [">", "gotohotel.>", "_INBOX.>", "_INBOX.order_svc.*"])
+async def test_a_service_hears_only_what_it_is_answered(hotel: Hotel, subject: str) -> None:
+    """Events come through its consumer alone."""
+    async with nats_as("mypage_svc", hotel) as (client, refused):
+        await client.subscribe(subject)
+        await client.flush()
+
+    assert refused == [f"nats: permissions violation for subscription to {json.dumps(subject).lower()}"]
+
+
+@asynccontextmanager
+async def nats_as(service: str, hotel: Hotel) -> AsyncIterator[tuple[NatsClient, list[str]]]:
+    """A connection with a service's own password, and what the server refused it."""
+    refused: list[str] = []
+
+    async def note(error: Exception) -> None:
+        refused.append(str(error))
+
+    client = await nats.connect(hotel.stack.nats_url(service), inbox_prefix=f"_INBOX.{service}", error_cb=note)
+    try:
+        await client.jetstream().stream_info("EVENTS")  # what it may, it can
+        yield client, refused
+    finally:
+        await client.close()

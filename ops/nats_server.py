@@ -1,0 +1,49 @@
+"""The embedded NATS: its configuration, and a user for each service."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from gotohotel.bus import DEAD_LETTERS, EVENTS
+
+OPERATOR = "operator"  # may do everything: the audit, dead letters, republishing, a rebuild
+
+CONF = """\
+host: 127.0.0.1
+port: {port}
+server_name: gotohotel
+max_payload: 1MB
+jetstream {{
+  store_dir: "{home}/nats"
+  max_file_store: 6GB
+  # An acknowledged event is on the disk, not only in its cache.
+  sync_interval: always
+}}
+authorization {{
+  users: [
+{users}
+  ]
+}}
+"""
+
+
+def configuration(*, home: Path, port: int, passwords: Mapping[str, str], services: Sequence[str]) -> str:
+    """The server's configuration file. The users are OPERATOR and the services, each with its password."""
+    may = {OPERATOR: {"publish": [">"], "subscribe": [">"]}, **{name: permissions(name) for name in services}}
+    users = [{"user": name, "password": passwords[name], "permissions": may[name]} for name in may]
+    return CONF.format(home=home, port=port, users="\n".join(f"    {json.dumps(user)}" for user in users))
+
+
+def permissions(service: str) -> dict[str, list[str]]:
+    """What a service may do: announce its own events, read by its own consumer; no stream is changed or emptied."""
+    events, dead_letters = EVENTS.name, DEAD_LETTERS.name
+    return {
+        "publish": [
+            f"gotohotel.{service.removesuffix('_svc')}.v1.*",
+            f"dead.{service}",
+            *(f"$JS.API.STREAM.{act}.{name}" for act in ("INFO", "CREATE") for name in (events, dead_letters)),
+            *(f"$JS.API.CONSUMER.{act}.{events}.{service}" for act in ("INFO", "DURABLE.CREATE", "MSG.NEXT")),
+            f"$JS.ACK.{events}.{service}.>",
+        ],
+        "subscribe": [f"_INBOX.{service}.>"],  # answers, and the events that its consumer is sent
+    }
