@@ -3,6 +3,7 @@
 __main__  the command line
 stack     the embedded stack under a supervisor
 postgres  its PostgreSQL: cluster, databases, roles
+nats_server    its NATS: configuration, users
 gateway   Envoy's configuration
 tokens    the laptop's issuer of tokens
 demo      the main job, as a story
