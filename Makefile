@@ -44,7 +44,7 @@ stop: $(VENV)/ready ## stop one process: SVC=name
 	@$(RUN) stop $(SVC)
 
 token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
-	@$(RUN) token --role $(or $(ROLE),guest) --sub $(or $(SUB),guest)
+	@$(RUN) token --role "$(or $(ROLE),guest)" --sub "$(or $(SUB),guest)"
 
 audit: $(VENV)/ready ## check the invariants against databases, ledger and stream
 	@$(RUN) audit

@@ -124,8 +124,9 @@ def compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) 
             verdict.doubled.append(f"order {order_id} was charged {len(charges)} times")
     asked: dict[str, list[Operation]] = {}
     for operation in history:
-        if operation.reason == "INTERNAL":
-            verdict.violations.append(f"an internal error was answered: {operation.answer.get('message')}")
+        answers = [*operation.errors, str(operation.answer.get("message"))]  # a retry that succeeds excuses nothing
+        if internal := next((text for text in answers if text.startswith("internal error")), None):
+            verdict.violations.append(f"an internal error was answered: {internal}")
         if operation.kind == "book":
             _compare_booking(operation, by_label.get(operation.label, []), verdict)
         elif operation.outcome == OK and operation.order_id:

@@ -23,7 +23,7 @@ local function drop_unreadable_headers(headers, is_grpc)
       readable = is_grpc and ENCODINGS[value] ~= nil
     elseif name == "grpc-accept-encoding" then
       readable = is_grpc and value:find("^[%a, -]+$") ~= nil
-    elseif name:sub(1, 5) == "grpc-" or name:sub(-4) == "-bin" or name == "upgrade" then
+    elseif name:sub(1, 5) == "grpc-" or name:sub(-4) == "-bin" then
       readable = false
     end
     if not readable then
@@ -63,6 +63,8 @@ function envoy_on_request(handle)
     if handle:streamInfo():protocol() ~= "HTTP/2" then
       refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC comes over HTTP/2")
     end
+  elseif headers:get("upgrade") ~= nil then
+    refuse(handle, "400", "INVALID_ARGUMENT", "no other protocol is spoken here")
   elseif path:find("^/gotohotel%.") or path:find("^/grpc%.") then
     refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "this path is for gRPC")
   elseif has_id_in_query(path) then

@@ -35,7 +35,7 @@ PRUNE = {
     "outbox": """
     DELETE FROM outbox
     WHERE event_id IN (
-        SELECT event_id FROM outbox WHERE event_id < $1 AND published_at IS NOT NULL ORDER BY event_id LIMIT 1000
+        SELECT event_id FROM outbox WHERE event_id < $1 AND published_at < $2 ORDER BY event_id LIMIT 1000
     )
     """,
     "inbox": """
@@ -106,6 +106,7 @@ class App:
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
         self._stopping = asyncio.Event()
+        self._failure: Exception | None = None
 
     def serve(self, service: ServiceDescriptor, implementation: object) -> None:
         """Serves an RPC service."""
@@ -140,8 +141,8 @@ class App:
             self.every(3600, prune)
         await self._server.start()  # first: a taken port ends the start at once
         async with asyncio.TaskGroup() as tasks:
-            relay = tasks.create_task(self._relay.run())
-            consumer = tasks.create_task(self._consume())
+            relay = tasks.create_task(self._or_stop(self._relay.run()))
+            consumer = tasks.create_task(self._or_stop(self._consume()))
             jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
             await self._server.set_serving(True)
             _calm_the_garbage_collector()
@@ -154,7 +155,7 @@ class App:
             lost.cancel()
 
             logger.info("%s drains", self.name)
-            await self._server.set_serving(False)  # 1. the gateway sends no new calls
+            await self._server.set_serving(False)  # 1. whoever checks its health sends no new calls
             await asyncio.wait([consumer], timeout=5)  # 2. the batch of events under way ends, no other begins
             for loop in (consumer, *jobs):
                 loop.cancel()
@@ -164,8 +165,19 @@ class App:
             relay.cancel()
             await self._bus.close()
         logger.info("%s has stopped", self.name)
+        if self._failure is not None:
+            raise self._failure
         if self._bus.lost.is_set():
             raise ConsumerLost("the connection to NATS was closed for good")
+
+    async def _or_stop(self, loop: Awaitable[None]) -> None:
+        """Runs a loop that lasts as long as the service. If it fails, calls under way still end in order."""
+        try:
+            await loop
+        except Exception as error:  # the edge of loops: one that fails ends the service, but breaks no call off
+            logger.critical("%s can't go on", self.name, exc_info=error)
+            self._failure = error
+            self._stopping.set()
 
     async def _consume(self) -> None:
         """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
@@ -199,7 +211,10 @@ class App:
                 await asyncio.wait_for(due.wait(), timeout=seconds)
 
     async def _prune_outbox(self) -> None:
-        await self._prune("outbox", first_id_at(datetime.now(UTC) - KEEP_PUBLISHED))
+        before = datetime.now(UTC) - KEEP_PUBLISHED
+        await self._prune(
+            "outbox", first_id_at(before), before
+        )  # what waited for NATS was published later than written
 
     async def _prune_inbox(self) -> None:
         await self._prune("inbox", first_id_at(datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS))
@@ -207,8 +222,8 @@ class App:
     async def _prune_requests(self) -> None:
         await self._prune("requests", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)
 
-    async def _prune(self, table: str, before: object) -> None:
-        while await self.database.autocommit.execute(PRUNE[table], before) == "DELETE 1000":  # noqa: ASYNC110
+    async def _prune(self, table: str, *before: object) -> None:
+        while await self.database.autocommit.execute(PRUNE[table], *before) == "DELETE 1000":  # noqa: ASYNC110
             await asyncio.sleep(0.1)  # leaves room between batches
 
 
@@ -244,5 +259,5 @@ def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitab
         sys.exit(f"{name} can't start (database {place}, port {settings.port}): {error}")
     except ConsumerLost as error:
         sys.exit(f"{name} has ended: {error}")
-    except BaseExceptionGroup as group:
-        sys.exit(f"{name} has failed: {'; '.join(str(error) for error in group.exceptions)}")
+    except Exception as error:  # noqa: BLE001 - a loop's, whose traceback is in the log
+        sys.exit(f"{name} has failed: {error!r}")

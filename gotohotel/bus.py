@@ -43,7 +43,7 @@ RETRY_SECONDS = 1.0
 # A batch that is too much for the database at this moment: half of it may not be.
 TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 # Of all that a database says, only this speaks of the event itself.
-NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
+_NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
 # Everything that ever happened, so that a read model can be built again from the first event. A full stream
 # refuses (the row waits in its outbox) rather than forget.
@@ -218,16 +218,15 @@ class Bus:
             half = len(readable) // 2
             for part in (readable[:half], readable[half:]):
                 await self._handle([delivery for delivery, _ in part], policies, database)
-        except NEVER_RIGHT as error:
-            await self._handle_one_by_one(readable, error, policies, database)
-        except (*TRANSIENT, asyncpg.PostgresError, Conflict) as error:
+        except Exception as error:  # noqa: BLE001 - the edge of events: one that can't be handled blocks no other
+            if is_poison(error):
+                await self._handle_one_by_one(readable, error, policies, database)
+                return
             logger.warning("consumer %s: %d events wait: %r", self._name, len(readable), error)
             for delivery, _ in readable:
                 # Soon, however often it was tried: all is well again as soon as the database is.
                 await self._try_again(delivery, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
-        except Exception as error:  # noqa: BLE001 - the edge of events: one that can't be handled blocks no other
-            await self._handle_one_by_one(readable, error, policies, database)
         else:
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
@@ -344,6 +343,13 @@ class _Pull:
         if self._lost and not deliveries:
             raise ConsumerLost(self._lost)
         return deliveries  # first, even if the consumer is lost: what has come is handled
+
+
+def is_poison(error: Exception) -> bool:
+    """Whether an event that failed so can't be handled at all: it fails the same way whenever it is tried again."""
+    if isinstance(error, _NEVER_RIGHT):
+        return True
+    return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
 
 
 def _in_short(error: Exception) -> str:

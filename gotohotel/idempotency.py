@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -11,7 +12,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from gotohotel.database import TRANSIENT, Connection, Database
-from gotohotel.domain import AlreadyExists, Conflict, parse_text
+from gotohotel.domain import AlreadyExists, Conflict, parse_key
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,7 @@ SET response = $4
 WHERE subject = $1
   AND method = $2
   AND request_id = $3
+  AND response IS NULL
 """
 
 R = TypeVar("R", bound=Message)
@@ -97,11 +99,12 @@ class Requests:
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
         self._secret = secret
-        self._ended: set[tuple[str, str, str]] = set()  # claims whose call has ended here without leaving an answer
+        # Claims whose call has ended here without leaving an answer, and when; oldest first.
+        self._ended: dict[tuple[str, str, str], float] = {}
 
     def claim_of(self, request: Any, *, subject: str) -> Claim | None:
         """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
-        request_id = parse_text(request.request_id, "requestId", at_most=64)
+        request_id = parse_key(request.request_id, "requestId", at_most=64)
         if not request_id:
             return None
         body = request.SerializeToString(deterministic=True)
@@ -161,12 +164,16 @@ class Requests:
     def note_begun(self, claim: Claim | None) -> None:
         """A call works under this claim now: repetitions wait for it."""
         if claim is not None:
-            self._ended.discard(claim.key)
+            self._ended.pop(claim.key, None)
 
     def note_ended(self, claim: Claim | None) -> None:
         """The call has ended while the database was away: if its claim is stored, now or later, it is nobody's."""
         if claim is not None:
-            self._ended.add(claim.key)
+            now = time.monotonic()
+            while self._ended and now - next(iter(self._ended.values())) > ABANDONED_AFTER_SECONDS:
+                del self._ended[next(iter(self._ended))]  # anybody may take it over by now
+            self._ended.pop(claim.key, None)
+            self._ended[claim.key] = now
 
     async def _release(self, claim: Claim) -> None:
         """Gives the id back after a failure."""

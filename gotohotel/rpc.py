@@ -201,6 +201,12 @@ class RpcServer:
                 async with limit:
                     response: Message = await function(request, caller)
                     return response
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise  # the caller has hung up
+                # Something in here was canceled: without an answer the caller would wait for his whole deadline.
+                return status_of(Unavailable("the call was broken off; ask what became of it"))
             except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
                 return status_of(TookTooLong() if limit.expired() else error)
 

@@ -25,7 +25,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        sys.exit(f"gotohotel: a part of the stack can't be reached; see `make status`: {error or type(error).__name__}")
+        sys.exit(f"gotohotel: a part of the stack can't be reached; see `make status`: {_words(error)}")
+
+
+def _words(error: Exception) -> str:
+    return str(error) or type(error).__name__
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,14 +69,19 @@ def _parser() -> argparse.ArgumentParser:
             added.add_argument("numbers", type=int, nargs="+", metavar="number")
     republish_ = command("republish", republish, "publish kept events again, after the stream has lost some")
     for end in ("--from", "--to"):
-        republish_.add_argument(end, dest=f"{end[2:]}_", type=_time, required=True, metavar="TIME", help="ISO 8601")
+        republish_.add_argument(
+            end, dest=f"{end[2:]}_", type=_point_in_time, required=True, metavar="TIME", help="ISO 8601"
+        )
     command("rebuild", rebuild, "build My page anew from the first event, while the old one serves")
     return parser
 
 
-def _time(text: str) -> datetime:
-    """A point in time; without an offset it is UTC."""
-    time = datetime.fromisoformat(text)
+def _point_in_time(text: str) -> datetime:
+    """ISO 8601; without an offset it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no time as 2026-05-01T10:00") from None
     return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
 
+ANNOUNCING = ("order_svc", "pay_svc", "reservation_svc")
 OPERATOR = "operator"  # may do everything: the audit, dead letters, republishing, a rebuild
 
 CONF = """\
@@ -37,9 +38,10 @@ def configuration(*, home: Path, port: int, passwords: Mapping[str, str], servic
 def permissions(service: str) -> dict[str, list[str]]:
     """What a service may do: announce its own events, read by its own consumer; no stream is changed or emptied."""
     events, dead_letters = EVENTS.name, DEAD_LETTERS.name
+    announces = [f"gotohotel.{service.removesuffix('_svc')}.v1.*"] if service in ANNOUNCING else []
     return {
         "publish": [
-            f"gotohotel.{service.removesuffix('_svc')}.v1.*",
+            *announces,
             f"dead.{service}",
             *(f"$JS.API.STREAM.{act}.{name}" for act in ("INFO", "CREATE") for name in (events, dead_letters)),
             *(f"$JS.API.CONSUMER.{act}.{events}.{service}" for act in ("INFO", "DURABLE.CREATE", "MSG.NEXT")),

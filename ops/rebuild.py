@@ -10,7 +10,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 import mypage_svc
-from gotohotel.bus import EVENTS, NEVER_RIGHT
+from gotohotel.bus import EVENTS, is_poison
 from gotohotel.policies import Arrival
 from mypage_svc.policies import policies
 from ops.errors import StackError
@@ -99,13 +99,22 @@ async def _catch_up(connection: Any, events: "_Events") -> None:
         try:
             async with connection.transaction():
                 await policies.apply(connection, arrivals)
-        except NEVER_RIGHT:
+        except Exception as error:
+            if not is_poison(error):
+                raise
             for arrival in arrivals:  # one of them; the service has made it a dead letter
-                try:
-                    async with connection.transaction():
-                        await policies.apply(connection, [arrival])
-                except NEVER_RIGHT:
-                    events.skipped += 1
+                events.skipped += await _is_skipped(connection, arrival)
+
+
+async def _is_skipped(connection: Any, arrival: Arrival) -> bool:
+    try:
+        async with connection.transaction():
+            await policies.apply(connection, [arrival])
+    except Exception as error:
+        if not is_poison(error):
+            raise
+        return True
+    return False
 
 
 class _Events:

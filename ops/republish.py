@@ -7,6 +7,7 @@ import asyncpg
 
 from gotohotel.domain import first_id_at
 from ops.errors import StackError
+from ops.nats_server import ANNOUNCING
 from ops.stack import Stack
 
 # The relay sends what is marked as unpublished, each aggregate's events in their order. In parts, so that no lock is
@@ -28,8 +29,7 @@ WHERE outbox.event_id = chosen.event_id
 RETURNING outbox.event_id
 """
 
-# mypage_svc announces nothing.
-ANNOUNCE = ("order_svc", "pay_svc", "reservation_svc")
+REPUBLISH_LOCK = 0x72657075  # "repu"
 
 
 async def republish(stack: Stack, begins: datetime, ends: datetime) -> dict[str, int]:
@@ -40,12 +40,14 @@ async def republish(stack: Stack, begins: datetime, ends: datetime) -> dict[str,
     """
     if begins >= ends:
         raise StackError(f"There is no time between {begins:%Y-%m-%d %H:%M:%S%z} and {ends:%Y-%m-%d %H:%M:%S%z}.")
-    return {service: await _republish(stack, service, begins, ends) for service in ANNOUNCE}
+    return {service: await _republish(stack, service, begins, ends) for service in ANNOUNCING}
 
 
 async def _republish(stack: Stack, service: str, begins: datetime, ends: datetime) -> int:
     connection: Any = await asyncpg.connect(stack.database_url(service, service), timeout=3)
     try:
+        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", REPUBLISH_LOCK):
+            raise StackError("Events are being published again already; run it again when that has ended.")
         count, last = 0, first_id_at(begins)
         while marked := await connection.fetch(MARK_UNPUBLISHED, last, first_id_at(ends)):
             count += len(marked)

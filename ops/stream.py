@@ -25,11 +25,11 @@ async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
             error_cb=_say_nothing,
         )
     except (OSError, TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS can't be reached: {error or type(error).__name__}") from None
+        raise StackError(f"NATS can't be reached: {str(error) or type(error).__name__}") from None
     try:
         yield client.jetstream()
     except (TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS did not answer as it should: {error or type(error).__name__}") from None
+        raise StackError(f"NATS did not answer as it should: {str(error) or type(error).__name__}") from None
     finally:
         await client.close()
 

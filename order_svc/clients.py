@@ -6,7 +6,7 @@ from datetime import UTC
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc import CallFailed, RpcClient
 from gotohotel.wire import money_to_proto
-from order_svc.domain import Order, PaymentError, PaymentOutcome
+from order_svc.domain import IN_PROGRESS, Order, PaymentError, PaymentOutcome
 from order_svc.wire import booking_to_proto
 
 logger = logging.getLogger(__name__)
@@ -21,11 +21,6 @@ MESSAGES = {
 PAY_LATER = PaymentError(
     reason="PAYMENT_UNAVAILABLE",
     message="Payments can't be taken at this moment; the room is held, pay a little later.",
-    retry_after_seconds=5,
-)
-IN_PROGRESS = PaymentError(
-    reason="PAYMENT_IN_PROGRESS",
-    message="A payment is being processed; look again in a moment.",
     retry_after_seconds=5,
 )
 

@@ -117,6 +117,13 @@ class PaymentError:
     retry_after_seconds: int | None = None
 
 
+IN_PROGRESS = PaymentError(
+    reason="PAYMENT_IN_PROGRESS",
+    message="A payment is being processed; look again in a moment.",
+    retry_after_seconds=5,
+)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentOutcome:
     """What pay_svc said of a try: approved, refused, or (`settled` false) that it is not known yet."""
@@ -271,17 +278,28 @@ class Order(Aggregate):
             raise OrderNotPayable()
         self.attempt_id = attempt_id
         self.attempt_until = until
+        self.payment_error = None
         self.updated_at = started_at
 
     def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
-        """Takes note of what pay_svc said of a try. Safe to repeat; a late word on an older try changes nothing."""
+        """Takes note of what pay_svc said of a try. Safe to repeat.
+
+        A try beside another is not made: it hears IN_PROGRESS, and what the other one came to is the news. Once the
+        newest try is settled, a late word on an older one changes nothing.
+        """
         if outcome.approved_at:
             self.note_payment_approved(outcome.approved_at)
-        elif self.status == Status.PAYMENT_PENDING and self.attempt_id == attempt_id:
-            self.payment_error = outcome.error
+        elif self.status != Status.PAYMENT_PENDING:
+            return
+        elif self.attempt_id == attempt_id:
+            if outcome.error != IN_PROGRESS or self.payment_error is None:
+                self.payment_error = outcome.error
             self.updated_at = at
             if outcome.settled:
                 self.attempt_until = None
+        elif outcome.settled and self.attempt_until is not None:
+            self.payment_error = outcome.error
+            self.updated_at = at
 
     def cancel(self, reason: str, *, at: datetime) -> None:
         """Asks for the cancel. One that is under way or done stays as it is."""

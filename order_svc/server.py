@@ -15,7 +15,7 @@ from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, Caller, allow
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
-from order_svc.domain import Booking, Order, OrderChanged, Payments, Status, Stay
+from order_svc.domain import Booking, Order, OrderChanged, PaymentOutcome, Payments, Status, Stay
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 logger = logging.getLogger(__name__)
@@ -79,10 +79,11 @@ class OrderServer:
             replay = await self._requests.replay(claim, pb.Order)
             if replay is not None:
                 return replay
+            self._requests.note_begun(claim)
             # Whoever made this order has died: the same try to pay goes on, so that it can't be charged twice.
             order_id = await self._requests.resource_of(claim)
             order = await self._orders.get(order_id, owner=caller.subject)
-        answer = _order(await self._pay(order, card_no) if card_no else order)
+        answer = await self._pay(order, card_no) if card_no else _order(order)
         await self._requests.keep_answer(claim, answer)
         return answer
 
@@ -107,7 +108,7 @@ class OrderServer:
             order = await service.start_payment(
                 self._orders, order_id, owner=caller.subject, attempt_id=new_id(), now=now
             )
-            return _order(await self._pay(order, card_no))
+            return await self._pay(order, card_no)
 
         return await self._requests.in_steps(request, pb.Order, pay, subject=caller.subject)
 
@@ -151,17 +152,17 @@ class OrderServer:
                 return order
         raise Invalid("roomType", "is being changed; try again")
 
-    async def _pay(self, order: Order, card_no: str) -> Order:
-        """Has the order's current try charged, unless the order is past that, and notes how it went."""
+    async def _pay(self, order: Order, card_no: str) -> pb.Order:
+        """Has the order's current try charged, unless the order is past that; answers with how it went."""
         if order.status != Status.PAYMENT_PENDING:
-            return order
+            return _order(order)
         outcome = await self._payments.process(order, card_no)
         try:
-            return await service.settle_payment(self._orders, order, outcome, now=datetime.now(UTC))
+            order = await service.settle_payment(self._orders, order, outcome, now=datetime.now(UTC))
         except (*TRANSIENT, OrderChanged) as error:
             # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
             logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
-            return order
+        return _order(order, tried=outcome)
 
     def _booking(self, request: pb.CreateOrderRequest, caller: Caller) -> Booking:
         return Booking(
@@ -216,7 +217,8 @@ def _card_number(value: str) -> str:
     return digits
 
 
-def _order(order: Order) -> pb.Order:
+def _order(order: Order, *, tried: PaymentOutcome | None = None) -> pb.Order:
+    """What a caller sees; after a try of his own whatever came of that, if a newer try has nothing to tell yet."""
     pending = order.status == Status.PAYMENT_PENDING
     message = pb.Order(
         id=order.id,
@@ -235,9 +237,10 @@ def _order(order: Order) -> pb.Order:
         update_time=timestamp(order.updated_at),
         expire_time=timestamp(order.expires_at) if pending else None,
     )
-    if pending and order.payment_error:
-        message.payment_error.reason = order.payment_error.reason
-        message.payment_error.message = order.payment_error.message
-        if order.payment_error.retry_after_seconds is not None:
-            message.payment_error.retry_after.FromSeconds(order.payment_error.retry_after_seconds)
+    error = order.payment_error or (tried.error if tried else None)
+    if pending and error:
+        message.payment_error.reason = error.reason
+        message.payment_error.message = error.message
+        if error.retry_after_seconds is not None:
+            message.payment_error.retry_after.FromSeconds(error.retry_after_seconds)
     return message

@@ -206,6 +206,9 @@ class Reservation(Aggregate):
             raise ReservationEnded()
 
 
+HIGHEST_RATE = 1_000_000_000  # so that the longest stay costs less than what any message may hold
+
+
 class RoomType(Aggregate):
     """A kind of room that the hotel has."""
 
@@ -231,6 +234,8 @@ class RoomType(Aggregate):
             raise Invalid("capacity", "must be 0 to 10000")
         if not 1 <= max_guests <= 100:
             raise Invalid("maxGuests", "must be 1 to 100")
+        if nightly_rate.amount > HIGHEST_RATE:
+            raise Invalid("nightlyRate", f"must be at most {HIGHEST_RATE}")
         self.display_name = display_name or self.id
         self.capacity = capacity
         self.max_guests = max_guests

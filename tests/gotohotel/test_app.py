@@ -1,16 +1,23 @@
 """Settings, and how a service says that it can't start."""
 
+import asyncio
 import os
 import signal
 import socket
 import subprocess
 import sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 
+import grpc.aio
 import pytest
 
-from gotohotel.app import SettingRefused, Settings, read_settings
+from gotohotel.app import App, SettingRefused, Settings, read_settings
+from gotohotel.database import Database
+from gotohotel.order.v1 import order_service_pb2 as pb
+from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER, Caller
 from ops.stack import Stack
+from tests.gotohotel.test_rpc import CANCEL, SERVICE, implementation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,3 +123,40 @@ def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
 
         assert replica.wait(timeout=30) == 0
     assert "has stopped" in rest
+
+
+async def test_a_loop_that_fails_ends_the_service_but_no_call(
+    stack: Stack, order_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bug in the relay: what a caller is having done is done and answered first."""
+    under_way = asyncio.Event()
+
+    async def slow(_: pb.CancelOrderRequest, __: Caller) -> pb.Order:
+        under_way.set()
+        await asyncio.sleep(0.3)
+        return pb.Order(id="done")
+
+    async def broken() -> None:
+        await under_way.wait()
+        raise RuntimeError("a bug")
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(port=port, database_url="", migration_url="", nats_url=stack.nats_url("pay_svc"))
+    app = App(settings, order_database, AsyncExitStack(), name="pay_svc")
+    app.serve(SERVICE, implementation(slow))
+    monkeypatch.setattr(app._relay, "run", broken)
+    running = asyncio.create_task(app.run())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        cancel = channel.unary_unary(
+            CANCEL,
+            request_serializer=pb.CancelOrderRequest.SerializeToString,
+            response_deserializer=pb.Order.FromString,
+        )
+        identity = ((SUBJECT_HEADER, "alice"), (ROLE_HEADER, "guest"))
+        answer = await cancel(pb.CancelOrderRequest(order_id="1"), metadata=identity, timeout=10, wait_for_ready=True)
+
+    assert answer.id == "done"
+    with pytest.raises(RuntimeError, match="a bug"):
+        await asyncio.wait_for(running, timeout=30)

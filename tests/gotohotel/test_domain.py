@@ -15,6 +15,7 @@ from gotohotel.domain import (
     first_id_at,
     new_id,
     parse_id,
+    parse_key,
     parse_text,
     passes_luhn,
 )
@@ -119,6 +120,15 @@ def test_an_identifier_is_no_card_number() -> None:
     assert find_card_numbers(f"00-{'42' * 16}-{'42' * 8}-01") == []
     assert find_card_numbers("sha256:5dd49b27206348028610363696f7a2c8fbfa7f307127e0aa6e063aa5d91e1a59)") == []
     assert find_card_numbers("4242" * 16) != []
+
+
+def test_an_id_that_a_caller_made_up_may_be_any_uuid() -> None:
+    """Some hold digits like a card number; a card number is none the less refused."""
+    unlucky = "f0357d9b-e635-4009-9884-8621540b3721"
+
+    assert parse_key(unlucky, "requestId", at_most=64) == unlucky
+    with pytest.raises(Invalid):
+        parse_key("4242 4242 4242 4242", "requestId", at_most=64)
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "a\nb", "\x7f", "x" * 101])

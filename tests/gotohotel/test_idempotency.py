@@ -126,6 +126,18 @@ async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_
     assert counter.runs == runs + 1
 
 
+async def test_what_was_noted_of_ended_calls_is_forgotten(
+    order_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once anybody may take a claim over, nothing about it needs to be kept in memory."""
+    monkeypatch.setattr(idempotency, "ABANDONED_AFTER_SECONDS", -1)
+    requests = Requests(order_database, b"key")
+    for number in range(5):
+        requests.note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
+
+    assert len(requests._ended) == 1
+
+
 async def test_a_claim_whose_answer_was_lost_is_nobodys(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -132,6 +132,19 @@ async def test_an_unexpected_error_does_not_leak() -> None:
     assert b"secret" not in status.SerializeToString()
 
 
+@pytest.mark.parametrize("path", [CANCEL, "/gotohotel.order.v1.OrderService/GetOrder"])
+async def test_work_that_is_broken_off_is_answered(path: str) -> None:
+    """Nobody hung up: without an answer the caller would wait for his whole deadline."""
+
+    async def break_off(_: Any, __: Caller) -> pb.Order:
+        raise asyncio.CancelledError
+
+    async with served(break_off) as channel:
+        code, _ = await refusal(channel, path, role="desk", timeout=10)
+
+    assert code == grpc.StatusCode.UNAVAILABLE
+
+
 async def test_unavailable_says_when_to_try_again() -> None:
     """RetryInfo is in the details."""
 

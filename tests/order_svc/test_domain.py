@@ -9,6 +9,7 @@ import pytest
 
 from gotohotel.domain import Invalid, Money
 from order_svc.domain import (
+    IN_PROGRESS,
     Booking,
     Order,
     OrderCanceled,
@@ -30,6 +31,9 @@ PRIME = RoomType(
     id="Prime", version=1, display_name="Prime", capacity=10, max_guests=4, nightly_rate=Money("KRW", Decimal(240_000))
 )
 DECLINED = PaymentError(reason="CARD_DECLINED", message="")
+NO_FUNDS = PaymentError(reason="INSUFFICIENT_FUNDS", message="")
+REFUSED = PaymentOutcome(error=DECLINED)
+BESIDE = PaymentOutcome(error=IN_PROGRESS, settled=False)
 
 
 def booking(guest_cnt: int = 4, nights: int = 2) -> Booking:
@@ -129,16 +133,32 @@ def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
     assert (order.status, order.payment_error) == (Status.PAID, None)
 
 
-def test_a_late_word_on_an_older_try_changes_nothing() -> None:
-    """The newer try is still in flight, and keeps the order from expiring."""
+def test_a_try_beside_another_does_not_hide_what_became_of_it() -> None:
+    """A second try hears that one is under way; the first one's decline is the news, whichever is noted first."""
+    for outcomes in ([("b", BESIDE), ("a", REFUSED)], [("a", REFUSED), ("b", BESIDE)]):
+        order = an_order()
+        order.start_payment("a", started_at=NOON, until=LATER)
+        order.start_payment("b", started_at=NOON, until=LATER)
+
+        for attempt_id, outcome in outcomes:
+            order.settle_payment(attempt_id, outcome, at=NOON)
+
+        assert order.payment_error == DECLINED
+
+
+def test_a_late_word_on_an_older_try_ends_no_newer_one() -> None:
+    """The newer try is still in flight and keeps the order from expiring; once it is settled, its own word counts."""
     order = an_order()
     order.start_payment("a", started_at=NOON, until=LATER)
     order.start_payment("b", started_at=NOON, until=LATER + timedelta(minutes=1))
 
     order.settle_payment("a", PaymentOutcome(error=DECLINED), at=NOON)
     order.expire(at=LATER)
+    still = order.status
+    order.settle_payment("b", PaymentOutcome(error=NO_FUNDS), at=LATER)
+    order.settle_payment("a", PaymentOutcome(error=DECLINED), at=LATER)
 
-    assert (order.status, order.payment_error) == (Status.PAYMENT_PENDING, None)
+    assert (still, order.payment_error) == (Status.PAYMENT_PENDING, NO_FUNDS)
 
 
 @pytest.mark.parametrize("ended", [a_canceled_order, an_expired_order, a_rejected_order])

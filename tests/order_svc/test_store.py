@@ -219,17 +219,21 @@ async def test_a_guests_list_goes_by_its_index(order_database: Database) -> None
 
 
 async def test_old_published_events_are_pruned(order_database: Database) -> None:
-    """Those that wait, and those that are young, stay."""
+    """Those that wait, those that are young, and those that waited long and have just been published, stay."""
     room_type = await change_room_type(order_database, 9)
-    for _ in range(2):
+    for _ in range(3):
         await PostgresOrders(order_database.autocommit).place(an_order(room_type), room_type, None)
     connection = order_database.autocommit
-    await connection.execute(
-        "UPDATE outbox SET published_at = now() WHERE event_id = (SELECT event_id FROM outbox LIMIT 1)"
-    )
+    for age in ("1 hour", "1 minute"):
+        await connection.execute(
+            "UPDATE outbox SET published_at = now() - $1::text::interval "
+            "WHERE event_id = (SELECT min(event_id::text)::uuid FROM outbox WHERE published_at IS NULL)",
+            age,
+        )
+    now, minutes = datetime.now(UTC), timedelta(minutes=30)
 
-    young = await connection.execute(PRUNE["outbox"], first_id_at(datetime.now(UTC) - timedelta(days=3)))
-    old = await connection.execute(PRUNE["outbox"], first_id_at(datetime.now(UTC) + timedelta(days=3)))
+    young = await connection.execute(PRUNE["outbox"], first_id_at(now - minutes), now - minutes)
+    old = await connection.execute(PRUNE["outbox"], first_id_at(now + minutes), now - minutes)
 
     assert (young, old) == ("DELETE 0", "DELETE 1")
 

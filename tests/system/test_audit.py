@@ -11,6 +11,7 @@ from ops import audit
 from tests.conftest import Client, Hotel
 from tests.system.test_journey import query
 
+CARD = "4242 4242 4242 4242"
 BROKEN = {
     "A1": (
         "order_svc",
@@ -90,6 +91,36 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
         query(hotel, database, mend, order_id, *([moved_to] if moved_to else []))
 
     assert violated(hotel, patience_seconds=30) == {}
+
+
+def test_letters_between_digits_are_no_card_number(hotel: Hotel, guest: Client) -> None:
+    """No guest can make the audit cry wolf, and no issuer of tokens whose subjects are long numbers."""
+    hotel.order(guest, name="4a2b" * 8)
+    hotel.order(hotel.caller(subject="4242424242424242"))
+
+    assert violated(hotel, patience_seconds=30) == {}
+
+
+def test_a_card_number_in_a_header_of_the_stream_is_reported(hotel: Hotel) -> None:
+    """Headers are kept as long as what they stand over."""
+
+    async def bury() -> int:
+        client = await nats.connect(hotel.stack.nats_url())
+        try:
+            return (await client.jetstream().publish("gotohotel.test.v1.Nothing", b"", headers={"x": CARD})).seq
+        finally:
+            await client.close()
+
+    async def remove(number: int) -> None:
+        client = await nats.connect(hotel.stack.nats_url())
+        await client.jetstream().delete_msg("EVENTS", number)
+        await client.close()
+
+    number = asyncio.run(bury())
+    try:
+        assert violated(hotel)["A10"] == [f"a card number in the stream, message {number}"]
+    finally:
+        asyncio.run(remove(number))
 
 
 def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(hotel: Hotel) -> None:

@@ -24,7 +24,9 @@ from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
 from ops.stack import Stack, accepts
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
+from pay_svc.processor import APPROVED
 from tests.conftest import Client, Hotel, wait_for
+from tests.system.test_journey import query
 
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
 
@@ -234,6 +236,7 @@ RATE = {"currencyCode": "KRW", "units": "1000"}
         ({"maxGuests": 0}, "maxGuests"),
         ({"nightlyRate": None}, "nightlyRate"),
         ({"nightlyRate": {**RATE, "units": "9000000000000000000"}}, "nightlyRate"),
+        ({"nightlyRate": {**RATE, "units": "1000000001"}}, "nightlyRate"),
         ({"nightlyRate": {**RATE, "units": "-1"}}, "nightlyRate"),
         ({"nightlyRate": {**RATE, "nanos": 500_000_000}}, "nightlyRate"),
         ({"nightlyRate": {**RATE, "nanos": -1}}, "nightlyRate"),
@@ -260,6 +263,38 @@ def test_what_is_typed_into_a_path_is_not_logged(hotel: Hotel, guest: Client) ->
     wait_for(lambda: (hotel.stack.home / "log" / "access.log").stat().st_size > 0)
 
     assert "4242424242424242" not in (hotel.stack.home / "log" / "access.log").read_text()
+
+
+def test_a_clients_trace_is_not_kept(hotel: Hotel, guest: Client) -> None:
+    """Whatever stands there would go into the books with every event."""
+    trace = {"traceparent": f"00-{'0' * 16}{APPROVED}-{'0' * 15}1-01"}
+
+    order = guest.request("POST", "/orders", json=hotel.booking(), headers=trace).json()
+
+    kept = query(hotel, "order_svc", "SELECT traceparent FROM outbox WHERE aggregate_id = $1", order["id"])
+
+    assert re.fullmatch(r"00-[0-9a-f]{32}-[0-9a-f]{16}-01", kept)
+    assert APPROVED not in kept
+
+
+def test_another_protocol_is_refused_at_once(guest: Client) -> None:
+    """Not left waiting for a body that never ends."""
+    wanted = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
+
+    answer = guest.request("GET", "/rooms", headers=wanted)
+
+    assert answer.status_code == 400
+    assert answer.json()["details"][0]["reason"] == "INVALID_ARGUMENT"
+
+
+def test_a_method_that_does_not_exist_is_not_logged(hotel: Hotel) -> None:
+    """It can be any word; the gateway may refuse it or not."""
+    with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=20)) as connection:
+        connection.request(APPROVED, "/rooms")
+        assert 400 <= connection.getresponse().status < 500
+
+    wait_for(lambda: "route" in (hotel.stack.home / "log" / "access.log").read_text())
+    assert '"method"' not in (hotel.stack.home / "log" / "access.log").read_text()
 
 
 @pytest.mark.parametrize(

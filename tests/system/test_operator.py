@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -13,6 +14,8 @@ import asyncpg
 import nats
 import pytest
 
+from gotohotel.pay.v1.events_pb2 import PaymentCanceled
+from gotohotel.wire import timestamp
 from ops import audit
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import query
@@ -158,6 +161,27 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
         hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
 
 
+def test_a_rebuild_passes_over_what_can_never_be_applied(hotel: Hotel) -> None:
+    """As the service did, which made it a dead letter."""
+    order, event = str(uuid.uuid4()), PaymentCanceled(version=1, occur_time=timestamp(datetime.now(UTC)))
+    event.order_id = order
+    event.refunded_amount.units = 10**15  # more than any message may hold
+
+    async def publish(js: Any) -> int:
+        headers = {"ce-id": order, "ce-subject": order}
+        return int((await js.publish(event.DESCRIPTOR.full_name, event.SerializeToString(), headers=headers)).seq)
+
+    number = in_jetstream(hotel, publish)
+    wait_for(lambda: len(letters(hotel).get(order, [])) == 2)  # order_svc and mypage_svc listen to it
+
+    rebuilt = gotohotel(hotel, "rebuild")
+
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert "can't be applied" in rebuilt.stdout
+    gotohotel(hotel, "dead-letters", "drop", *map(str, letters(hotel)[order]))
+    in_jetstream(hotel, lambda js: js.delete_msg("EVENTS", number))
+
+
 def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, guest: Client) -> None:
     """The pages stay as they are."""
     order = hotel.order(guest)["id"]
@@ -226,7 +250,7 @@ def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
         (("dead-letters", "show", "999999"), 1, "There is no dead letter 999999"),
         (("dead-letters", "show", "0"), 1, "There is no dead letter 0"),
         (("dead-letters",), 2, "required"),
-        (("republish", "--from", "yesterday", "--to", "2100-01-01"), 2, "invalid"),
+        (("republish", "--from", "yesterday", "--to", "2100-01-01"), 2, "'yesterday' is no time"),
         (("republish", "--from", "2100-01-01"), 2, "--to"),
         (("republish", "--from", "2026-02-01", "--to", "2026-01-01"), 1, "There is no time between"),
     ],
