@@ -5,6 +5,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,13 @@ def guest(hotel: Hotel) -> Client:
 @pytest.fixture
 async def scratch_url(stack: Stack) -> AsyncIterator[str]:
     """An empty database."""
+    async with scratch_database(stack) as url:
+        yield url
+
+
+@asynccontextmanager
+async def scratch_database(stack: Stack) -> AsyncIterator[str]:
+    """A new database, dropped in the end."""
     name = f"scratch_{uuid.uuid4().hex}"
     admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
     await admin.execute(f"CREATE DATABASE {name}")
@@ -187,6 +195,15 @@ async def order_database(scratch_url: str) -> AsyncIterator[Database]:
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations")
     async with open_database(scratch_url, name="test", pool_size=20) as database:
         yield database
+
+
+@pytest.fixture
+async def reservation_database(stack: Stack) -> AsyncIterator[Database]:
+    """reservation_svc's schema, in a database of its own: its table of room types has order_svc's name."""
+    async with scratch_database(stack) as url:
+        await migrate(url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
+        async with open_database(url, name="test", pool_size=5) as database:
+            yield database
 
 
 @pytest.fixture

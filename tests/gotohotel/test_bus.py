@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import asyncpg
 import nats
 import pytest
 
@@ -274,6 +275,37 @@ async def test_a_consumer_that_is_declared_otherwise_is_refused(server: Server, 
     async with running(server.url) as bus:
         with pytest.raises(DeclarationDiffers, match="filter_subjects"):
             await bus.consume(other, order_database, committed=lambda: None, stopping=asyncio.Event())
+
+
+async def test_a_later_event_waits_for_an_earlier_one(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """Of the same aggregate: as long as the first can't be sent the second isn't. Others go on."""
+    blocked, other = sorted((new_id(), new_id()))  # in this order they stand in a wave
+    nowhere = "UPDATE outbox SET type = $2 WHERE aggregate_id = $1 AND aggregate_version = 1"
+    async with running(server.url) as bus:
+        await announce(order_database, blocked, blocked, other)
+        await order_database.autocommit.execute(nowhere, blocked, "a.subject.of.no.stream")
+        relay = Relay(scratch_url, bus, source="test_svc")
+        task = asyncio.create_task(relay.run())
+        async with asyncio.timeout(30):
+            while not (sent := await messages(server, str(EVENTS.name))):
+                pass
+        held_back = [header for header in sent if header["ce-subject"] == blocked]
+        await order_database.autocommit.execute(nowhere, blocked, "gotohotel.order.v1.OrderCanceled")
+        relay.finish()
+        await asyncio.wait_for(task, timeout=20)
+
+    assert held_back == []
+    assert [header["ce-subject"] for header in await messages(server, str(EVENTS.name))] == [other, blocked, blocked]
+
+
+async def test_a_version_is_announced_once(order_database: Database) -> None:
+    """Of two writers that both think theirs is the next one fails."""
+    await announce(order_database, "a")
+
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await announce(order_database, "a")
 
 
 async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, scratch_url: str) -> None:

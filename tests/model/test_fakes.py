@@ -1,6 +1,5 @@
 """The model's fakes keep what the real stores promise: each test runs on both."""
 
-from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -8,7 +7,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from gotohotel.database import Database
 from gotohotel.domain import Money, new_id
 from gotohotel.idempotency import Claim
 from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RoomType, SoldOut, Stay
@@ -18,7 +17,6 @@ from pay_svc.processor import SandboxProcessor
 from pay_svc.store import PostgresPayments
 from reservation_svc import domain as desk
 from reservation_svc.store import PostgresReservations
-from tests.conftest import ROOT
 from tests.model.fakes import (
     NIGHTS,
     ROOM,
@@ -185,14 +183,9 @@ async def test_a_processor_keeps_its_promises(kind: str, pay_database: Database)
 
 
 @pytest.fixture
-async def reservations(kind: str, scratch_url: str) -> AsyncIterator[Any]:
+def reservations(kind: str, reservation_database: Database) -> Any:
     """None yet."""
-    if kind == "fake":
-        yield FakeReservations(steps())
-        return
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
-    async with open_database(scratch_url, name="test", pool_size=5) as database:
-        yield PostgresReservations(database.autocommit)
+    return FakeReservations(steps()) if kind == "fake" else PostgresReservations(reservation_database.autocommit)
 
 
 @BOTH

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gotohotel import inbox
+from gotohotel import inbox, outbox
 from gotohotel.database import Database
 from order_svc import store as order_store
 from pay_svc import domain as pay
@@ -23,6 +23,7 @@ from pay_svc import service as pay_service
 from pay_svc import store as pay_store
 from reservation_svc import domain as desk
 from reservation_svc import service as desk_service
+from reservation_svc import store as desk_store
 from tests.conftest import ROOT
 from tests.gotohotel import test_bus, test_idempotency
 from tests.gotohotel.test_bus import Server
@@ -30,6 +31,7 @@ from tests.model import fakes, test_fakes
 from tests.model.test_model import TheHotel
 from tests.order_svc import test_store
 from tests.pay_svc import test_service as test_payments
+from tests.reservation_svc import test_store as test_desk
 
 # Any of a machine's many runs will do, the same ones each time; nothing is made smaller afterwards.
 SEARCH = settings(
@@ -159,6 +161,46 @@ GUARDS = [
         without="Refusal(reason=UNAVAILABLE)",
         test=test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later,
     ),
+    Guard(
+        name="a try that may still be at the processor is left alone",
+        owner=pay_store,
+        attribute="UNSETTLED",
+        line="AND updated_at < now() - $1::interval",
+        without="AND $1::interval IS NOT NULL",
+        test=test_payments.test_a_try_that_may_still_be_at_the_processor_is_left_alone,
+    ),
+    Guard(
+        name="an ending that is carried through binds",
+        owner=desk_store,
+        attribute="DUE_ENDINGS",
+        line="ending_binding = true,",
+        without="",
+        test=test_desk.test_an_ending_that_is_carried_through_can_no_longer_be_withdrawn,
+    ),
+    Guard(
+        name="a call that loaded an ending before it was carried through can't save",
+        owner=desk_store,
+        attribute="DUE_ENDINGS",
+        line="revision = revision + 1",
+        without="revision = revision",
+        test=test_desk.test_an_ending_that_is_carried_through_can_no_longer_be_withdrawn,
+    ),
+    Guard(
+        name="the version guard of a room type",
+        owner=desk_store,
+        attribute="SAVE_ROOM_TYPE",
+        line="WHERE room_types.version = excluded.version - 1",
+        without="",
+        test=test_desk.test_of_two_changes_of_a_room_type_one_is_refused,
+    ),
+    Guard(
+        name="an aggregate's later event waits for its earlier one",
+        owner=outbox,
+        attribute="NEXT_WAVE",
+        line="DISTINCT ON (aggregate_id)",
+        without="",
+        test=test_bus.test_a_later_event_waits_for_an_earlier_one,
+    ),
 ]
 
 CONSTRAINTS = {
@@ -166,6 +208,7 @@ CONSTRAINTS = {
     "orders_hold_every_night": ("orders", test_store.test_a_night_that_is_not_on_sale_cannot_be_booked),
     "requests_once": ("requests", test_idempotency.test_the_same_request_many_times_at_once_acts_once),
     "ledger_pkey": ("ledger", test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later),
+    "outbox_aggregate_id_aggregate_version_key": ("outbox", test_bus.test_a_version_is_announced_once),
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
 }
 
@@ -201,9 +244,16 @@ server = test_bus.server  # the fixture
 
 
 @pytest.fixture
-def at_hand(server: Server, order_database: Database, pay_database: Database, scratch_url: str) -> dict[str, Any]:
-    """What the tests of real parts ask for; both schemas are in one scratch database."""
+def at_hand(
+    server: Server,
+    order_database: Database,
+    pay_database: Database,
+    reservation_database: Database,
+    scratch_url: str,
+) -> dict[str, Any]:
+    """What the tests of real parts ask for; the first two schemas are in one scratch database."""
     return {
+        "reservation_database": reservation_database,
         "server": server,
         "order_database": order_database,
         "pay_database": pay_database,

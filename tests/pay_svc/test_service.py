@@ -235,6 +235,16 @@ async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: 
     assert await stuck.payments.unsettled(open_for=timedelta(0), at_most=1) == [stuck.order_id]
 
 
+async def test_a_try_that_may_still_be_at_the_processor_is_left_alone(pay_database: Database) -> None:
+    """To ask what became of it would close its key under the call's hands."""
+    desk, processor = Desk(pay_database), AwayProcessor(pay_database, delay_ms=0)
+    desk.processor = processor
+    await desk.pay(GOOD)
+
+    assert await desk.payments.unsettled(open_for=timedelta(minutes=1), at_most=1) == []
+    assert await desk.payments.unsettled(open_for=timedelta(0), at_most=1) == [desk.order_id]
+
+
 def _asked_to_cancel(order_id: str) -> Payment:
     now = datetime.now(UTC) - timedelta(minutes=1)
     payment = Payment(
