@@ -73,6 +73,7 @@ def _chosen(text: str | None) -> list[Scenario]:
 async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int, seconds: float | None) -> bool:
     rig = Rig(stack, links, name=scenario.name, seed=seed, seconds=seconds)
     problems: list[str] = []
+    pids = {name: pid for name, _, pid, _ in stack.status()}
     try:
         await rig.open_rooms()
         if scenario.load:
@@ -92,6 +93,9 @@ async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int,
         problems.append(f"{len(failed)} calls failed after one retry too, e.g. {failed[0]}")
     if not rig.nemesis.faults and not problems:
         problems.append("void: no fault was injected")
+    harmed = {fault.target for fault in rig.nemesis.faults if fault.kind in ("kill", "restart", "stop")}
+    ended = [name for name, _, pid, _ in stack.status() if pid != pids[name] and name not in harmed]
+    problems += [f"{name} has ended by itself: what recovers must recover without a restart" for name in ended]
     verdict = await judge(stack, rig.history)
     problems += verdict.sentences()
     _print(scenario, rig, verdict, problems)

@@ -67,6 +67,11 @@ class Operation:
         return bool(self.request.get("cardNo")) and error.get("reason") not in DECLINES
 
 
+def overlap(*operations: Operation) -> bool:
+    """Whether all of these calls were under way at one moment."""
+    return max(each.began for each in operations) < min(each.ended for each in operations)
+
+
 class Caller:
     """One caller of the gateway. A call whose fate is unknown is tried once more, with the same request id."""
 

@@ -84,10 +84,10 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
 
 
 def _out_of_order(books: audit.Books) -> list[str]:
-    """Events that entered the stream before an earlier one of the same aggregate."""
+    """Events that the relay put into the stream before an earlier one of the same aggregate."""
     last: dict[tuple[str, str], int] = {}
     found = []
-    for event in books.events:
+    for event in (event for event in books.events if event.from_relay):
         if event.message.version < last.setdefault((event.source, event.aggregate), event.message.version):
             found.append(f"order: {event.name} of {event.aggregate} came after a later one")
         last[event.source, event.aggregate] = event.message.version

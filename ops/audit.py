@@ -52,6 +52,7 @@ class StreamEvent:
     aggregate: str
     type: str
     message: Any
+    from_relay: bool  # and not sent again by a command
 
     @property
     def name(self) -> str:
@@ -393,7 +394,8 @@ def _stream_event(message: Any) -> StreamEvent | None:
     headers = message.headers or {}
     try:
         event = TYPES[message.subject].FromString(message.data)
-        return StreamEvent(headers["ce-id"], headers["ce-subject"], message.subject, event)
+        from_relay = headers.get("Nats-Msg-Id") == headers["ce-id"]
+        return StreamEvent(headers["ce-id"], headers["ce-subject"], message.subject, event, from_relay)
     except (KeyError, DecodeError):
         return None
 

@@ -1,9 +1,11 @@
 """Events: lost, repeated, shuffled, poisonous."""
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import nats.errors
+from nats.js.errors import NotFoundError
 
 from chaos.load import OK, Caller, a_stay
 from chaos.nemesis import NoHarmDone, NotAsItMust, until
@@ -13,6 +15,7 @@ from gotohotel.bus import EVENTS
 from ops import dead_letters, rebuild
 from ops.stream import jetstream
 
+COPIES = 100
 STATES = {
     "order_svc": "SELECT md5(string_agg(o::text, '' ORDER BY id)) FROM orders o WHERE id = ANY($1::uuid[])",
     "pay_svc": "SELECT md5(string_agg(p::text, '' ORDER BY id)) FROM payments p WHERE order_id = ANY($1::uuid[])",
@@ -26,7 +29,66 @@ STATES = {
 
 @scenario(5, "every event delivered 100 times, shuffled: same state, same money, same messages")
 async def hundredfold(rig: Rig) -> None:
-    """Orders in several states; their events travel again in messages that the stream has not seen."""
+    """First events that never come in their order; then all of them again, after they were handled."""
+    await _out_of_order(rig)
+    await _once_more(rig)
+
+
+async def _out_of_order(rig: Rig) -> None:
+    """What order_svc and mypage_svc miss while they are down stands shuffled, a hundred times, when they come."""
+    guest, desk = rig.caller("shuffled"), rig.caller("desk", role="desk")
+    async with rig.nemesis.stopped("mypage_svc"):
+        orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(8))))
+        await rig.received(orders)
+        async with rig.nemesis.stopped("order_svc"):
+            acts = ("confirm", "confirm", "confirm", "confirm", "reject", "reject", "cancel", "cancel")
+            await asyncio.gather(*(desk.decide(order, act) for order, act in zip(orders, acts, strict=True)))
+            await asyncio.gather(*(desk.decide(order, "cancel") for order in orders[2:4]))
+            await until(lambda: _all_published(rig, orders), "what the desk did is not announced")
+            events = await _events_of(rig, orders)
+            await _publish_shuffled(rig, events)
+            async with jetstream(rig.stack) as js:
+                for event in events:
+                    await js.delete_msg(str(EVENTS.name), event.seq)
+            rig.nemesis.note("shuffle", f"{len(events)} events × {COPIES}")
+    for order in orders:
+        # The load's desk may have been faster than ours: what counts is what became of the reservation.
+        ends = await rig.sql("reservation_svc", "SELECT status FROM reservations WHERE order_id = $1", order)
+        await until(lambda order=order, ends=ends: rig.order_is(order, ends), f"{order} is not {ends}")
+        await until(lambda order=order: _page_is_complete(rig, order), f"My page of {order} is not complete")
+
+
+async def _all_published(rig: Rig, orders: list[str]) -> bool:
+    left = "SELECT count(*) FROM outbox WHERE aggregate_id = ANY($1) AND published_at IS NULL"
+    return not any([await rig.sql(name, left, orders) for name in ("pay_svc", "reservation_svc")])
+
+
+async def _page_is_complete(rig: Rig, order: str) -> bool:
+    facts = "SELECT count(*) FROM mypages, jsonb_object_keys(facts) WHERE order_id = $1"
+    return bool(await rig.sql("mypage_svc", facts, order) == sum(await _announced(rig, [order])))
+
+
+async def _publish_shuffled(rig: Rig, events: list[Any]) -> int:
+    """Every event many times, in messages that the stream has not seen; the number of the last one."""
+    copies = [(event, copy) for event in events for copy in range(COPIES)]
+    rig.chance.shuffle(copies)
+    last = 0
+    async with jetstream(rig.stack) as js:
+        for part in range(0, len(copies), 200):
+            acks = [
+                await js.publish_async(
+                    event.subject,
+                    event.data,
+                    headers={**event.headers, "Nats-Msg-Id": f"{event.headers['ce-id']}/{rig.seed}/{copy}"},
+                )
+                for event, copy in copies[part : part + 200]
+            ]
+            last = max(ack.seq for ack in await asyncio.gather(*acks))
+    return last
+
+
+async def _once_more(rig: Rig) -> None:
+    """Orders in several states; the inbox knows every event that comes."""
     guest, desk = rig.caller("victim"), rig.caller("desk", role="desk")
     orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(6))))
     await rig.received(orders)
@@ -39,20 +101,9 @@ async def hundredfold(rig: Rig) -> None:
         raise NoHarmDone(f"{len(events)} of {sum(announced)} events were found to be sent again")
     before = {name: await rig.sql(name, statement, orders) for name, statement in STATES.items()}
 
-    copies = [(event, copy) for event in events for copy in range(100)]
-    rig.chance.shuffle(copies)
+    last = await _publish_shuffled(rig, events)
+    rig.nemesis.note("redelivery", f"{len(events)} events × {COPIES}")
     async with jetstream(rig.stack) as js:
-        for part in range(0, len(copies), 200):
-            acks = [
-                await js.publish_async(
-                    event.subject,
-                    event.data,
-                    headers={**event.headers, "Nats-Msg-Id": f"{event.headers['ce-id']}/{rig.seed}/{copy}"},
-                )
-                for event, copy in copies[part : part + 200]
-            ]
-            last = max(ack.seq for ack in await asyncio.gather(*acks))
-        rig.nemesis.note("redelivery", f"{len(events)} events × 100")
         for name in ("order_svc", "reservation_svc", "mypage_svc"):
             await until(lambda name=name: _has_handled(js, name, last), f"{name} does not catch up", seconds=90)
     rig.demand(await _announced(rig, orders) == announced, "something was announced again")
@@ -66,9 +117,10 @@ async def _events_of(rig: Rig, orders: list[str]) -> list[Any]:
         last = (await js.stream_info(str(EVENTS.name))).state.last_seq
         found = []
         for number in range(max(1, last - 3000), last + 1):
-            message = await js.get_msg(str(EVENTS.name), number, direct=True)
-            if (message.headers or {}).get("ce-subject") in orders:
-                found.append(message)
+            with suppress(NotFoundError):  # it was taken out
+                message = await js.get_msg(str(EVENTS.name), number, direct=True)
+                if (message.headers or {}).get("ce-subject") in orders:
+                    found.append(message)
     return found
 
 

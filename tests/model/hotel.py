@@ -461,7 +461,7 @@ class Hotel:
         books.capacities = {ROOM.id: ROOM.capacity}
         seen = dict(self.stream)
         books.events = [
-            StreamEvent(event_id, row.aggregate_id, row.message.DESCRIPTOR.full_name, row.message)
+            StreamEvent(event_id, row.aggregate_id, row.message.DESCRIPTOR.full_name, row.message, from_relay=True)
             for event_id, row in seen.items()
         ]
         return books
