@@ -139,6 +139,7 @@ class App:
 
         for prune in (self._prune_outbox, self._prune_inbox, self._prune_requests):
             self.every(3600, prune)
+        self.every(600, self._bus.watch_the_stream)
         await self._server.start()  # first: a taken port ends the start at once
         async with asyncio.TaskGroup() as tasks:
             relay = tasks.create_task(self._or_stop(self._relay.run()))

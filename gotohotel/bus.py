@@ -38,6 +38,7 @@ ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer 
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 PUBLISH_SECONDS = 5.0
 CONFLICT_RETRIES = 3
+NEARLY_FULL = 0.8
 RETRY_SECONDS = 1.0
 
 # A batch that is too much for the database at this moment: half of it may not be.
@@ -129,6 +130,16 @@ class Bus:
             logger.warning("NATS can't be reached at %s: %r", self._url.rsplit("@")[-1], error)
         else:
             self._js = self._client.jetstream(timeout=PUBLISH_SECONDS)
+
+    async def watch_the_stream(self) -> None:
+        """Says in the log when the stream is nearly full: once it is, no event goes out any more."""
+        try:
+            stream = await self._js.stream_info(str(EVENTS.name))
+        except (OSError, TimeoutError, nats.errors.Error):
+            return  # there is nothing to be seen at this moment
+        full = stream.state.bytes / (stream.config.max_bytes or 1)
+        if full > NEARLY_FULL:
+            logger.error("the stream %s is %.0f %% full; give it more room on the server", EVENTS.name, 100 * full)
 
     async def close(self) -> None:
         """Sends what is written and disconnects."""
@@ -394,6 +405,8 @@ def _acknowledged(ack: asyncio.Future[Any] | None) -> bool:
 def _refuse_difference(kind: str, wanted: StreamConfig | ConsumerConfig, current: Any) -> None:
     """A silent difference would be served for ever: pull_subscribe keeps an existing consumer's configuration."""
     for field, value in vars(wanted).items():
+        if field == "max_bytes" and current.max_bytes > value:
+            continue  # an operator has given the stream more room
         if value is not None and getattr(current, field) != value:
             name = getattr(wanted, "name", None) or getattr(wanted, "durable_name", "")
             raise DeclarationDiffers(f"{kind} {name}: {field} is {getattr(current, field)!r}, declared {value!r}")

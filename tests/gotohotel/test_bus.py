@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import nats
@@ -66,9 +67,11 @@ def server() -> Iterator[Server]:
 async def running(url: str, name: str = "test_svc") -> AsyncIterator[Bus]:
     """A connected bus."""
     bus = Bus(url, name=name)
-    await bus.connect()
-    yield bus
-    await bus.close()
+    try:
+        await bus.connect()
+        yield bus
+    finally:
+        await bus.close()
 
 
 class Seen:
@@ -306,6 +309,35 @@ async def test_a_version_is_announced_once(order_database: Database) -> None:
 
     with pytest.raises(asyncpg.UniqueViolationError):
         await announce(order_database, "a")
+
+
+async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
+    server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Services accept more room than they declare, and no less."""
+    async with running(server.url) as bus:
+        async with relaying(scratch_url, bus):
+            await announce(order_database, "a", "b", "c")
+        await bus.watch_the_stream()
+        assert caplog.messages == []
+        await _limit(server, lambda stream: stream.state.bytes + 1)
+        await bus.watch_the_stream()
+    assert "the stream EVENTS is 100 % full" in caplog.text
+
+    with pytest.raises(DeclarationDiffers, match="max_bytes"):
+        async with running(server.url):
+            pass
+    await _limit(server, lambda _: 2 * int(EVENTS.max_bytes or 0))
+    async with running(server.url):
+        pass
+
+
+async def _limit(server: Server, max_bytes: Callable[[Any], int]) -> None:
+    client = await nats.connect(server.url)
+    js = client.jetstream()
+    stream = await js.stream_info(str(EVENTS.name))
+    await js.update_stream(stream.config.evolve(max_bytes=max_bytes(stream)))
+    await client.close()
 
 
 async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, scratch_url: str) -> None:
