@@ -58,7 +58,7 @@ chaos: $(VENV)/ready ## break a stack under load: SCENARIO=number SEED=n SECONDS
 fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
 	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)
 
-clean: ## stop the stack and remove what was made, data included
+clean: ## stop the stack and remove what was made, the data in .run included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi
 	@rm -rf .run $(VENV) .mypy_cache .pytest_cache .ruff_cache
 

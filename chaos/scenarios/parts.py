@@ -24,7 +24,7 @@ from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER
 from ops import tokens
 
-LONGEST_ERROR_SECONDS = 5  # three by design; the machine may be busy
+LONG_ERROR_SECONDS, LONGEST_ERROR_SECONDS = 3, 5  # three by design; the machine may be busy now and then
 LONGEST_WHILE_EJECTED_MS = 50  # half of the orders; some try whether pay_svc is well again
 
 
@@ -73,9 +73,11 @@ async def postgres_away(rig: Rig) -> None:
     await rig.works_again()
     hung = [each for each in rig.history if each.status == 0 and "Timeout" in str(each.answer.get("error"))]
     rig.demand(not hung, f"{len(hung)} calls were not answered at all")
-    slowest = max(rig.load.errors(), key=lambda each: each.slowest, default=None)
-    if slowest is None:
+    errors = sorted(rig.load.errors(), key=lambda each: each.slowest)
+    if not errors:
         raise NoHarmDone("no caller has noticed anything")
+    slow, slowest = errors[math.floor(len(errors) * 0.95)], errors[-1]
+    rig.demand(slow.slowest < LONG_ERROR_SECONDS, f"of twenty errors one took {slow.slowest:.1f} s")
     rig.demand(slowest.slowest < LONGEST_ERROR_SECONDS, f"an error took {slowest.slowest:.1f} s: {slowest.errors}")
     rig.notes.append(f"the slowest error took {slowest.slowest:.1f} s ({slowest.kind}: {slowest.errors})")
 
