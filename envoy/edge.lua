@@ -1,6 +1,7 @@
 -- What Envoy's own filters let through, and services and their other callers must not see.
 
 local GRPC_TIMEOUT = "^%d%d?%d?%d?%d?%d?%d?%d?[HMSmun]$"
+local LONGEST_BODY = 65536 -- bytes; as max_request_body_size in envoy.yaml
 local ENCODINGS = {identity = true, gzip = true, deflate = true}
 -- Ids belong into the path or the body: in the query they would silently override the path's.
 local NOT_IN_A_QUERY = {id = true, orderId = true, order_id = true}
@@ -63,6 +64,9 @@ function envoy_on_request(handle)
     if handle:streamInfo():protocol() ~= "HTTP/2" then
       refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC comes over HTTP/2")
     end
+  elseif (tonumber(headers:get("content-length") or 0) or 0) > LONGEST_BODY then
+    -- The transcoder's own limit is for what arrives at once: a body that comes in pieces may get past it.
+    refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the body is too large")
   elseif headers:get("upgrade") ~= nil then
     refuse(handle, "400", "INVALID_ARGUMENT", "no other protocol is spoken here")
   elseif path:find("^/gotohotel%.") or path:find("^/grpc%.") then

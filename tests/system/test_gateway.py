@@ -277,6 +277,19 @@ def test_a_clients_trace_is_not_kept(hotel: Hotel, guest: Client) -> None:
     assert APPROVED not in kept
 
 
+def test_a_body_that_comes_in_pieces_is_too_large_all_the_same(hotel: Hotel, guest: Client) -> None:
+    """Its length is known beforehand."""
+    with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=20)) as connection:
+        connection.putrequest("POST", "/orders")
+        connection.putheader("Authorization", f"Bearer {guest.token}")
+        connection.putheader("Content-Length", "70000")
+        connection.endheaders(b'{"name": "' + b"x" * 30_000)
+        answer = connection.getresponse()
+
+        assert answer.status == 413
+        assert json.loads(answer.read())["details"][0]["reason"] == "PAYLOAD_TOO_LARGE"
+
+
 def test_another_protocol_is_refused_at_once(guest: Client) -> None:
     """Not left waiting for a body that never ends."""
     wanted = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
