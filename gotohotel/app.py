@@ -213,9 +213,8 @@ class App:
 
     async def _prune_outbox(self) -> None:
         before = datetime.now(UTC) - KEEP_PUBLISHED
-        await self._prune(
-            "outbox", first_id_at(before), before
-        )  # what waited for NATS was published later than written
+        # By both: what waited for NATS was published later than it was written.
+        await self._prune("outbox", first_id_at(before), before)
 
     async def _prune_inbox(self) -> None:
         await self._prune("inbox", first_id_at(datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS))

@@ -96,8 +96,23 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
 def test_letters_between_digits_are_no_card_number(hotel: Hotel, guest: Client) -> None:
     """No guest can make the audit cry wolf, and no issuer of tokens whose subjects are long numbers."""
     hotel.order(guest, name="4a2b" * 8)
-    hotel.order(hotel.caller(subject="4242424242424242"))
+    hotel.order(hotel.caller(subject="110424242424242424200"))
 
+    assert violated(hotel, patience_seconds=30) == {}
+
+
+def test_a_card_number_is_reported_whoever_has_it_for_a_subject(hotel: Hotel, guest: Client) -> None:
+    """An id that is passed over must not hide a leak."""
+    order = hotel.order(guest)["id"]
+    hide = "UPDATE orders SET owner = $2, phone_no = $2 WHERE id = $1"
+    query(hotel, "order_svc", hide, order, CARD)
+    try:
+        found = violated(hotel)["A10"]
+    finally:
+        mend = "UPDATE orders SET owner = $2, phone_no = '' WHERE id = $1"
+        query(hotel, "order_svc", mend, order, guest.subject)
+
+    assert {"a card number in order_svc.orders.owner", "a card number in order_svc.orders.phone_no"} <= set(found)
     assert violated(hotel, patience_seconds=30) == {}
 
 
