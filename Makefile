@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 # Kept in the environment of what make starts: GOTOHOTEL_HOME, GOTOHOTEL_GATEWAY_PORT, …
 RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
+# The first ones of each component make its tables: nobody uses them yet.
+MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint up down status logs start stop token audit bench chaos fuzz clean
@@ -19,11 +21,12 @@ demo: $(VENV)/ready ## the main job as a story: search, book, pay, confirm, canc
 test: $(VENV)/ready ## run all tests, on real PostgreSQL, NATS and Envoy
 	@$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/ready ## ruff, mypy, buf
+lint: $(VENV)/ready ## ruff, mypy, buf, squawk (migrations)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
+	@$(BIN)/squawk --config .squawk.toml $(MIGRATIONS)
 
 up: $(VENV)/ready ## start the embedded stack in the background
 	@$(RUN) up

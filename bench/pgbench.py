@@ -26,7 +26,7 @@ PAYLOAD = f"'\\x{bytes(range(160)).hex()}'::bytea"
 SCHEMAS = {
     "order_svc": ("orders", "allotment", "room_types", "requests", "outbox"),
     "pay_svc": ("payments", "outbox"),
-    "sandbox": ("ledger",),
+    "sandbox": ("entries", "ledger"),
 }
 MIGRATIONS = {
     "order_svc": (KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations"),
@@ -98,7 +98,7 @@ def order_path() -> str:
         "ARRAY[now()]",
         *([f"ARRAY[{none}]"] * 6),
         *("ARRAY[''::text]", "ARRAY[NULL::text]", "ARRAY[NULL::text]", "ARRAY[NULL::integer]", f"ARRAY[{order_id}]"),
-        *(f"ARRAY[{none}]", "ARRAY[now()]", "ARRAY[false]"),
+        *(f"ARRAY[{none}]", "ARRAY[now()]", "ARRAY[true]"),
         *_events(0, "''"),
     ]
     statements = [
@@ -108,21 +108,21 @@ def order_path() -> str:
             payments.ADD,
             [
                 *(order_id, order_id, "now()", "'bench'::text", *open_try, "''::text", "''::text"),
-                *(none, none, none, "0::bigint", "now()"),
+                *(none, none, none, none, "0::bigint", "now()"),
                 *_events(0, "''"),
             ],
         ),
         (
             "sandbox",
             processor.ENTER,
-            [order_id, f"{order_id}::text", "'CHARGED'", "''", "'KRW'", "1::numeric", "'0123456789AB'"],
+            [order_id, "'CHARGE'", f"{order_id}::text", "''", "'KRW'", "1::numeric", "'0123456789AB'"],
         ),
         (
             "pay_svc",
             payments.SAVE,
             [
                 *(order_id, "1::bigint", "'bench'::text", *closed_try, "''::text", "'1'::text"),
-                *("now()", none, none, "1::bigint", "now()"),
+                *("now()", none, none, none, "1::bigint", "now()"),
                 *_events(1, f"{order_id}::text"),
             ],
         ),

@@ -7,10 +7,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
@@ -20,7 +20,8 @@ import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 
 from gotohotel import log
-from gotohotel.bus import Bus, ConsumerLost, DeclarationDiffers
+from gotohotel.bus import HALTED_SECONDS, Bus, ConsumerHalted, ConsumerLost, DeclarationDiffers
+from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
 from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
 from gotohotel.domain import first_id_at
 from gotohotel.outbox import KEEP_PUBLISHED, Relay
@@ -49,6 +50,13 @@ PRUNE = {
     )
     """,
 }
+NOTE_SUBSCRIPTIONS = """
+INSERT INTO subscriptions (subject, heard_since)
+SELECT subject, CASE WHEN subject = ANY($2::text[]) THEN now() ELSE '-infinity' END
+FROM unnest($1::text[]) AS subject
+ON CONFLICT DO NOTHING
+"""
+DECLARATION_SECONDS = 5.0  # how often a declaration that differs is compared again
 KEEP_INBOX_AND_REQUESTS = timedelta(days=30)
 
 
@@ -66,7 +74,8 @@ class Settings:
     nats_url: str
     host: str = "127.0.0.1"
     pool_size: int = 10
-    drain_seconds: float = 20.0
+    drain_seconds: float = 20.0  # how long calls under way may take when the service is told to end
+    notice_seconds: float = 1.0  # how long it goes on taking calls then, until all have seen that it is NOT_SERVING
     log_level: str = "INFO"
 
 
@@ -99,6 +108,7 @@ class App:
         self.settings = settings
         self.database = database
         self.resources = resources  # what `compose` opens and the app closes last
+        self.clock = Clock()
         self._bus = Bus(settings.nats_url, name=name)
         self._relay = Relay(settings.database_url, self._bus, source=name)
         self._server = RpcServer(port=settings.port, host=settings.host)
@@ -106,6 +116,7 @@ class App:
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
         self._stopping = asyncio.Event()
+        self._is_declared = True  # as far as is known
         self._failure: Exception | None = None
 
     def serve(self, service: ServiceDescriptor, implementation: object) -> None:
@@ -137,15 +148,17 @@ class App:
         for name in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(name, self._stopping.set)
 
+        await self.clock.synchronize(self.database, at_any_price=True)
         for prune in (self._prune_outbox, self._prune_inbox, self._prune_requests):
             self.every(3600, prune)
         self.every(600, self._bus.watch_the_stream)
+        self.every(1, self._report_health)
+        self.every(SYNCHRONIZE_SECONDS, self._synchronize_clock)
         await self._server.start()  # first: a taken port ends the start at once
         async with asyncio.TaskGroup() as tasks:
             relay = tasks.create_task(self._or_stop(self._relay.run()))
             consumer = tasks.create_task(self._or_stop(self._consume()))
             jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
-            await self._server.set_serving(True)
             _calm_the_garbage_collector()
             logger.info("%s serves on port %d", self.name, self.settings.port)
 
@@ -157,11 +170,14 @@ class App:
 
             logger.info("%s drains", self.name)
             await self._server.set_serving(False)  # 1. whoever checks its health sends no new calls
-            await asyncio.wait([consumer], timeout=5)  # 2. the batch of events under way ends, no other begins
+            await asyncio.sleep(self.settings.notice_seconds)  # 2. once it has noticed
+            for _, _, due in self._jobs:
+                due.set()
+            await asyncio.wait([consumer, *jobs], timeout=5)  # 3. what is under way ends, nothing else begins
             for loop in (consumer, *jobs):
                 loop.cancel()
-            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 3. calls under way end
-            self._relay.finish()  # 4. what they announced goes out
+            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 4. calls under way end
+            self._relay.finish()  # 5. what they announced goes out
             await asyncio.wait([relay], timeout=5)
             relay.cancel()
             await self._bus.close()
@@ -184,23 +200,55 @@ class App:
         """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
         while not self._stopping.is_set():
             try:
-                await self._bus.connect()
-                if self._policies is None:
+                await self._unless_stopping(self._bus.connect())
+                if self._policies is None or self._stopping.is_set():
                     return
+                added = await self._bus.declare_consumer(self._policies.subjects)
+                self._is_declared = True
+                await self.database.autocommit.execute(NOTE_SUBSCRIPTIONS, self._policies.subjects, added)
                 await self._bus.consume(
                     self._policies, self.database, committed=self.committed, stopping=self._stopping
                 )
             except DeclarationDiffers as error:
-                # A rollout must stop here: the replicas of the version before go on.
-                await self._server.set_serving(False)
                 logger.critical("no events are taken: %s", error)
-                await asyncio.sleep(10)
+                self._is_declared = False
+                await self._pause(DECLARATION_SECONDS)
+            except ConsumerHalted as error:
+                logger.critical("no events are taken, and none is lost: %s", error)
+                await self._pause(HALTED_SECONDS)
             except (*TRANSIENT, nats.errors.Error, ConsumerLost) as error:
                 logger.error("no events are taken: %r", error)
-                await asyncio.sleep(2)
+                await self._pause(2)
+
+    async def _report_health(self) -> None:
+        """NOT_SERVING if a rollout must stop here, so that the replicas of the release before go on.
+
+        That is: the consumer on the server is not as declared, or no event at all could be handled. A service that
+        has handled some goes on taking calls.
+        """
+        can_handle = self._bus.has_handled or not self._bus.is_halted
+        await self._server.set_serving(self._is_declared and can_handle and not self._stopping.is_set())
+
+    async def _unless_stopping(self, work: Coroutine[Any, Any, None]) -> None:
+        """Runs something that may take for ever; it is given up as soon as the service is told to end."""
+        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
+        try:
+            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopping.cancel()
+            if not task.done():
+                task.cancel()
+        if task.done():
+            task.result()
+
+    async def _pause(self, seconds: float, until: asyncio.Event | None = None) -> None:
+        """Waits so long, or until something comes true, or the service is told to end."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await (until or self._stopping).wait()
 
     async def _repeat(self, job: Callable[[], Awaitable[None]], seconds: float, due: asyncio.Event) -> None:
-        while True:
+        while not self._stopping.is_set():
             due.clear()
             try:
                 await job()
@@ -208,19 +256,21 @@ class App:
                 logger.warning("job %s: %r", job.__name__, error)
             except Exception:  # the edge of jobs: one that fails must not end the calls beside it
                 logger.exception("job %s has failed and is tried again", job.__name__)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(due.wait(), timeout=seconds)
+            await self._pause(seconds, due)
+
+    async def _synchronize_clock(self) -> None:
+        await self.clock.synchronize(self.database)
 
     async def _prune_outbox(self) -> None:
-        before = datetime.now(UTC) - KEEP_PUBLISHED
+        before = self.clock.now() - KEEP_PUBLISHED
         # By both: what waited for NATS was published later than it was written.
         await self._prune("outbox", first_id_at(before), before)
 
     async def _prune_inbox(self) -> None:
-        await self._prune("inbox", first_id_at(datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS))
+        await self._prune("inbox", first_id_at(self.clock.now() - KEEP_INBOX_AND_REQUESTS))
 
     async def _prune_requests(self) -> None:
-        await self._prune("requests", datetime.now(UTC) - KEEP_INBOX_AND_REQUESTS)
+        await self._prune("requests", self.clock.now() - KEEP_INBOX_AND_REQUESTS)
 
     async def _prune(self, table: str, *before: object) -> None:
         while await self.database.autocommit.execute(PRUNE[table], *before) == "DELETE 1000":  # noqa: ASYNC110

@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -26,8 +27,9 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from gotohotel import inbox, trace
-from gotohotel.database import TRANSIENT, Database
+from gotohotel.database import TRANSIENT, Database, is_misfit
 from gotohotel.domain import Conflict
+from gotohotel.log import in_short
 from gotohotel.policies import Arrival, Policies
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,12 @@ BATCH = 200
 GATHER_SECONDS = 0.1
 ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
-PUBLISH_SECONDS = 5.0
+PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts as not published
+MAX_UNACKNOWLEDGED = (
+    100_000  # events handed back for a newer release stay unacknowledged; they must not stop the others
+)
+MAX_POISONED_IN_A_ROW = 3  # when events of so many aggregates in a row can't be handled, it is the release
+HALTED_SECONDS = 10.0
 CONFLICT_RETRIES = 3
 NEARLY_FULL = 0.8
 RETRY_SECONDS = 1.0
@@ -46,14 +53,14 @@ TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 # Of all that a database says, only this speaks of the event itself.
 _NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
-# Everything that ever happened, so that a read model can be built again from the first event. A full stream
-# refuses (the row waits in its outbox) rather than forget.
+# Everything that happened, until an operator moves the oldest to the archive. A full stream refuses (the row waits in
+# its outbox) rather than forget. How large it may grow is up to the operator; this is for one that nobody has made yet.
 EVENTS = StreamConfig(
     name="EVENTS",
     subjects=["gotohotel.*.v1.*"],
     storage=StorageType.FILE,
     discard=DiscardPolicy.NEW,
-    max_bytes=4 * 1024**3,
+    max_bytes=1024**3,
     duplicate_window=600,
     allow_direct=True,
 )
@@ -84,6 +91,10 @@ class DeclarationDiffers(Exception):
     """A stream or consumer on the server is not as this version declares it."""
 
 
+class ConsumerHalted(Exception):
+    """Events of several aggregates in a row can't be handled: none is buried any more until one can be handled."""
+
+
 class Bus:
     """A service's connection to NATS. It may come and go while the service runs."""
 
@@ -91,6 +102,9 @@ class Bus:
         self._url = url
         self._name = name
         self._closing = False
+        self._poisoned_in_a_row: set[str] = set()  # aggregates whose events could not be handled, since one could be
+        self.has_handled = False  # whether this process has handled any event
+        self.last_acknowledged = time.monotonic()  # when the stream last answered a publish
         self.lost = asyncio.Event()  # set when the client has given up for good: the process has to end
         self._client = Client()
         self._js: JetStreamContext = self._client.jetstream(timeout=PUBLISH_SECONDS)
@@ -133,13 +147,19 @@ class Bus:
 
     async def watch_the_stream(self) -> None:
         """Says in the log when the stream is nearly full: once it is, no event goes out any more."""
+        if not self._client.is_connected:
+            return  # there is nothing to be seen at this moment
         try:
             stream = await self._js.stream_info(str(EVENTS.name))
         except (OSError, TimeoutError, nats.errors.Error):
-            return  # there is nothing to be seen at this moment
+            return
         full = stream.state.bytes / (stream.config.max_bytes or 1)
         if full > NEARLY_FULL:
-            logger.error("the stream %s is %.0f %% full; give it more room on the server", EVENTS.name, 100 * full)
+            logger.error(
+                "the stream %s is %.0f %% full: give it more room (`gotohotel stream grow`) or move old events to the "
+                "archive (`gotohotel stream archive`)",
+                *(EVENTS.name, 100 * full),
+            )
 
     async def close(self) -> None:
         """Sends what is written and disconnects."""
@@ -159,6 +179,10 @@ class Bus:
 
         acks: list[asyncio.Future[Any] | None] = []
         for message in messages:
+            if self._is_too_large(*message):
+                logger.error("publish: an event of %s is larger than NATS takes; it waits", message[0])
+                acks.append(None)  # those of other aggregates go out all the same
+                continue
             try:
                 acks.append(await publish(*message))
             except (OSError, TimeoutError, nats.errors.Error) as error:
@@ -168,20 +192,29 @@ class Bus:
                 break
         pending = [ack for ack in acks if ack is not None]
         if pending:
-            _, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+            answered, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+            if answered:
+                self.last_acknowledged = time.monotonic()
             for ack in unanswered:
                 ack.cancel()  # gives its place among the client's open publishes back
         return [_acknowledged(ack) for ack in acks]
 
+    def _is_too_large(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
+        """Whether the server would refuse a message. The client would only notice after it has taken a place for it."""
+        written = sum(len(name) + len(value) + 4 for name, value in headers.items())
+        return len(subject) + written + len(payload) + 64 > self._client.max_payload
+
     async def consume(
         self, policies: Policies[Any], database: Database, *, committed: Callable[[], None], stopping: asyncio.Event
     ) -> None:
-        """Hands events to the policies in batches, until `stopping` is set; `committed` is told after each batch."""
-        await self._declare_consumer(policies.subjects)
+        """Hands events to the policies in batches, until `stopping` is set; `committed` is told after each batch.
+
+        Raises ConsumerHalted if one after the other can't be handled, ConsumerLost if the server has no such consumer.
+        """
         async with self._pulling() as pull:
             while not stopping.is_set():
                 try:
-                    deliveries = await pull.next_batch()
+                    deliveries = await pull.next_batch(stopping)
                 except (OSError, nats.errors.Error) as error:
                     if self._client.is_closed:
                         raise ConsumerLost("the connection was closed for good") from error
@@ -191,6 +224,10 @@ class Bus:
                 if deliveries:
                     await self._handle(deliveries, policies, database)
                     committed()
+                    if self.is_halted:
+                        raise ConsumerHalted(
+                            f"events of {len(self._poisoned_in_a_row)} aggregates in a row can't be handled"
+                        )
                     # The first event is handled at once; those that follow on its heels share a transaction.
                     await asyncio.sleep(GATHER_SECONDS)
 
@@ -212,10 +249,13 @@ class Bus:
             if (delivery.headers or {}).get(REDRIVE_FOR, self._name) != self._name:
                 await self._settle(delivery.ack())
                 continue
+            if delivery.subject not in policies.subjects:
+                await self._hand_back(delivery)
+                continue
             try:
                 readable.append((delivery, _read(delivery, policies)))
             except (KeyError, DecodeError) as error:
-                await self._bury(delivery, f"unreadable: {_in_short(error)}")
+                await self._bury(delivery, f"unreadable: {in_short(error)}")
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]
@@ -239,8 +279,20 @@ class Bus:
                 await self._try_again(delivery, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
         else:
+            self._poisoned_in_a_row.clear()
+            self.has_handled = True
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether the last events could not be handled, one after the other."""
+        return len(self._poisoned_in_a_row) >= MAX_POISONED_IN_A_ROW
+
+    async def _hand_back(self, delivery: Msg) -> None:
+        """An event that only a newer release knows, which shares this subscription: a replica of it will take it."""
+        logger.info("consumer %s: %s is for a newer release", self._name, delivery.subject)
+        await self._try_later_and_later(delivery)
 
     async def _handle_one_by_one(
         self, readable: list[tuple[Msg, Arrival]], error: Exception, policies: Policies[Any], database: Database
@@ -251,10 +303,18 @@ class Bus:
                 await self._handle([delivery], policies, database)
             return
         logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
-        await self._bury(readable[0][0], f"impossible: {_in_short(error)}")
+        self._poisoned_in_a_row.add(readable[0][1].aggregate_id)
+        if self.is_halted:  # all of them failing is more likely a fault of this release than of each event
+            await self._try_again(readable[0][0], RETRY_SECONDS)
+        else:
+            await self._bury(readable[0][0], f"impossible: {in_short(error)}")
 
     async def _try_again(self, delivery: Msg, seconds: float) -> None:
         await self._settle(delivery.nak(delay=seconds * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
+
+    async def _try_later_and_later(self, delivery: Msg) -> None:
+        deliveries = min(delivery.metadata.num_delivered or 1, len(REDELIVERY_SECONDS))
+        await self._try_again(delivery, REDELIVERY_SECONDS[deliveries - 1])
 
     async def _bury(self, delivery: Msg, reason: str) -> None:
         """Moves an event to the dead letters, with the reason and where it came from."""
@@ -271,8 +331,7 @@ class Bus:
             await self._js.publish(f"dead.{self._name}", delivery.data, stream=DEAD_LETTERS.name, headers=headers)
         except (OSError, TimeoutError, nats.errors.Error) as error:
             logger.warning("dead letter not kept yet: %s", error)
-            tries = min(origin.num_delivered or 1, len(REDELIVERY_SECONDS))
-            await self._try_again(delivery, REDELIVERY_SECONDS[tries - 1])
+            await self._try_later_and_later(delivery)
         else:
             logger.error("event %s of %s is a dead letter: %s", origin.sequence.stream, delivery.subject, reason)
             await self._settle(delivery.term())
@@ -290,23 +349,37 @@ class Bus:
         except NotFoundError:
             # Replicas may declare at once: adding the very same stream again is no error.
             current = (await self._js.add_stream(wanted)).config
-        _refuse_difference("stream", wanted, current)
+        _refuse_difference("stream", wanted, current, but={"max_bytes"})  # how large it may be is up to the operator
 
-    async def _declare_consumer(self, subjects: Sequence[str]) -> None:
+    async def declare_consumer(self, subjects: Sequence[str]) -> list[str]:
+        """Makes the durable consumer, or widens it and brings its operational settings up to date.
+
+        Answers with the subjects that were added to one that was there.
+
+        A newer release may have subscribed to more: that stays, and what only it knows is handed back to it. A
+        consumer begins to hear of a subject that is added with what is published from then on.
+        """
         wanted = ConsumerConfig(
             durable_name=self._name,
             filter_subjects=list(subjects),
             deliver_policy=DeliverPolicy.ALL,
             ack_policy=AckPolicy.EXPLICIT,
             ack_wait=ACK_WAIT_SECONDS,
-            max_ack_pending=5 * BATCH,
+            max_ack_pending=MAX_UNACKNOWLEDGED,
             max_deliver=-1,
         )
+        stream = str(EVENTS.name)
         try:
-            current = (await self._js.consumer_info(str(EVENTS.name), self._name)).config
+            current = (await self._js.consumer_info(stream, self._name)).config
         except NotFoundError:
-            current = (await self._js.add_consumer(str(EVENTS.name), wanted)).config
-        _refuse_difference("consumer", wanted, current)
+            current = (await self._js.add_consumer(stream, wanted)).config
+        subscribed = set(current.filter_subjects or [current.filter_subject or ""]) - {""}
+        _refuse_difference("consumer", wanted, current, but={"filter_subjects", "ack_wait", "max_ack_pending"})
+        added = sorted(set(subjects) - subscribed)
+        if added or (current.ack_wait, current.max_ack_pending) != (wanted.ack_wait, wanted.max_ack_pending):
+            logger.info("consumer %s: brought up to date; new subjects: %s", self._name, added)
+            await self._js.add_consumer(stream, wanted.evolve(filter_subjects=sorted({*subscribed, *subjects})))
+        return added
 
     async def _note_closed(self) -> None:
         if not self._closing:
@@ -328,16 +401,25 @@ class _Pull:
         self._open = 0  # how many events the server may still send
         self._lost = ""
 
-    async def next_batch(self) -> list[Msg]:
-        """All events that have arrived, after waiting a second for the first one. Raises ConsumerLost."""
+    async def next_batch(self, stopping: asyncio.Event) -> list[Msg]:
+        """All events that have arrived, after waiting a second for the first one, or until `stopping`.
+
+        Raises ConsumerLost.
+        """
         if self._open < BATCH:
             self._open += BATCH
             await self._client.publish(self._subject, PULL, reply=self._reply)
+        first, end = asyncio.ensure_future(self._arrived.get()), asyncio.ensure_future(stopping.wait())
         try:
-            messages = [await asyncio.wait_for(self._arrived.get(), timeout=PULL_SECONDS + 0.5)]
-        except TimeoutError:
-            self._open = 0  # the server was away: nobody knows of our request any more
+            await asyncio.wait([first, end], timeout=PULL_SECONDS + 0.5, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            end.cancel()
+            arrived = not first.cancel()  # it is not canceled if it is done
+        if not arrived:
+            if not stopping.is_set():
+                self._open = 0  # the server was away: nobody knows of our request any more
             return []
+        messages = [first.result()]
         while len(messages) < BATCH and not self._arrived.empty():
             messages.append(self._arrived.get_nowait())
         deliveries = []
@@ -358,14 +440,9 @@ class _Pull:
 
 def is_poison(error: Exception) -> bool:
     """Whether an event that failed so can't be handled at all: it fails the same way whenever it is tried again."""
-    if isinstance(error, _NEVER_RIGHT):
+    if isinstance(error, _NEVER_RIGHT) or is_misfit(error):
         return True
     return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
-
-
-def _in_short(error: Exception) -> str:
-    """Its kind and first argument: the rest of what PostgreSQL says would repeat a guest's row."""
-    return f"{type(error).__name__}: {error.args[0] if error.args else ''}"
 
 
 def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
@@ -402,11 +479,9 @@ def _acknowledged(ack: asyncio.Future[Any] | None) -> bool:
     return True
 
 
-def _refuse_difference(kind: str, wanted: StreamConfig | ConsumerConfig, current: Any) -> None:
+def _refuse_difference(kind: str, wanted: StreamConfig | ConsumerConfig, current: Any, *, but: Set[str]) -> None:
     """A silent difference would be served for ever: pull_subscribe keeps an existing consumer's configuration."""
     for field, value in vars(wanted).items():
-        if field == "max_bytes" and current.max_bytes > value:
-            continue  # an operator has given the stream more room
-        if value is not None and getattr(current, field) != value:
+        if field not in but and value is not None and getattr(current, field) != value:
             name = getattr(wanted, "name", None) or getattr(wanted, "durable_name", "")
             raise DeclarationDiffers(f"{kind} {name}: {field} is {getattr(current, field)!r}, declared {value!r}")

@@ -2,8 +2,11 @@
 
 import asyncio
 import logging
+import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,7 +27,14 @@ TRANSIENT = (
     asyncpg.OperatorInterventionError,
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.InvalidCachedStatementError,  # a migration has changed a table meanwhile
 )
+
+
+def is_misfit(error: BaseException) -> bool:
+    """Whether asyncpg refused a value for a parameter: an InterfaceError, and yet it never succeeds."""
+    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
+
 
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
@@ -132,7 +142,8 @@ async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator
         yield Database(pool)
     finally:
         try:
-            await asyncio.wait_for(pool.close(), timeout=5)
+            async with asyncio.timeout(5):
+                await pool.close()
         except TimeoutError:
             pool.terminate()
 
@@ -148,29 +159,80 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 
 
-async def migrate(url: str, *folders: Path) -> None:
+NOTE_MIGRATION = """
+INSERT INTO schema_migrations (component, number, name)
+VALUES ($1, $2, $3)
+"""
+
+# A migration that waits for a table's lock makes everybody else queue up behind it: it gives up soon and comes again.
+LOCK_TIMEOUT_SECONDS = 0.3
+LOCK_RETRY_SECONDS = 1.0
+LOCK_PATIENCE_SECONDS = 300.0
+
+# In a file's first line: its statements run one by one, outside any transaction, as CREATE INDEX CONCURRENTLY demands.
+# If one fails the whole file is run again, so each statement must be safe to repeat.
+OUTSIDE_TRANSACTION = "-- outside a transaction"
+
+
+async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIENCE_SECONDS) -> None:
     """Applies the numbered SQL files that are not applied yet, each once, in one transaction each.
 
-    Replicas that start together wait for one another on an advisory lock.
+    A file that begins with OUTSIDE_TRANSACTION runs in none. Replicas that start together wait for one another. A
+    statement waits 0.3 s for a lock and is then tried again, for `patience_seconds` in all: whoever uses the table is
+    never held up for longer. Raises asyncpg.LockNotAvailableError after that.
     """
-    connection = await asyncpg.connect(url, timeout=3)
+    connection = await asyncpg.connect(
+        url, timeout=3, server_settings={"lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}ms"}
+    )
     try:
-        await connection.execute("SELECT pg_advisory_lock($1)", MIGRATIONS_LOCK)
+        # Asked again and again, not waited for: CREATE INDEX CONCURRENTLY waits for whoever waits in a statement.
+        while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATIONS_LOCK):  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
         await connection.execute(CREATE_MIGRATIONS_TABLE)
         rows = await connection.fetch("SELECT component, number FROM schema_migrations")
         applied = {(row["component"], row["number"]) for row in rows}
         for component, number, path in _numbered(folders):
-            if (component, number) in applied:
-                continue
-            async with connection.transaction():
-                await connection.execute(path.read_text())
-                await connection.execute(
-                    "INSERT INTO schema_migrations (component, number, name) VALUES ($1, $2, $3)",
-                    *(component, number, path.name),
-                )
-            logger.info("applied migration %s/%s", component, path.name)
+            if (component, number) not in applied:
+                migration = Migration(component, number, path.name, path.read_text())
+                await _apply_patiently(connection, migration, patience_seconds)
+                logger.info("applied migration %s/%s", component, path.name)
     finally:
         await connection.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One numbered file of a component's folder."""
+
+    component: str
+    number: int
+    name: str
+    sql: str
+
+
+async def _apply_patiently(connection: Any, migration: Migration, patience_seconds: float) -> None:
+    ends = time.monotonic() + patience_seconds
+    while True:
+        try:
+            await _apply(connection, migration)
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
+            if time.monotonic() > ends:
+                raise
+            logger.warning("migration %s/%s waits for a lock: %r", migration.component, migration.name, error)
+            await asyncio.sleep(LOCK_RETRY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+        else:
+            return
+
+
+async def _apply(connection: Any, migration: Migration) -> None:
+    if migration.sql.startswith(OUTSIDE_TRANSACTION):
+        for statement in filter(str.strip, migration.sql.split(";\n")):
+            await connection.execute(statement)
+        await connection.execute(NOTE_MIGRATION, migration.component, migration.number, migration.name)
+        return
+    async with connection.transaction():
+        await connection.execute(migration.sql)
+        await connection.execute(NOTE_MIGRATION, migration.component, migration.number, migration.name)
 
 
 def _numbered(folders: Sequence[Path]) -> list[tuple[str, int, Path]]:

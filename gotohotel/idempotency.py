@@ -5,7 +5,8 @@ import hashlib
 import hmac
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -16,9 +17,10 @@ from gotohotel.domain import AlreadyExists, Conflict, parse_key
 
 logger = logging.getLogger(__name__)
 
-# Longer than any call may run (rpc.LONGEST_CALL_SECONDS): whoever claimed an id this long ago and left no answer has
-# died. And so short that a repetition can wait for it.
-ABANDONED_AFTER_SECONDS = 11
+# A call that works under a claim renews it every second. One that was not renewed for so long belongs to a process that
+# has died or can't reach the database: a repetition takes it over, and has time left to act within its own deadline.
+RENEW_SECONDS = 1.0
+ABANDONED_AFTER_SECONDS = 3
 RELEASE_SECONDS = 0.5  # the caller waits for it, and has waited for a failure already
 
 CLAIM = """
@@ -32,7 +34,8 @@ FIND = """
 SELECT
     fingerprint,
     resource_id,
-    response
+    response,
+    claimed_at
 FROM requests
 WHERE subject = $1
   AND method = $2
@@ -46,8 +49,19 @@ WHERE subject = $1
   AND method = $2
   AND request_id = $3
   AND response IS NULL
-  AND claimed_at < now() - make_interval(secs => $4)
+  AND claimed_at = $4
+  AND claimed_at <= now() - make_interval(secs => $5)
 RETURNING request_id
+"""
+
+RENEW = """
+UPDATE requests
+SET claimed_at = now()
+FROM unnest($1::text[], $2::text[], $3::text[]) AS live (subject, method, request_id)
+WHERE requests.subject = live.subject
+  AND requests.method = live.method
+  AND requests.request_id = live.request_id
+  AND requests.response IS NULL
 """
 
 RELEASE = """
@@ -99,7 +113,10 @@ class Requests:
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
         self._secret = secret
-        # Claims whose call has ended here without leaving an answer, and when; oldest first.
+        # How many calls of this process act under a claim now (two, while a duplicate does not know yet that it is
+        # one), and since when.
+        self._live: dict[tuple[str, str, str], tuple[int, float]] = {}
+        # Claims whose last call ended here without leaving an answer, and when; oldest first.
         self._ended: dict[tuple[str, str, str], float] = {}
 
     def claim_of(self, request: Any, *, subject: str) -> Claim | None:
@@ -135,16 +152,17 @@ class Requests:
         claim = self.claim_of(request, subject=subject)
         if claim is None:
             return await act()
-        try:
+        with self.acting(claim):
             claimed = await self.claim(self._database.autocommit, claim)
-        except TRANSIENT:
-            self.note_ended(claim)
-            raise
-        if not claimed:
-            replay = await self.replay(claim, response_type)
-            if replay is not None:
-                return replay
-        self.note_begun(claim)
+            if claimed:
+                return await self._act_and_keep(claim, act)
+        replay = await self.replay(claim, response_type)
+        if replay is not None:
+            return replay
+        with self.acting(claim):
+            return await self._act_and_keep(claim, act)
+
+    async def _act_and_keep(self, claim: Claim, act: Callable[[], Awaitable[R]]) -> R:
         try:
             response = await act()
         except Exception:
@@ -159,15 +177,38 @@ class Requests:
             await self.answer(self._database.autocommit, claim, response)
         except TRANSIENT as error:
             logger.warning("what was done stands, but its answer could not be kept: %r", error)
-            self.note_ended(claim)
+            self._note_ended(claim)
 
-    def note_begun(self, claim: Claim | None) -> None:
-        """A call works under this claim now: repetitions wait for it."""
-        if claim is not None:
-            self._ended.pop(claim.key, None)
+    @contextmanager
+    def acting(self, claim: Claim | None) -> Iterator[None]:
+        """While a call acts under a claim, repetitions wait for it, in this process and in others (`renew`).
 
-    def note_ended(self, claim: Claim | None) -> None:
-        """The call has ended while the database was away: if its claim is stored, now or later, it is nobody's."""
+        If it ends because the database is away, its claim may be stored all the same, and is then orphaned: as soon
+        as no other call acts under it, a repetition takes it over at once.
+        """
+        if claim is None:
+            yield
+            return
+        count, since = self._live.get(claim.key, (0, time.monotonic()))
+        self._live[claim.key] = count + 1, since
+        try:
+            yield
+        except TRANSIENT:
+            self._note_ended(claim)
+            raise
+        finally:
+            count, since = self._live.pop(claim.key)
+            if count > 1:
+                self._live[claim.key] = count - 1, since
+
+    async def renew(self) -> None:
+        """The job that renews the claims of calls that take longer than a second."""
+        old = time.monotonic() - RENEW_SECONDS
+        keys = sorted(key for key, (_, since) in self._live.items() if since < old)
+        if keys:
+            await self._database.autocommit.execute(RENEW, *(list(column) for column in zip(*keys, strict=True)))
+
+    def _note_ended(self, claim: Claim | None) -> None:
         if claim is not None:
             now = time.monotonic()
             while self._ended and now - next(iter(self._ended.values())) > ABANDONED_AFTER_SECONDS:
@@ -181,7 +222,7 @@ class Requests:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self._database.autocommit.execute(RELEASE, *claim.key)
         except TRANSIENT:
-            self.note_ended(claim)
+            self._note_ended(claim)
 
     async def claim(self, connection: Connection, claim: Claim) -> bool:
         """Claims the id. False if it is taken: `replay` then tells by what."""
@@ -208,9 +249,11 @@ class Requests:
                 raise RequestIdReused()
             if row["response"] is not None:
                 return response_type.FromString(row["response"])
-            patience = 0 if claim.key in self._ended else ABANDONED_AFTER_SECONDS
-            taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, patience)
+            orphaned = claim.key in self._ended and claim.key not in self._live
+            patience = 0 if orphaned else ABANDONED_AFTER_SECONDS
+            taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, row["claimed_at"], patience)
             if taken is not None:
+                self._ended.pop(claim.key, None)
                 return None
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)

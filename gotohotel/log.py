@@ -2,10 +2,18 @@
 
 import json
 import logging
+import re
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
+import asyncpg
+
+from gotohotel.database import is_misfit
 from gotohotel.domain import find_card_numbers
+
+# asyncpg repeats a value that does not fit its parameter.
+_VALUE = re.compile(r"(invalid input for query argument \$\d+|invalid input (?:syntax|value) for [^:]*): .*", re.DOTALL)
 
 
 def mask(text: str) -> str:
@@ -13,6 +21,40 @@ def mask(text: str) -> str:
     for number in find_card_numbers(text):
         text = text.replace(number, f"****{number[-4:]}")
     return text
+
+
+def in_short(error: BaseException) -> str:
+    """An error's kind and what it says, without what PostgreSQL or asyncpg repeat of a guest's row."""
+    text = str(error.args[0]) if error.args else ""
+    return f"{type(error).__name__}: {_without_value(text)}"
+
+
+def without_rows(error: BaseException | None) -> None:
+    """Removes guests' data from an exception, its causes and its members, before a traceback of it is written.
+
+    PostgreSQL's DETAIL lines hold whole rows: "Failing row contains (…, Alice, +82-10-…)".
+    """
+    for each in list(_all_of(error, set())):
+        if isinstance(each, asyncpg.PostgresError):
+            each.detail = None
+        if isinstance(each, asyncpg.PostgresError | asyncpg.InterfaceError) and each.args:
+            each.args = (_without_value(str(each.args[0])), *each.args[1:])
+        if is_misfit(each):
+            each.__cause__ = each.__context__ = None  # what could not convert the value repeats it
+
+
+def _without_value(text: str) -> str:
+    return _VALUE.sub(r"\1 (not shown)", text)
+
+
+def _all_of(error: BaseException | None, seen: set[int]) -> Iterator[BaseException]:
+    if error is None or id(error) in seen:
+        return
+    seen.add(id(error))
+    yield error
+    members = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    for each in (error.__cause__, error.__context__, *members):
+        yield from _all_of(each, seen)
 
 
 class JsonLines(logging.Formatter):
@@ -26,6 +68,7 @@ class JsonLines(logging.Formatter):
             "message": record.getMessage(),
         }
         if record.exc_info:
+            without_rows(record.exc_info[1])
             line["traceback"] = self.formatException(record.exc_info)
         return mask(json.dumps(line, ensure_ascii=False))
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,16 +24,37 @@ WAVE = 500
 GATHER_SECONDS = 0.1
 KEEP_PUBLISHED = timedelta(days=3)  # so that events can be published again
 
-# The lock of a relay whose machine is gone is free again after eleven seconds.
-KEEPALIVE = {"tcp_keepalives_idle": "5", "tcp_keepalives_interval": "2", "tcp_keepalives_count": "3"}
+# A relay at work asks every quarter of a second: one whose session was idle for so long is frozen, or its machine gone.
+# (TCP keepalive would not notice a frozen process: its kernel still answers.)
+RELAY_SESSION = {"idle_session_timeout": "3s", "tcp_keepalives_idle": "3", "tcp_keepalives_interval": "1"}
+HAND_OVER_SECONDS = 2.0  # with events to send and nothing acknowledged for so long, another replica may try
+RETRY_LOCK_SECONDS = 0.5
+STEP_BACK_SECONDS = 3 * RETRY_LOCK_SECONDS  # so that the others come first
 
+VERSION_HEADER = "ce-aggregateversion"
 RELAY_LOCK = 0x72656C79  # "rely"
+
+# Ends the session of a relay that is frozen in the middle of a statement: the server waits for it to go on, or to read
+# the answer, and to the server such a session is not idle.
+EVICT = """
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity
+JOIN pg_locks USING (pid)
+WHERE locktype = 'advisory'
+  AND objid = $1
+  AND granted
+  AND pg_locks.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+  AND state = 'active'
+  AND wait_event_type = 'Client'
+  AND query_start < now() - interval '3 seconds'
+"""
 
 # One event an aggregate: its next one goes out only after this one is acknowledged.
 NEXT_WAVE = """
 SELECT DISTINCT ON (aggregate_id)
     event_id,
     aggregate_id,
+    aggregate_version,
     type,
     payload,
     traceparent,
@@ -118,6 +140,12 @@ class Relay:
                 await asyncio.sleep(1)
             if self._last_wave:
                 return
+            await self._wait_for_nats()
+
+    async def _wait_for_nats(self) -> None:
+        """Whoever can't publish does not compete for the lock."""
+        while not self._bus.is_connected and not self._last_wave:  # noqa: ASYNC110 - both change elsewhere
+            await asyncio.sleep(POLL_SECONDS)
 
     def finish(self) -> None:
         """Makes `run` return after one more look at what is unpublished."""
@@ -127,46 +155,63 @@ class Relay:
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: PostgreSQL frees the lock when it ends.
         connection = await asyncpg.connect(
-            self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **KEEPALIVE}
+            self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **RELAY_SESSION}
         )
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 if self._last_wave:
                     return
-                await asyncio.sleep(1)
-            while True:
-                last = self._last_wave
-                self._work.clear()
-                sent = await self._send_wave(connection)
-                if sent == WAVE:
-                    continue  # there is a backlog: nothing needs to be gathered
-                if sent:
-                    # The first event went out at once; those that follow on its heels go together.
-                    await asyncio.sleep(GATHER_SECONDS)
-                elif last:
-                    return
-                else:
-                    with suppress(TimeoutError):
-                        await asyncio.wait_for(self._work.wait(), timeout=POLL_SECONDS)
+                await connection.fetch(EVICT, RELAY_LOCK)
+                await asyncio.sleep(RETRY_LOCK_SECONDS)
+            await self._relay(connection)
         finally:
             await connection.close(timeout=2)
 
-    async def _send_wave(self, connection: Any) -> int:
-        """Publishes one wave; how many events the stream has acknowledged."""
+    async def _relay(self, connection: Any) -> None:
+        """Sends what there is, for as long as it is acknowledged."""
+        stuck_since: float | None = None  # when the stream first did not answer
+        while True:
+            last = self._last_wave
+            self._work.clear()
+            asked = time.monotonic()
+            waiting, sent = await self._send_wave(connection)
+            if sent == WAVE:
+                continue  # there is a backlog: nothing needs to be gathered
+            if sent:
+                stuck_since = None
+                # The first event went out at once; those that follow on its heels go together.
+                await asyncio.sleep(GATHER_SECONDS)
+            elif last:
+                return
+            elif waiting and self._bus.last_acknowledged < asked:
+                stuck_since = stuck_since or asked
+                if time.monotonic() - stuck_since >= HAND_OVER_SECONDS:
+                    logger.warning("relay: %d events wait and NATS does not answer: another replica may try", waiting)
+                    await connection.close(timeout=2)
+                    await asyncio.sleep(STEP_BACK_SECONDS)
+                    return
+                await asyncio.sleep(POLL_SECONDS)
+            elif waiting:
+                stuck_since = None
+                await asyncio.sleep(POLL_SECONDS)
+            else:
+                stuck_since = None
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(POLL_SECONDS):
+                        await self._work.wait()
+
+    async def _send_wave(self, connection: Any) -> tuple[int, int]:
+        """Publishes one wave: how many events there were to send, and how many of them the stream has acknowledged."""
         rows = await connection.fetch(NEXT_WAVE, WAVE)
-        if not rows:
-            return 0
-        if not self._bus.is_connected:
-            await asyncio.sleep(POLL_SECONDS)
-            return 0
+        if not rows or not self._bus.is_connected:
+            return len(rows), 0
         sent = await self._bus.publish_all([(row["type"], row["payload"], self._headers(row)) for row in rows])
         published = [row["event_id"] for row, done in zip(rows, sent, strict=True) if done]
         if published:
             await connection.execute(MARK_PUBLISHED, published)
         if len(published) < len(rows):
             logger.error("relay: %d events were not acknowledged and wait", len(rows) - len(published))
-            await asyncio.sleep(POLL_SECONDS)
-        return len(published)
+        return len(rows), len(published)
 
     def _headers(self, row: Any) -> dict[str, str]:
         event_id = str(row["event_id"])
@@ -178,5 +223,7 @@ class Relay:
             "ce-type": row["type"],
             "ce-subject": row["aggregate_id"],
             "ce-time": row["occurred_at"].isoformat(),
+            # So that who does not know this type of event can still see that none is missing.
+            VERSION_HEADER: str(row["aggregate_version"]),
             "traceparent": row["traceparent"],
         }

@@ -14,7 +14,8 @@ from gotohotel.domain import Money
 from gotohotel.policies import Arrival
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound
 
-# || merges by key, so a fact that is there already changes nothing: no row has to be read first.
+# || merges by key, so a fact that is there already stays as it is, with what a newer release has written into it: no
+# row has to be read first.
 MERGE = """
 INSERT INTO mypages (order_id, owner, facts, updated_at)
 SELECT order_id, owner, facts, updated_at
@@ -22,7 +23,7 @@ FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[]) AS page (ord
 ORDER BY order_id
 ON CONFLICT (order_id) DO UPDATE
 SET owner = coalesce(mypages.owner, excluded.owner),
-    facts = mypages.facts || excluded.facts,
+    facts = excluded.facts || mypages.facts,
     updated_at = greatest(mypages.updated_at, excluded.updated_at)
 """
 

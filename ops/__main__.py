@@ -5,16 +5,19 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
 
 from ops.errors import StackError
-from ops.stack import PROCESSES, Stack
+from ops.stack import PROCESSES, SERVICES, Stack
 
 if TYPE_CHECKING:
     from ops.dead_letters import DeadLetter
+
+
+MIB = 1024**2
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -66,7 +69,19 @@ def _parser() -> argparse.ArgumentParser:
         if name == "show":
             added.add_argument("number", type=int)
         elif name != "list":
-            added.add_argument("numbers", type=int, nargs="+", metavar="number")
+            added.add_argument("numbers", type=int, nargs="*", metavar="number")
+        if name == "redrive":
+            added.add_argument("--all", action="store_true", help="instead of numbers; narrowed by the next two")
+            added.add_argument("--service", choices=SERVICES, help="only what this service could not handle")
+            added.add_argument("--reason", default="", metavar="TEXT", help="only where the reason holds this text")
+    stream_ = command("stream", show_stream, "how full the stream of events is, and who lags behind")
+    acts = stream_.add_subparsers(metavar="ACT")
+    grow_ = acts.add_parser("grow", help="give it more room")
+    grow_.add_argument("--mib", type=int, required=True, help="how many MiB it may hold then")
+    grow_.set_defaults(run=grow_stream)
+    archive_ = acts.add_parser("archive", help="move old events into files, which audit and rebuild read too")
+    archive_.add_argument("--older-than-days", type=float, default=90, metavar="DAYS", help="90 if left out")
+    archive_.set_defaults(run=archive_stream)
     republish_ = command("republish", republish, "publish kept events again, after the stream has lost some")
     for end in ("--from", "--to"):
         republish_.add_argument(
@@ -189,7 +204,18 @@ def redrive_letters(stack: Stack, options: argparse.Namespace) -> None:
     from ops import dead_letters
 
     _refuse_if_down(stack)
-    _each(options.numbers, lambda number: dead_letters.redrive(stack, number), "{0.subject} is on its way again.")
+    numbers = options.numbers
+    if options.all == bool(numbers):
+        raise StackError("Name the dead letters' numbers, or --all of them.")
+    if not options.all and (options.service or options.reason):
+        raise StackError("--service and --reason go with --all.")
+    if options.all:
+        letters = asyncio.run(dead_letters.every(stack))
+        chosen = (each for each in letters if options.service in (None, each.consumer))
+        numbers = [each.number for each in chosen if options.reason in each.reason]
+    _each(numbers, lambda number: dead_letters.redrive(stack, number), "{0.subject} is on its way again.")
+    if options.all:
+        print(f"{len(numbers)} dead letters are on their way again.")
 
 
 def drop_letters(stack: Stack, options: argparse.Namespace) -> None:
@@ -197,6 +223,8 @@ def drop_letters(stack: Stack, options: argparse.Namespace) -> None:
     from ops import dead_letters
 
     _refuse_if_down(stack)
+    if not options.numbers:
+        raise StackError("Name the numbers of the dead letters to forget.")
     _each(options.numbers, lambda number: dead_letters.drop(stack, number), "{0.subject} is dropped.")
 
 
@@ -213,7 +241,47 @@ def _each(numbers: Sequence[int], act: Callable[[int], Coroutine[Any, Any, objec
 
 
 def _when(letter: "DeadLetter") -> str:
-    return letter.buried_at.strftime("%Y-%m-%d %H:%M:%SZ") if letter.buried_at else "?"
+    return _at(letter.buried_at)
+
+
+def show_stream(stack: Stack, _: argparse.Namespace) -> None:
+    """How full it is."""
+    from ops import stream
+
+    _refuse_if_down(stack)
+    usage = asyncio.run(stream.usage(stack))
+    left = "" if usage.days_left is None else f"; full in {usage.days_left:.1f} days at the rate since the first one"
+    print(f"events     {usage.messages}, from {_at(usage.first_at)} to {_at(usage.last_at)}")
+    print(f"room       {usage.used_bytes / MIB:.1f} of {usage.max_bytes / MIB:.0f} MiB{left}")
+    print(f"archived   {usage.archived}")
+    print(f"disk       {usage.free_disk_bytes / MIB:.0f} MiB free")
+    for consumer, behind in sorted(usage.behind.items()):
+        print(f"{consumer:<16} {behind} events behind")
+
+
+def grow_stream(stack: Stack, options: argparse.Namespace) -> None:
+    """Gives it more room."""
+    from ops import stream
+
+    _refuse_if_down(stack)
+    before = asyncio.run(stream.grow(stack, options.mib * MIB))
+    print(f"The stream may hold {options.mib} MiB; it was {before / MIB:.0f}. What waited goes out now.")
+
+
+def archive_stream(stack: Stack, options: argparse.Namespace) -> None:
+    """Moves old events into files."""
+    from ops import stream
+
+    _refuse_if_down(stack)
+    if not 0 <= options.older_than_days <= 36_500:
+        raise StackError("--older-than-days takes 0 to 36500.")
+    before = datetime.now(UTC) - timedelta(days=options.older_than_days)
+    moved = asyncio.run(stream.archive(stack, before))
+    print(f"{moved} events have moved to {os.path.relpath(stack.archive)}/.")
+
+
+def _at(time: datetime | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%SZ") if time else "?"
 
 
 def republish(stack: Stack, options: argparse.Namespace) -> None:

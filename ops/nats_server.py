@@ -1,8 +1,12 @@
 """The embedded NATS: its configuration, and a user for each service."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+import nats
+from nats.js.errors import NotFoundError
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
 
@@ -16,7 +20,8 @@ server_name: gotohotel
 max_payload: 1MB
 jetstream {{
   store_dir: "{home}/nats"
-  max_file_store: 6GB
+  # Not what limits the streams: their own sizes do.
+  max_file_store: {disk_bytes}
   # An acknowledged event is on the disk, not only in its cache.
   sync_interval: always
 }}
@@ -32,7 +37,10 @@ def configuration(*, home: Path, port: int, passwords: Mapping[str, str], servic
     """The server's configuration file. The users are OPERATOR and the services, each with its password."""
     may = {OPERATOR: {"publish": [">"], "subscribe": [">"]}, **{name: permissions(name) for name in services}}
     users = [{"user": name, "password": passwords[name], "permissions": may[name]} for name in may]
-    return CONF.format(home=home, port=port, users="\n".join(f"    {json.dumps(user)}" for user in users))
+    disk_bytes = shutil.disk_usage(home).total
+    return CONF.format(
+        home=home, port=port, disk_bytes=disk_bytes, users="\n".join(f"    {json.dumps(user)}" for user in users)
+    )
 
 
 def permissions(service: str) -> dict[str, list[str]]:
@@ -49,3 +57,17 @@ def permissions(service: str) -> dict[str, list[str]]:
         ],
         "subscribe": [f"_INBOX.{service}.>"],  # answers, and the events that its consumer is sent
     }
+
+
+async def declare_streams(url: str, *, events_bytes: int) -> None:
+    """Makes the streams that are not there yet; how large the events' may grow is up to the operator."""
+    client = await nats.connect(url, connect_timeout=3, allow_reconnect=False)
+    try:
+        js = client.jetstream()
+        for stream in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):
+            try:
+                await js.stream_info(str(stream.name))
+            except NotFoundError:
+                await js.add_stream(stream)
+    finally:
+        await client.close()

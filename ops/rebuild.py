@@ -1,6 +1,7 @@
 """Builds My page anew from the first event, while the old one serves."""
 
 import asyncio
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from gotohotel.policies import Arrival
 from mypage_svc.policies import policies
 from ops.errors import StackError
 from ops.stack import Stack
-from ops.stream import jetstream
+from ops.stream import archives, jetstream
 
 SERVICE = "mypage_svc"
 MIGRATIONS = Path(mypage_svc.__file__).parent / "migrations"
@@ -66,7 +67,9 @@ async def rebuild(stack: Stack) -> tuple[int, int]:
         for migration in sorted(MIGRATIONS.glob("*.sql")):
             await owner.execute(migration.read_text())
         async with jetstream(stack) as js:
-            events = _Events(js)
+            events = _Events(stack, js)
+            for arrivals in events.archived():
+                await _apply(owner, arrivals, events)
             await events.open()
             for _ in range(TRIES_TO_HOLD):
                 await _catch_up(owner, events)
@@ -96,14 +99,18 @@ async def _swap(owner: Any, events: "_Events") -> None:
 
 async def _catch_up(connection: Any, events: "_Events") -> None:
     while arrivals := await events.next_batch():
-        try:
-            async with connection.transaction():
-                await policies.apply(connection, arrivals)
-        except Exception as error:
-            if not is_poison(error):
-                raise
-            for arrival in arrivals:  # one of them; the service has made it a dead letter
-                events.skipped += await _is_skipped(connection, arrival)
+        await _apply(connection, arrivals, events)
+
+
+async def _apply(connection: Any, arrivals: Sequence[Arrival], events: "_Events") -> None:
+    try:
+        async with connection.transaction():
+            await policies.apply(connection, arrivals)
+    except Exception as error:
+        if not is_poison(error):
+            raise
+        for arrival in arrivals:  # one of them; the service has made it a dead letter
+            events.skipped += await _is_skipped(connection, arrival)
 
 
 async def _is_skipped(connection: Any, arrival: Arrival) -> bool:
@@ -118,10 +125,12 @@ async def _is_skipped(connection: Any, arrival: Arrival) -> bool:
 
 
 class _Events:
-    """The stream from its first event on, through a reader that the server forgets by itself."""
+    """All events from the first one on: the archive's, then the stream's, through a reader that the server forgets."""
 
-    def __init__(self, js: JetStreamContext) -> None:
+    def __init__(self, stack: Stack, js: JetStreamContext) -> None:
         self._js = js
+        self._archived = archives(stack)
+        self._archive_ends = self._archived[-1].last if self._archived else 0
         self._received = 0
         self.count = 0
         self.skipped = 0
@@ -131,6 +140,20 @@ class _Events:
             filter_subjects=policies.subjects, ack_policy=AckPolicy.NONE, inactive_threshold=30, mem_storage=True
         )
         self._pull = await self._js.pull_subscribe("", stream=EVENTS.name, config=reader)
+
+    def archived(self) -> Iterator[list[Arrival]]:
+        """What was moved out of the stream, in batches."""
+        batch: list[Arrival] = []
+        for archive in self._archived:
+            for message in archive.read():
+                if message.subject in policies.subjects:
+                    batch += self._read(message.subject, message.headers, message.data)
+                if len(batch) == FETCH:
+                    self.count += len(batch)
+                    yield batch
+                    batch = []
+        self.count += len(batch)
+        yield batch
 
     async def next_batch(self) -> list[Arrival]:
         """The next events, up to the last one that is in the stream now; none when all are read."""
@@ -143,11 +166,14 @@ class _Events:
                 break
             for message in await self._pull.fetch(min(info.num_pending, FETCH), timeout=5):
                 self._received += 1
-                try:
-                    headers = message.headers or {}
-                    event = policies.parse(message.subject, message.data)
-                    arrivals.append(Arrival(headers["ce-id"], headers["ce-subject"], "", event))
-                except (KeyError, DecodeError):
-                    self.skipped += 1  # unreadable: a dead letter
+                if message.metadata.sequence.stream > self._archive_ends:
+                    arrivals += self._read(message.subject, message.headers or {}, message.data)
         self.count += len(arrivals)
         return arrivals
+
+    def _read(self, subject: str, headers: Mapping[str, str], data: bytes) -> list[Arrival]:
+        try:
+            return [Arrival(headers["ce-id"], headers["ce-subject"], "", policies.parse(subject, data))]
+        except (KeyError, DecodeError):
+            self.skipped += 1  # unreadable: a dead letter
+            return []

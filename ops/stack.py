@@ -7,6 +7,7 @@ import os
 import random
 import re
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
@@ -55,6 +56,7 @@ LISTENS_TOO = {"envoy": ("egress", "admin")}
 # It is the processor's, not pay_svc's: another database, another role.
 SANDBOX = "sandbox"
 START_SECONDS = 60
+MIN_STREAM_BYTES, MAX_STREAM_BYTES = 256 * 1024**2, 16 * 1024**3
 LONGEST_HOME = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
 
 CATALOGUE = {
@@ -133,6 +135,21 @@ class Stack:
         """Where the gateway answers."""
         return f"http://127.0.0.1:{self.ports['gateway']}"
 
+    @property
+    def archive(self) -> Path:
+        """The folder of old events that were moved out of the stream."""
+        return self.home / "archive"
+
+    def _stream_bytes(self) -> int:
+        """How large the stream of events may grow: a quarter of the free disk, or as GOTOHOTEL_STREAM_MIB says."""
+        by_disk = min(max(shutil.disk_usage(self.home).free // 4, MIN_STREAM_BYTES), MAX_STREAM_BYTES)
+        text = os.environ.get("GOTOHOTEL_STREAM_MIB", "")
+        if not text:
+            return by_disk
+        if not re.fullmatch(r"[1-9]\d{0,8}", text):
+            raise StackError(f"The setting GOTOHOTEL_STREAM_MIB takes a number of MiB, not {text!r}.")
+        return int(text) * 1024**2
+
     @cached_property
     def secrets(self) -> dict[str, str]:
         """Passwords and keys, made at the first start."""
@@ -184,6 +201,9 @@ class Stack:
                 if name == "postgres":
                     self._wait(name, self._postgres_answers)
                     asyncio.run(postgres.provision(self.database_url, self.secrets, services=SERVICES, sandbox=SANDBOX))
+                if name == "nats":
+                    self._wait(name, lambda: accepts(self.ports["nats"]))
+                    asyncio.run(nats_server.declare_streams(self.nats_url(), events_bytes=self._stream_bytes()))
             for name in SERVICES:
                 self._wait(name, lambda name=name: accepts(self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)

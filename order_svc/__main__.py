@@ -1,20 +1,18 @@
 """Puts order_svc together and runs it."""
 
 from dataclasses import dataclass
-from datetime import date, datetime
-from functools import partial
+from datetime import date
 from pathlib import Path
-from typing import Any
 from zoneinfo import ZoneInfo
 
 from gotohotel.app import App, Settings, run
-from gotohotel.idempotency import Requests
+from gotohotel.idempotency import RENEW_SECONDS, Requests
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc import open_client
 from order_svc.clients import GrpcPayments
-from order_svc.policies import policies_of
+from order_svc.policies import policies
 from order_svc.server import OrderServer
-from order_svc.store import PostgresRoomTypes, open_work
+from order_svc.store import PostgresRoomTypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,24 +31,25 @@ async def compose(app: App, settings: OrderSettings) -> None:
     """Builds the service out of its parts."""
 
     def today() -> date:
-        return datetime.now(settings.time_zone).date()
-
-    def open_work_today(*args: Any) -> Any:
-        return partial(open_work, today=today())(*args)
+        return app.clock.now().astimezone(settings.time_zone).date()
 
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
+    requests = Requests(app.database, settings.fingerprint_key.encode())
     server = OrderServer(
         app.database,
-        Requests(app.database, settings.fingerprint_key.encode()),
+        requests,
         PostgresRoomTypes(app.database),
         GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
+        clock=app.clock.now,
         today=today,
         unpaid_minutes=settings.unpaid_minutes,
         committed=app.committed,
     )
     app.serve(order_service_pb2.DESCRIPTOR.services_by_name["OrderService"], server)
-    app.listen(policies_of(open_work_today))
+    app.listen(policies)
+    app.every(RENEW_SECONDS, requests.renew)
     app.every(settings.expiry_every_seconds, server.expire_orders)
+    app.every(0.5, server.apply_room_types)
     app.every(600, server.open_nights)
 
 

@@ -3,26 +3,29 @@
 import logging
 from datetime import UTC
 
+import grpc
+
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc import CallFailed, RpcClient
-from gotohotel.wire import money_to_proto
-from order_svc.domain import IN_PROGRESS, Order, PaymentError, PaymentOutcome
+from gotohotel.wire import money_from_proto, money_to_proto
+from order_svc.domain import (
+    IN_PROGRESS,
+    PAY_LATER,
+    Order,
+    PaymentClosure,
+    PaymentOutcome,
+    PaymentsUnreachable,
+    declined,
+)
 from order_svc.wire import booking_to_proto
 
 logger = logging.getLogger(__name__)
 
 PROCESS_PAYMENT = "/gotohotel.pay.v1.PayService/ProcessPayment"
-
-MESSAGES = {
-    "CARD_DECLINED": "The card was declined; try another one.",
-    "INSUFFICIENT_FUNDS": "The card has not enough funds; try another one.",
-    "EXPIRED_CARD": "The card has expired; try another one.",
-}
-PAY_LATER = PaymentError(
-    reason="PAYMENT_UNAVAILABLE",
-    message="Payments can't be taken at this moment; the room is held, pay a little later.",
-    retry_after_seconds=5,
-)
+CLOSE_PAYMENT = "/gotohotel.pay.v1.PayService/ClosePayment"
+GET_PAYMENT = "/gotohotel.pay.v1.PayService/GetPayment"
+PROBE_SECONDS = 2.0
+UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 class GrpcPayments:
@@ -46,19 +49,44 @@ class GrpcPayments:
                 PROCESS_PAYMENT, request, pb.Payment, at_most_seconds=self._timeout_seconds
             )
         except CallFailed as error:
-            # It may have been charged all the same: then PaymentApproved says so, and paying again finds out too.
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
-            return PaymentOutcome(error=PAY_LATER, settled=error.never_sent)
+            if error.never_sent:
+                return PaymentOutcome(error=PAY_LATER)
+            # It may have been charged: then PaymentApproved says so, and the expiry asks before it gives the room away.
+            return PaymentOutcome(error=IN_PROGRESS, settled=False)
         return _outcome(payment)
+
+    async def close(self, order_id: str) -> PaymentClosure:
+        """Closes the payment unless something is, or may still be, charged. Raises PaymentsUnreachable."""
+        request = pb.ClosePaymentRequest(order_id=order_id)
+        try:
+            answer = await self._client.call(
+                CLOSE_PAYMENT, request, pb.ClosePaymentResponse, at_most_seconds=self._timeout_seconds
+            )
+        except CallFailed as error:
+            logger.warning("order %s: pay_svc did not say whether it is paid: %s", order_id, error)
+            raise PaymentsUnreachable from None
+        return PaymentClosure(
+            closed=answer.closed,
+            approved_at=answer.approve_time.ToDatetime(tzinfo=UTC) if answer.HasField("approve_time") else None,
+            canceled_at=answer.cancel_time.ToDatetime(tzinfo=UTC) if answer.HasField("cancel_time") else None,
+            refunded=money_from_proto(answer.refunded_amount, "refundedAmount"),
+        )
+
+    async def can_be_reached(self, order_id: str) -> bool:
+        """Whether pay_svc answers at this moment; it is asked about an order's payment."""
+        try:
+            request = pb.GetPaymentRequest(order_id=order_id)
+            await self._client.call(GET_PAYMENT, request, pb.Payment, at_most_seconds=PROBE_SECONDS)
+        except CallFailed as error:
+            return error.code not in UNREACHABLE
+        return True
 
 
 def _outcome(payment: pb.Payment) -> PaymentOutcome:
     if payment.status == pb.Payment.APPROVED:
         return PaymentOutcome(approved_at=payment.update_time.ToDatetime(tzinfo=UTC))
     if payment.status == pb.Payment.DECLINED:
-        reason = payment.decline_reason
-        if reason in MESSAGES:
-            return PaymentOutcome(error=PaymentError(reason=reason, message=MESSAGES[reason]))
-        return PaymentOutcome(error=PAY_LATER)
-    # PENDING: another try is under way. CANCELED: the order's cancel is on its way here as an event.
-    return PaymentOutcome(error=IN_PROGRESS, settled=False)
+        return PaymentOutcome(error=declined(payment.decline_reason))
+    # PENDING: this or another attempt is under way. CANCELED: the news of that is on its way here as an event.
+    return PaymentOutcome(error=IN_PROGRESS, settled=False, attempt_id=payment.attempt_id or None)

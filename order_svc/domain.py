@@ -117,6 +117,12 @@ class PaymentError:
     retry_after_seconds: int | None = None
 
 
+# Only of a payment that is certainly not made: the call never reached pay_svc, or the processor closed the attempt.
+PAY_LATER = PaymentError(
+    reason="PAYMENT_UNAVAILABLE",
+    message="Payments can't be taken at this moment; the room is held, pay a little later.",
+    retry_after_seconds=5,
+)
 IN_PROGRESS = PaymentError(
     reason="PAYMENT_IN_PROGRESS",
     message="A payment is being processed; look again in a moment.",
@@ -124,13 +130,43 @@ IN_PROGRESS = PaymentError(
 )
 
 
+DECLINES = {
+    "CARD_DECLINED": "The card was declined; try another one.",
+    "INSUFFICIENT_FUNDS": "The card has not enough funds; try another one.",
+    "EXPIRED_CARD": "The card has expired; try another one.",
+}
+
+
+def declined(reason: str) -> PaymentError:
+    """Why an attempt that pay_svc calls declined did not succeed."""
+    return PaymentError(reason=reason, message=DECLINES[reason]) if reason in DECLINES else PAY_LATER
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentOutcome:
-    """What pay_svc said of a try: approved, refused, or (`settled` false) that it is not known yet."""
+    """What pay_svc said of an attempt: approved, refused, or (`settled` false) that it is not known yet.
+
+    `attempt_id` is the attempt that it is working on, or worked on last, if it said so.
+    """
 
     approved_at: datetime | None = None
     error: PaymentError | None = None
     settled: bool = True
+    attempt_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PaymentClosure:
+    """What pay_svc answers when it is asked to close a payment.
+
+    `closed`: nothing was charged and nothing ever will be. Otherwise the card was charged (`approved_at`, and
+    `canceled_at` with `refunded` if that went back), or an attempt is still open.
+    """
+
+    closed: bool
+    approved_at: datetime | None = None
+    canceled_at: datetime | None = None
+    refunded: Money | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +259,6 @@ class Order(Aggregate):
         self.payment_error = payment_error
         self.attempt_id = attempt_id
         self.attempt_until = attempt_until
-        self.held_nights_when_loaded = self.holds_nights
 
     @classmethod
     def place(
@@ -267,25 +302,20 @@ class Order(Aggregate):
         """Whether its nights are taken from the allotment."""
         return self.status in (Status.PAYMENT_PENDING, Status.PAID, Status.CONFIRMED)
 
-    @property
-    def gives_nights_back(self) -> bool:
-        """Whether it held its nights when it was loaded and no longer does."""
-        return self.held_nights_when_loaded and not self.holds_nights
-
-    def start_payment(self, attempt_id: str, *, started_at: datetime, until: datetime) -> None:
-        """Begins a try to pay; until `until` the order does not expire."""
+    def start_payment(self, attempt_id: str, *, started_at: datetime, lifetime: timedelta) -> None:
+        """Begins an attempt to pay. The order does not expire for its `lifetime`, nor ever for longer than that."""
         if self.status != Status.PAYMENT_PENDING:
             raise OrderNotPayable()
         self.attempt_id = attempt_id
-        self.attempt_until = until
+        self.attempt_until = min(started_at, self.expires_at) + lifetime
         self.payment_error = None
         self.updated_at = started_at
 
     def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
-        """Takes note of what pay_svc said of a try. Safe to repeat.
+        """Takes note of what pay_svc said of an attempt. Safe to repeat.
 
-        A try beside another is not made: it hears IN_PROGRESS, and what the other one came to is the news. Once the
-        newest try is settled, a late word on an older one changes nothing.
+        An attempt beside another is not charged: it gets IN_PROGRESS and the other attempt's id, whose result stands.
+        A late word on an older attempt, once a newer one is settled, changes nothing.
         """
         if outcome.approved_at:
             self.note_payment_approved(outcome.approved_at)
@@ -297,9 +327,22 @@ class Order(Aggregate):
             self.updated_at = at
             if outcome.settled:
                 self.attempt_until = None
+            elif outcome.attempt_id:
+                self.attempt_id = outcome.attempt_id
         elif outcome.settled and self.attempt_until is not None:
             self.payment_error = outcome.error
             self.updated_at = at
+
+    def note_payment_declined(self, attempt_id: str, reason: str, *, at: datetime) -> None:
+        """pay_svc announced that an attempt did not succeed; the call that made it may not have heard so."""
+        if self.status != Status.PAYMENT_PENDING:
+            return
+        if self.attempt_id == attempt_id and self.attempt_until is not None:
+            self.attempt_until = None
+        elif self.payment_error != IN_PROGRESS:
+            return  # it was heard before, or a newer attempt has more to tell
+        self.payment_error = declined(reason)
+        self.updated_at = max(self.updated_at, at)
 
     def cancel(self, reason: str, *, at: datetime) -> None:
         """Asks for the cancel. One that is under way or done stays as it is."""
@@ -311,10 +354,18 @@ class Order(Aggregate):
         self.updated_at = at
         self.record(OrderCanceled(occurred_at=at, reason=reason))
 
-    def expire(self, *, at: datetime) -> None:
-        """Gives up an order whose time to pay is over, unless a try to pay is in flight."""
+    def expire(self, payment: PaymentClosure, *, at: datetime) -> None:
+        """Gives up an order whose time to pay is over, if pay_svc has closed its payment uncharged.
+
+        If the card was charged after all, the order is paid; while that is unknown, it stays as it is.
+        """
+        if payment.approved_at:
+            self.note_payment_approved(payment.approved_at)
+            if payment.canceled_at and payment.refunded:
+                self.note_payment_canceled(payment.canceled_at, payment.refunded)
+            return
         in_flight = self.attempt_until is not None and self.attempt_until > at
-        if self.status != Status.PAYMENT_PENDING or self.expires_at > at or in_flight:
+        if self.status != Status.PAYMENT_PENDING or self.expires_at > at or in_flight or not payment.closed:
             return
         self.facts.expired_at = at
         self.updated_at = at
@@ -362,8 +413,17 @@ class Orders(Protocol):
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, Order]:
         """The orders that exist, by id."""
 
-    async def due(self, now: datetime, *, at_most: int) -> list[Order]:
-        """Unpaid orders whose time is over, locked for the caller's transaction; those of others are passed over."""
+    async def due(self, *, limit: int) -> list[Order]:
+        """Unpaid orders whose time is over by the store's clock, unless that is stopped. Each is due again later on."""
+
+    async def next_unpaid(self) -> str | None:
+        """The unpaid order whose time is over next."""
+
+    async def stop_expiry(self) -> None:
+        """From now on no order's time to pay goes on. Safe to repeat."""
+
+    async def resume_expiry(self) -> None:
+        """Gives every unpaid order the time back for which expiry was stopped, and lets it go on. Safe to repeat."""
 
     async def save(self, *orders: Order) -> None:
         """Saves changes, gives nights back, and announces what happened, all or nothing."""
@@ -374,3 +434,13 @@ class Payments(Protocol):
 
     async def process(self, order: Order, card_no: str) -> PaymentOutcome:
         """Charges the order's current attempt at most once. Never raises for what pay_svc does or fails to do."""
+
+    async def close(self, order_id: str) -> PaymentClosure:
+        """Closes the payment unless something is, or may still be, charged. Raises PaymentsUnreachable."""
+
+    async def can_be_reached(self, order_id: str) -> bool:
+        """Whether pay_svc answers at this moment; it is asked about an order's payment."""
+
+
+class PaymentsUnreachable(Exception):
+    """pay_svc did not answer; nothing can be concluded from that."""

@@ -4,7 +4,7 @@ import logging
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
-from gotohotel.pay.v1.events_pb2 import PaymentApproved, PaymentCanceled
+from gotohotel.pay.v1.events_pb2 import PaymentApproved, PaymentCanceled, PaymentDeclined
 from gotohotel.policies import Policies
 from gotohotel.reservation.v1.events_pb2 import (
     ReservationCanceled,
@@ -14,7 +14,7 @@ from gotohotel.reservation.v1.events_pb2 import (
 )
 from gotohotel.wire import money_from_proto
 from order_svc.domain import Order, RoomType
-from order_svc.store import Work
+from order_svc.store import Work, open_work
 
 logger = logging.getLogger(__name__)
 
@@ -24,45 +24,52 @@ class _OrderEvent(Protocol):
     occur_time: Any
 
 
-def policies_of(open_work: Any) -> Policies[Work]:
-    """This service's policies over the given unit of work."""
-    policies: Policies[Work] = Policies(open_work)
+policies: Policies[Work] = Policies(open_work)
 
-    @policies.whenever(PaymentApproved)
-    def mark_paid(event: PaymentApproved, work: Work) -> None:
-        _order(event, work).note_payment_approved(_time(event))
 
-    @policies.whenever(PaymentCanceled)
-    def record_refund(event: PaymentCanceled, work: Work) -> None:
-        refunded = money_from_proto(event.refunded_amount, "refundedAmount")
-        _order(event, work).note_payment_canceled(_time(event), refunded)
+@policies.whenever(PaymentApproved)
+def mark_paid(event: PaymentApproved, work: Work) -> None:
+    _order(event, work).note_payment_approved(_time(event))
 
-    @policies.whenever(ReservationConfirmed)
-    def mark_confirmed(event: ReservationConfirmed, work: Work) -> None:
-        _order(event, work).note_confirmed(_time(event), event.confirmation_no)
 
-    @policies.whenever(ReservationRejected)
-    def mark_rejected(event: ReservationRejected, work: Work) -> None:
-        _order(event, work).note_rejected(_time(event))
+@policies.whenever(PaymentDeclined)
+def record_decline(event: PaymentDeclined, work: Work) -> None:
+    _order(event, work).note_payment_declined(event.attempt_id, event.reason, at=_time(event))
 
-    @policies.whenever(ReservationCanceled)
-    def mark_reservation_canceled(event: ReservationCanceled, work: Work) -> None:
-        _order(event, work).note_reservation_canceled(_time(event))
 
-    @policies.whenever(RoomTypeChanged)
-    def copy_room_type(event: RoomTypeChanged, work: Work) -> None:
-        work.room_types.append(
-            RoomType(
-                id=event.id,
-                version=event.version,
-                display_name=event.display_name,
-                capacity=event.capacity,
-                max_guests=event.max_guests,
-                nightly_rate=money_from_proto(event.nightly_rate, "nightlyRate"),
-            )
+@policies.whenever(PaymentCanceled)
+def record_refund(event: PaymentCanceled, work: Work) -> None:
+    refunded = money_from_proto(event.refunded_amount, "refundedAmount")
+    _order(event, work).note_payment_canceled(_time(event), refunded)
+
+
+@policies.whenever(ReservationConfirmed)
+def mark_confirmed(event: ReservationConfirmed, work: Work) -> None:
+    _order(event, work).note_confirmed(_time(event), event.confirmation_no)
+
+
+@policies.whenever(ReservationRejected)
+def mark_rejected(event: ReservationRejected, work: Work) -> None:
+    _order(event, work).note_rejected(_time(event))
+
+
+@policies.whenever(ReservationCanceled)
+def mark_reservation_canceled(event: ReservationCanceled, work: Work) -> None:
+    _order(event, work).note_reservation_canceled(_time(event))
+
+
+@policies.whenever(RoomTypeChanged)
+def copy_room_type(event: RoomTypeChanged, work: Work) -> None:
+    work.room_types.append(
+        RoomType(
+            id=event.id,
+            version=event.version,
+            display_name=event.display_name,
+            capacity=event.capacity,
+            max_guests=event.max_guests,
+            nightly_rate=money_from_proto(event.nightly_rate, "nightlyRate"),
         )
-
-    return policies
+    )
 
 
 def _order(event: _OrderEvent, work: Work) -> Order:

@@ -1,11 +1,20 @@
 """The use cases of selling: load, tell the order, save. (Placing an order is one statement: see store.place.)"""
 
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime, timedelta
 
-from order_svc.domain import Order, OrderChanged, Orders, PaymentOutcome
+from order_svc.domain import (
+    Order,
+    OrderChanged,
+    Orders,
+    PaymentOutcome,
+    Payments,
+    PaymentsUnreachable,
+)
 
-# A try to pay is over long before: the call's deadline is seconds, and pay_svc settles what is unknown in a minute.
-ATTEMPT_LIFETIME = timedelta(minutes=2)
+# Longer than any call: after it the attempt has reached pay_svc or never will, and pay_svc knows what became of it.
+ATTEMPT_LIFETIME = timedelta(seconds=15)
 
 
 async def start_payment(orders: Orders, order_id: str, *, owner: str | None, attempt_id: str, now: datetime) -> Order:
@@ -13,7 +22,7 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
     order = await orders.get(order_id, owner=owner)
     if order.is_paid:
         return order
-    order.start_payment(attempt_id, started_at=now, until=now + ATTEMPT_LIFETIME)
+    order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
     await orders.save(order)
     return order
 
@@ -42,10 +51,21 @@ async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reas
     return order
 
 
-async def expire_orders(orders: Orders, *, now: datetime, at_most: int) -> int:
-    """Expires orders whose time to pay is over; answers how many were due."""
-    due = await orders.due(now, at_most=at_most)
-    for order in due:
-        order.expire(at=now)
-    await orders.save(*due)
-    return len(due)
+async def watch_expiry(orders: Orders, payments: Payments) -> None:
+    """Stops the clock of all unpaid orders while pay_svc can't be reached: nobody loses a room to that."""
+    order_id = await orders.next_unpaid()
+    if order_id is None or await payments.can_be_reached(order_id):
+        await orders.resume_expiry()
+    else:
+        await orders.stop_expiry()
+
+
+async def expire_order(orders: Orders, payments: Payments, order: Order, *, clock: Callable[[], datetime]) -> None:
+    """Expires an order that is due, once pay_svc has closed its payment uncharged; otherwise it is due again later.
+
+    Whatever this service has not heard of yet, because events are late or an answer was lost, pay_svc knows.
+    """
+    with suppress(PaymentsUnreachable, OrderChanged):
+        payment = await payments.close(order.id)
+        order.expire(payment, at=max(clock(), order.expires_at))  # due by the database's own clock
+        await orders.save(order)

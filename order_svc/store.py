@@ -4,7 +4,7 @@ import logging
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date
 from typing import Any
 
 import asyncpg
@@ -119,20 +119,81 @@ ORDER BY id DESC
 LIMIT $2
 """
 
-# SKIP LOCKED: every replica runs the expiry job.
+# By the database's own clock. Each is put off before it is tried, so that replicas do not try the same one, and one
+# whose payment is not known yet holds up no other.
 DUE = f"""
-SELECT {COLUMNS}
-FROM orders
-WHERE status = 'PAYMENT_PENDING'
-  AND expires_at <= $1
-  AND (attempt_until IS NULL OR attempt_until <= $1)
-ORDER BY expires_at
-LIMIT $2
-FOR UPDATE SKIP LOCKED
+UPDATE orders
+SET next_expiry_at = now() + interval '10 seconds'
+WHERE id IN (
+    SELECT id
+    FROM orders
+    WHERE status = 'PAYMENT_PENDING'
+      AND expires_at <= now()
+      AND (attempt_until IS NULL OR attempt_until <= now())
+      AND (next_expiry_at IS NULL OR next_expiry_at <= now())
+      AND NOT EXISTS (SELECT FROM payment_outage)
+    ORDER BY expires_at
+    LIMIT $1
+    FOR UPDATE SKIP LOCKED
+)
+RETURNING {COLUMNS}
 """
 
-# Any number of orders at once. Freed nights are locked in one order for all, like those of a new order; a night
-# that was closed because its capacity was lowered shrinks towards the room type's capacity.
+NEXT_UNPAID = """
+SELECT id
+FROM orders
+WHERE status = 'PAYMENT_PENDING'
+ORDER BY expires_at
+LIMIT 1
+"""
+
+STOP_EXPIRY = """
+INSERT INTO payment_outage (began_at)
+VALUES (now())
+ON CONFLICT DO NOTHING
+"""
+
+END_OUTAGE = """
+UPDATE payment_outage
+SET ended_at = now()
+WHERE ended_at IS NULL
+"""
+
+# The orders that were unpaid, and not due yet, when the outage began, and those that were placed in it.
+STOPPED = """
+    orders.status = 'PAYMENT_PENDING'
+    AND orders.expires_at > outage.began_at
+    AND orders.created_at < outage.ended_at
+    AND (orders.time_returned_at IS NULL OR orders.time_returned_at < outage.began_at)
+"""
+
+# SKIP LOCKED: whoever pays at this moment is not kept waiting; that order's turn comes again.
+RETURN_TIME = f"""
+WITH stopped AS (
+    SELECT orders.id, outage.ended_at - greatest(outage.began_at, orders.created_at) AS lost
+    FROM orders, payment_outage AS outage
+    WHERE {STOPPED}
+    LIMIT 500
+    FOR UPDATE OF orders SKIP LOCKED
+)
+UPDATE orders
+SET expires_at = orders.expires_at + stopped.lost,
+    time_returned_at = now()
+FROM stopped
+WHERE orders.id = stopped.id
+"""
+
+RESUME_EXPIRY = f"""
+DELETE FROM payment_outage AS outage
+WHERE ended_at IS NOT NULL
+  AND NOT EXISTS (SELECT FROM orders WHERE {STOPPED})
+RETURNING ended_at - began_at
+"""
+
+# Any number of orders at once, in the order of their ids. Whether nights are given back is up to the stored
+# holds_nights: it is cleared once. (`held_before` reads what was stored before; the revision says that it is still so.)
+# Freed nights are locked in one order for all, like those of a new order; a night that was closed because its capacity
+# was lowered shrinks towards the room type's capacity.
 SAVE = f"""
 WITH change AS (
     SELECT *
@@ -146,8 +207,15 @@ WITH change AS (
         id, revision, version, status, refunded,
         {", ".join(FACTS)},
         confirmation_no, payment_error_reason, payment_error_message, payment_error_retry_after,
-        attempt_id, attempt_until, updated_at, gives_nights_back
+        attempt_id, attempt_until, updated_at, holds_nights
     )
+),
+held_before AS (
+    SELECT orders.id
+    FROM orders
+    JOIN change USING (id)
+    WHERE NOT change.holds_nights
+      AND orders.holds_nights
 ),
 saved AS (
     UPDATE orders
@@ -162,16 +230,17 @@ saved AS (
         payment_error_retry_after = change.payment_error_retry_after,
         attempt_id = change.attempt_id,
         attempt_until = change.attempt_until,
-        updated_at = change.updated_at
+        updated_at = change.updated_at,
+        holds_nights = orders.holds_nights AND change.holds_nights
     FROM change
     WHERE orders.id = change.id
       AND orders.revision = change.revision
-    RETURNING orders.room_type, orders.check_in, orders.check_out, change.gives_nights_back
+    RETURNING orders.id, orders.room_type, orders.check_in, orders.check_out
 ),
 freed AS (
     SELECT room_type, day::date AS night, count(*)::integer AS rooms
-    FROM saved, generate_series(check_in, check_out - 1, interval '1 day') AS day
-    WHERE gives_nights_back
+    FROM saved
+    JOIN held_before USING (id), generate_series(check_in, check_out - 1, interval '1 day') AS day
     GROUP BY room_type, night
 ),
 locked AS (
@@ -195,10 +264,12 @@ announced AS (
 SELECT count(*) FROM saved
 """
 
+ROOM_TYPE_COLUMNS = "id, version, display_name, room_types.capacity, max_guests, currency, nightly_rate"
+
 # min() over the stay's nights: a room is free only if it is free on all of them.
-SEARCH = """
+SEARCH = f"""
 SELECT
-    room_types.*,
+    {ROOM_TYPE_COLUMNS},
     CASE WHEN count(allotment.night) = $2::date - $1::date THEN min(allotment.capacity - allotment.held) ELSE 0 END
         AS available
 FROM room_types
@@ -207,12 +278,13 @@ LEFT JOIN allotment
     AND allotment.night >= $1
     AND allotment.night < $2
 WHERE room_types.max_guests >= $3
+  AND room_types.applied_version > 0
 GROUP BY room_types.id
 ORDER BY room_types.id
 """
 
-ROOM_TYPES = """
-SELECT *
+ROOM_TYPES = f"""
+SELECT {ROOM_TYPE_COLUMNS}
 FROM room_types
 """
 
@@ -227,7 +299,15 @@ SET version = excluded.version,
     currency = excluded.currency,
     nightly_rate = excluded.nightly_rate
 WHERE room_types.version < excluded.version
-RETURNING id
+"""
+
+# A room type changes in three steps of one transaction, which locks first its row and then its nights, from the first
+# one on, like everybody else.
+LOCK_ROOM_TYPE = """
+SELECT version, capacity
+FROM room_types
+WHERE id = $1
+FOR UPDATE
 """
 
 # A capacity below what is held closes the night: what was sold stays sold, and nothing more is.
@@ -244,15 +324,30 @@ WHERE allotment.room_type = $1
 RETURNING allotment.night, held > $2 AS closed
 """
 
-# The room types are locked, so that no night opens with a capacity that is being changed.
 OPEN_NIGHTS = """
-WITH locked AS (
-    SELECT id, capacity FROM room_types ORDER BY id FOR UPDATE
-)
 INSERT INTO allotment (room_type, night, nominal, capacity)
-SELECT locked.id, day::date, locked.capacity, locked.capacity
-FROM locked, generate_series($1::date, $1::date + $2::integer, interval '1 day') AS day
+SELECT $1, day::date, $2, $2
+FROM generate_series($3::date, $3::date + $4::integer, interval '1 day') AS day
 ON CONFLICT DO NOTHING
+"""
+
+APPLIED = """
+UPDATE room_types
+SET applied_version = $2
+WHERE id = $1
+"""
+
+CHANGED_ROOM_TYPES = """
+SELECT id
+FROM room_types
+WHERE applied_version < version
+ORDER BY id
+"""
+
+ROOM_TYPE_IDS = """
+SELECT id
+FROM room_types
+ORDER BY id
 """
 
 
@@ -305,9 +400,26 @@ class PostgresOrders:
         statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
         return [_order(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
-    async def due(self, now: datetime, *, at_most: int) -> list[Order]:
-        """Unpaid orders whose time is over, locked for the caller's transaction; those of others are passed over."""
-        return [_order(row) for row in await self._connection.fetch(DUE, now, at_most)]
+    async def due(self, *, limit: int) -> list[Order]:
+        """Unpaid orders whose time is over by the database's clock, unless that is stopped. Each is due again later."""
+        return [_order(row) for row in await self._connection.fetch(DUE, limit)]
+
+    async def next_unpaid(self) -> str | None:
+        """The unpaid order whose time is over next."""
+        order_id = await self._connection.fetchval(NEXT_UNPAID)
+        return str(order_id) if order_id else None
+
+    async def stop_expiry(self) -> None:
+        """From now on no order's time to pay goes on. Safe to repeat."""
+        await self._connection.execute(STOP_EXPIRY)
+
+    async def resume_expiry(self) -> None:
+        """Gives every unpaid order the time back for which expiry was stopped, and lets it go on. Safe to repeat."""
+        await self._connection.execute(END_OUTAGE)
+        while await self._connection.execute(RETURN_TIME) != "UPDATE 0":
+            pass
+        if (lost := await self._connection.fetchval(RESUME_EXPIRY)) is not None:
+            logger.warning("pay_svc could not be reached for %s; unpaid orders have that time back", lost)
 
     async def save(self, *orders: Order) -> None:
         """Saves changes, gives nights back, and announces what happened.
@@ -316,6 +428,8 @@ class PostgresOrders:
         """
         if not orders:
             return
+        # Two batches that save the same orders wait for one another.
+        orders = tuple(sorted(orders, key=lambda order: order.id))
         columns = zip(*(_changes(order) for order in orders), strict=True)
         events = as_columns(row for order in orders for row in wire.outbox_rows(order))
         saved = await self._connection.fetchval(SAVE, *(list(column) for column in columns), *events)
@@ -323,7 +437,6 @@ class PostgresOrders:
             raise OrderChanged()
         for order in orders:
             order.revision += 1
-            order.held_nights_when_loaded = order.holds_nights
 
 
 class PostgresRoomTypes:
@@ -347,9 +460,24 @@ class PostgresRoomTypes:
         rows = await self._database.autocommit.fetch(SEARCH, stay.check_in, stay.check_out, guest_cnt)
         return [Vacancy(room_type=_room_type(row), available=row["available"]) for row in rows]
 
+    async def apply_changes(self, today: date) -> None:
+        """Opens and sizes the nights of room types that have changed. Safe to repeat, and beside other replicas."""
+        for row in await self._database.autocommit.fetch(CHANGED_ROOM_TYPES):
+            await self._apply(row["id"], today)
+
     async def open_nights(self, today: date) -> None:
-        """Puts every night that can be booked on sale. Safe to repeat."""
-        await self._database.autocommit.execute(OPEN_NIGHTS, today, MOST_DAYS_AHEAD + MOST_NIGHTS + 2)
+        """Puts every night that can be booked on sale. Safe to repeat, and beside other replicas."""
+        for row in await self._database.autocommit.fetch(ROOM_TYPE_IDS):
+            await self._apply(row["id"], today)
+
+    async def _apply(self, room_type: str, today: date) -> None:
+        async with self._database.transaction() as connection:
+            row = await connection.fetchrow(LOCK_ROOM_TYPE, room_type)
+            nights = await connection.fetch(CHANGE_CAPACITY, room_type, row["capacity"])
+            await connection.execute(OPEN_NIGHTS, room_type, row["capacity"], today, MOST_DAYS_AHEAD + MOST_NIGHTS + 2)
+            await connection.execute(APPLIED, room_type, row["version"])
+        if closed := [night["night"].isoformat() for night in nights if night["closed"]]:
+            logger.warning("%s: more is sold than its capacity of %d; closed: %s", room_type, row["capacity"], closed)
 
 
 @dataclass
@@ -361,32 +489,21 @@ class Work:
 
 
 @asynccontextmanager
-async def open_work(connection: Connection, arrivals: Sequence[Arrival], *, today: date) -> AsyncIterator[Work]:
+async def open_work(connection: Connection, arrivals: Sequence[Arrival]) -> AsyncIterator[Work]:
     """Loads the orders that events are about, and saves those that changed."""
     orders = PostgresOrders(connection)
     ids = {str(getattr(arrival.message, "order_id", "")) for arrival in arrivals} - {""}
     work = Work(await orders.find(sorted(ids)) if ids else {})
     before = {order.id: _changes(order) for order in work.orders.values()}
     yield work
-    # Room types first: they lock nights from the first one on, like everybody else.
+    # Room types first, in one order for all: whoever holds an order or a night waits for no room type.
     for room_type in sorted(work.room_types, key=lambda changed: (changed.id, changed.version)):
-        await _change_room_type(connection, room_type, today)
+        await connection.execute(
+            CHANGE_ROOM_TYPE,
+            *(room_type.id, room_type.version, room_type.display_name, room_type.capacity, room_type.max_guests),
+            *(room_type.nightly_rate.currency, room_type.nightly_rate.amount),
+        )
     await orders.save(*(order for order in work.orders.values() if _changes(order) != before[order.id]))
-
-
-async def _change_room_type(connection: Connection, changed: RoomType, today: date) -> None:
-    newer = await connection.fetchval(
-        CHANGE_ROOM_TYPE,
-        *(changed.id, changed.version, changed.display_name, changed.capacity, changed.max_guests),
-        *(changed.nightly_rate.currency, changed.nightly_rate.amount),
-    )
-    if newer:
-        nights = await connection.fetch(CHANGE_CAPACITY, changed.id, changed.capacity)
-        if closed := [row["night"].isoformat() for row in nights if row["closed"]]:
-            logger.warning(
-                "%s: more is sold than its new capacity of %d; closed: %s", changed.id, changed.capacity, closed
-            )
-        await connection.execute(OPEN_NIGHTS, today, MOST_DAYS_AHEAD + MOST_NIGHTS + 2)
 
 
 def _changes(order: Order) -> tuple[Any, ...]:
@@ -397,7 +514,7 @@ def _changes(order: Order) -> tuple[Any, ...]:
         *(getattr(order.facts, fact) for fact in FACTS),
         order.confirmation_no,
         *((error.reason, error.message, error.retry_after_seconds) if error else (None, None, None)),
-        *(order.attempt_id, order.attempt_until, order.updated_at, order.gives_nights_back),
+        *(order.attempt_id, order.attempt_until, order.updated_at, order.holds_nights),
     )
 
 

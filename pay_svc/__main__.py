@@ -34,6 +34,7 @@ async def compose(app: App, settings: PaySettings) -> None:
         fingerprint_key=settings.fingerprint_key.encode(),
         currency=settings.currency,
         processor_timeout_seconds=settings.processor_timeout_seconds,
+        clock=app.clock.now,
         committed=app.committed,
     )
     app.serve(pay_service_pb2.DESCRIPTOR.services_by_name["PayService"], server)

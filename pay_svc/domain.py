@@ -71,7 +71,7 @@ class CardTrace:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booking:
-    """What is being paid; handed on as it came."""
+    """What is being paid; handed on as it came, with what only a newer release knows of it (`unknown`)."""
 
     name: str
     phone_no: str
@@ -80,6 +80,7 @@ class Booking:
     check_in: str
     check_out: str
     owner: str
+    unknown: bytes = b""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,8 +106,9 @@ class PaymentApproved(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentDeclined(Event):
-    """A try did not succeed."""
+    """An attempt did not succeed."""
 
+    attempt_id: str
     reason: str
 
 
@@ -138,6 +140,7 @@ class Payment(Aggregate):
         approved_at: datetime | None = None,
         cancel_asked_at: datetime | None = None,
         canceled_at: datetime | None = None,
+        close_asked_at: datetime | None = None,
         version: int = 0,
         revision: int = 0,
     ) -> None:
@@ -157,6 +160,7 @@ class Payment(Aggregate):
         self.approved_at = approved_at
         self.cancel_asked_at = cancel_asked_at
         self.canceled_at = canceled_at
+        self.close_asked_at = close_asked_at
 
     @property
     def status(self) -> Status:
@@ -168,8 +172,9 @@ class Payment(Aggregate):
         return Status.PENDING if self.attempt_open_since else Status.DECLINED
 
     def may_be_tried(self, attempt_id: str) -> bool:
-        """Whether this try may go to the processor: not after a cancel, not beside another, not a second time."""
-        return self.status == Status.DECLINED and self.cancel_asked_at is None and self.attempt_id != attempt_id
+        """Whether this try may go to the processor: not once it ends, not beside another, not a second time."""
+        ends = self.cancel_asked_at or self.close_asked_at
+        return self.status == Status.DECLINED and not ends and self.attempt_id != attempt_id
 
     def start_attempt(
         self, attempt_id: str, *, amount: Money, booking: Booking, card: CardTrace, started_at: datetime
@@ -197,7 +202,19 @@ class Payment(Aggregate):
             self.record(PaymentApproved(occurred_at=at, approval_no=outcome.approval_no))
         else:
             self.decline_reason = outcome.reason
-            self.record(PaymentDeclined(occurred_at=at, reason=outcome.reason))
+            self.record(PaymentDeclined(occurred_at=at, attempt_id=self.attempt_id or "", reason=outcome.reason))
+            if self.close_asked_at:
+                self.cancel(at=at)
+
+    def close(self, *, at: datetime) -> None:
+        """From here on no attempt begins. Canceled for good, unless it is charged or an attempt is still open.
+
+        An open attempt's truth decides: uncharged, it closes the payment; charged, the payment stands. Safe to repeat.
+        """
+        if self.close_asked_at is None and not self.cancel_asked_at:
+            self.close_asked_at = at
+        if self.status == Status.DECLINED and not self.cancel_asked_at:
+            self.cancel(at=at)
 
     def ask_cancel(self, *, at: datetime) -> None:
         """From here on no try begins; what was charged is to be given back."""

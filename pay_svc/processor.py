@@ -19,25 +19,29 @@ ANSWER_IS_LOST = "4000000000000259"
 
 SANDBOX_MIGRATIONS = Path(__file__).parent / "sandbox" / "migrations"
 
-# A key's first entry stays: repeating a charge, or charging a key that was closed, changes nothing.
+# A key's first outcome stays: repeating a charge, or charging a key that was closed, changes nothing.
 ENTER = """
-INSERT INTO ledger (key, order_id, outcome, reason, currency, amount, approval_no)
+INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
 ON CONFLICT DO NOTHING
-RETURNING outcome, reason, approval_no
+RETURNING kind, reason, approval_no
 """
 
 TRUTH = """
-SELECT outcome, reason, approval_no
-FROM ledger
+SELECT kind, reason, approval_no
+FROM entries
 WHERE key = $1
+  AND kind IN ('CHARGE', 'REFUSAL')
 """
 
+# An entry of its own, so that it can be counted how often a charge was given back.
 REFUND = """
-UPDATE ledger
-SET refunded_at = coalesce(refunded_at, now())
+INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
+SELECT key, 'REFUND', order_id, '', currency, amount, approval_no
+FROM entries
 WHERE key = $1
-  AND outcome = 'CHARGED'
+  AND kind = 'CHARGE'
+ON CONFLICT DO NOTHING
 """
 
 
@@ -72,16 +76,16 @@ class SandboxProcessor:
             raise ProcessorUnavailable(repr(error)) from error
 
     async def _enter(self, key: str, order_id: str, amount: Money, *, reason: str) -> Charge | Refusal:
-        entry = ("REFUSED", reason, "") if reason else ("CHARGED", "", new_id()[-12:].upper())
+        entry = ("REFUSAL", reason, "") if reason else ("CHARGE", "", new_id()[-12:].upper())
         kind, reason, approval_no = entry
         connection = self._database.autocommit
         try:
             row = await connection.fetchrow(
-                ENTER, key, order_id, kind, reason, amount.currency, amount.amount, approval_no
+                ENTER, key, kind, order_id, reason, amount.currency, amount.amount, approval_no
             )
             row = row or await connection.fetchrow(TRUTH, key)
         except TRANSIENT as error:
             raise ProcessorUnavailable(repr(error)) from error
-        if row["outcome"] == "CHARGED":
+        if row["kind"] == "CHARGE":
             return Charge(approval_no=row["approval_no"])
         return Refusal(reason=row["reason"])

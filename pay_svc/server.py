@@ -5,7 +5,7 @@ import hashlib
 import hmac
 import logging
 from collections.abc import Callable
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import parse_id
@@ -13,7 +13,16 @@ from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, allow
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
-from pay_svc.domain import Card, CardTrace, Payment, PaymentChanged, Processor, ProcessorUnavailable, RefundPending
+from pay_svc.domain import (
+    Card,
+    CardTrace,
+    Payment,
+    PaymentChanged,
+    Processor,
+    ProcessorUnavailable,
+    RefundPending,
+    Status,
+)
 from pay_svc.store import PostgresPayments
 from pay_svc.wire import booking_from_proto
 
@@ -21,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 
 class PayServer:
-    """The RPCs of pay_svc. `committed` is told after every commit."""
+    """The RPCs of pay_svc. `committed` is told after every commit; `clock` is the database's time."""
 
     def __init__(
         self,
@@ -31,6 +40,7 @@ class PayServer:
         fingerprint_key: bytes,
         currency: str,
         processor_timeout_seconds: float,
+        clock: Callable[[], datetime],
         committed: Callable[[], None],
     ) -> None:
         self._payments = PostgresPayments(database.autocommit)
@@ -38,6 +48,7 @@ class PayServer:
         self._fingerprint_key = fingerprint_key
         self._currency = currency
         self._timeout = processor_timeout_seconds
+        self._clock = clock
         self._committed = committed
 
     @allow(SERVICE)
@@ -53,6 +64,7 @@ class PayServer:
             card=card,
             card_trace=self._trace_of(card),
             timeout_seconds=self._timeout,
+            clock=self._clock,
         )
         self._committed()
         return _payment(payment)
@@ -62,7 +74,12 @@ class PayServer:
         order_id = parse_id(request.order_id, "orderId")
         try:
             payment = await service.cancel_payment(
-                self._payments, self._processor, order_id, currency=self._currency, timeout_seconds=self._timeout
+                self._payments,
+                self._processor,
+                order_id,
+                currency=self._currency,
+                timeout_seconds=self._timeout,
+                clock=self._clock,
             )
         except ProcessorUnavailable:
             # Not UNAVAILABLE: the gateway would count it against pay_svc itself, which is well.
@@ -71,7 +88,14 @@ class PayServer:
             self._committed()
         return _payment(payment)
 
-    @allow(GUEST, DESK)
+    @allow(SERVICE)
+    async def ClosePayment(self, request: pb.ClosePaymentRequest, _: Caller) -> pb.ClosePaymentResponse:
+        order_id = parse_id(request.order_id, "orderId")
+        payment = await service.close_payment(self._payments, order_id, currency=self._currency, clock=self._clock)
+        self._committed()
+        return _closure(payment)
+
+    @allow(GUEST, DESK, SERVICE)
     async def GetPayment(self, request: pb.GetPaymentRequest, caller: Caller) -> pb.Payment:
         return _payment(await self._payments.get(parse_id(request.order_id, "orderId"), owner=caller.owner))
 
@@ -93,7 +117,9 @@ class PayServer:
 
     async def _settle(self, order_id: str) -> None:
         try:
-            await service.settle_payment(self._payments, self._processor, order_id, timeout_seconds=self._timeout)
+            await service.settle_payment(
+                self._payments, self._processor, order_id, timeout_seconds=self._timeout, clock=self._clock
+            )
         except (ProcessorUnavailable, PaymentChanged, *TRANSIENT) as error:
             logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
         finally:
@@ -117,4 +143,14 @@ def _payment(payment: Payment) -> pb.Payment:
         decline_reason=payment.decline_reason,
         create_time=timestamp(payment.created_at),
         update_time=timestamp(payment.updated_at),
+        attempt_id=payment.attempt_id or "",
+    )
+
+
+def _closure(payment: Payment) -> pb.ClosePaymentResponse:
+    return pb.ClosePaymentResponse(
+        closed=payment.status == Status.CANCELED and payment.approved_at is None,
+        approve_time=timestamp(payment.approved_at) if payment.approved_at else None,
+        cancel_time=timestamp(payment.canceled_at) if payment.approved_at and payment.canceled_at else None,
+        refunded_amount=money_to_proto(payment.refunded),
     )

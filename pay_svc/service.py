@@ -2,7 +2,8 @@
 
 import asyncio
 import logging
-from datetime import UTC, datetime
+from collections.abc import Callable
+from datetime import datetime
 
 from gotohotel.domain import Money, new_id
 from pay_svc.domain import (
@@ -20,6 +21,8 @@ from pay_svc.domain import (
 
 logger = logging.getLogger(__name__)
 
+Clock = Callable[[], datetime]  # the database's time
+
 
 async def process_payment(
     payments: Payments,
@@ -32,12 +35,13 @@ async def process_payment(
     card: Card,
     card_trace: CardTrace,
     timeout_seconds: float,
+    clock: Clock,
 ) -> Payment:
     """Charges the order, unless it is charged, canceled, or another try is under way: then as it is.
 
     The answer is PENDING if the processor could not even be asked for the truth; settle_payment will.
     """
-    now = datetime.now(UTC)
+    now = clock()
     zero = Money.zero(amount.currency)
     payment = Payment(id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now)
     payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
@@ -57,17 +61,37 @@ async def process_payment(
             outcome = await _ask_for_the_truth(processor, attempt_id, timeout_seconds)
         except ProcessorUnavailable:
             return payment
-    return await _settle(payments, payment, attempt_id, outcome)
+    return await _settle(payments, payment, attempt_id, outcome, clock)
+
+
+async def close_payment(payments: Payments, order_id: str, *, currency: str, clock: Clock) -> Payment:
+    """Closes an order's payment unless something is, or may still be, charged; answers what it is. Safe to repeat.
+
+    No attempt begins after it. One that is open stays open until settle_payment knows its truth, which then decides.
+    """
+    now = clock()
+    zero = Money.zero(currency)
+    nothing = Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=now, updated_at=now)
+    payment = await payments.find(order_id)
+    if payment is None:
+        nothing.close(at=now)
+        if await payments.add(nothing):
+            return nothing
+        payment = await payments.find(order_id) or nothing
+    if payment.close_asked_at is None and payment.cancel_asked_at is None and payment.approved_at is None:
+        payment.close(at=now)
+        await payments.save(payment)
+    return payment
 
 
 async def cancel_payment(
-    payments: Payments, processor: Processor, order_id: str, *, currency: str, timeout_seconds: float
+    payments: Payments, processor: Processor, order_id: str, *, currency: str, timeout_seconds: float, clock: Clock
 ) -> Payment:
     """Gives back what was charged, if anything was, and makes sure that nothing will be. Safe to repeat.
 
     Raises ProcessorUnavailable if the money is not back yet: the cancel stands, and settle_payment goes on with it.
     """
-    now = datetime.now(UTC)
+    now = clock()
     zero = Money.zero(currency)
     nothing = Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=now, updated_at=now)
     payment = await payments.find(order_id)
@@ -80,34 +104,38 @@ async def cancel_payment(
     if payment.cancel_asked_at is None:
         payment.ask_cancel(at=now)
         await payments.save(payment)
-    return await _finish_cancel(payments, processor, payment, timeout_seconds)
+    return await _finish_cancel(payments, processor, payment, timeout_seconds, clock)
 
 
-async def settle_payment(payments: Payments, processor: Processor, order_id: str, *, timeout_seconds: float) -> None:
+async def settle_payment(
+    payments: Payments, processor: Processor, order_id: str, *, timeout_seconds: float, clock: Clock
+) -> None:
     """Brings an open try or an unfinished cancel to its end by asking the processor."""
     payment = await payments.find(order_id)
     if payment is None:
         return
     if payment.attempt_open_since and payment.attempt_id:
         outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
-        payment = await _settle(payments, payment, payment.attempt_id, outcome)
+        payment = await _settle(payments, payment, payment.attempt_id, outcome, clock)
     if payment.cancel_asked_at:
-        await _finish_cancel(payments, processor, payment, timeout_seconds)
+        await _finish_cancel(payments, processor, payment, timeout_seconds, clock)
 
 
-async def _finish_cancel(payments: Payments, processor: Processor, payment: Payment, timeout_seconds: float) -> Payment:
+async def _finish_cancel(
+    payments: Payments, processor: Processor, payment: Payment, timeout_seconds: float, clock: Clock
+) -> Payment:
     if payment.canceled_at:
         return payment
     if payment.attempt_open_since and payment.attempt_id:
         outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
-        payment = await _settle(payments, payment, payment.attempt_id, outcome)
+        payment = await _settle(payments, payment, payment.attempt_id, outcome, clock)
     if payment.approved_at and payment.attempt_id:
         try:
             async with asyncio.timeout(timeout_seconds):
                 await processor.refund(payment.attempt_id)
         except TimeoutError:
             raise ProcessorUnavailable("no answer in time") from None
-    payment.cancel(at=datetime.now(UTC))
+    payment.cancel(at=clock())
     await payments.save(payment)
     return payment
 
@@ -120,10 +148,12 @@ async def _ask_for_the_truth(processor: Processor, attempt_id: str, timeout_seco
         raise ProcessorUnavailable("no answer in time") from None
 
 
-async def _settle(payments: Payments, payment: Payment, attempt_id: str, outcome: Charge | Refusal) -> Payment:
+async def _settle(
+    payments: Payments, payment: Payment, attempt_id: str, outcome: Charge | Refusal, clock: Clock
+) -> Payment:
     """Stores a try's truth, unless somebody else has done so or gone further."""
     for last_try in (False, False, True):
-        payment.settle_attempt(outcome, at=datetime.now(UTC))
+        payment.settle_attempt(outcome, at=clock())
         try:
             await payments.save(payment)
         except PaymentChanged:

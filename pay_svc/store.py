@@ -1,7 +1,8 @@
 """Payments in PostgreSQL."""
 
+import base64
 import json
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from datetime import timedelta
 from typing import Any
 
@@ -11,10 +12,11 @@ from gotohotel.outbox import as_columns, insert_statement
 from pay_svc import wire
 from pay_svc.domain import Booking, CardTrace, Payment, PaymentChanged, PaymentNotFound
 
+BOOKING_FIELDS = tuple(field.name for field in fields(Booking))
 COLUMNS = """
     id, order_id, booking, currency, amount, refunded, card_brand, card_last4, card_fingerprint, attempt_id,
-    attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at, canceled_at, version, revision,
-    created_at, updated_at
+    attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at, canceled_at, close_asked_at, version,
+    revision, created_at, updated_at
 """
 
 # The primary key makes it one payment per order: of two calls at once, one adds and the other finds it.
@@ -23,26 +25,27 @@ WITH added AS (
     INSERT INTO payments (
         order_id, id, created_at, owner, booking, currency, amount, refunded, status, card_brand, card_last4,
         card_fingerprint, attempt_id, attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at,
-        canceled_at, version, updated_at
+        canceled_at, close_asked_at, version, updated_at
     )
     VALUES (
-        $1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21
+        $1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22
     )
     ON CONFLICT DO NOTHING
     RETURNING order_id
 ),
 announced AS (
-    {insert_statement(22)} WHERE EXISTS (SELECT FROM added)
+    {insert_statement(23)} WHERE EXISTS (SELECT FROM added)
 )
 SELECT count(*) FROM added
 """
 
+# What a newer release has added to a stored booking stays in it.
 SAVE = f"""
 WITH saved AS (
     UPDATE payments
     SET revision = revision + 1,
         owner = $3,
-        booking = $4::jsonb,
+        booking = coalesce(booking || $4::jsonb, $4::jsonb, booking),
         currency = $5,
         amount = $6,
         refunded = $7,
@@ -57,8 +60,9 @@ WITH saved AS (
         approved_at = $16,
         cancel_asked_at = $17,
         canceled_at = $18,
-        version = $19,
-        updated_at = $20,
+        close_asked_at = $19,
+        version = $20,
+        updated_at = $21,
         next_try_at = now(),
         tries = 0
     WHERE order_id = $1
@@ -66,7 +70,7 @@ WITH saved AS (
     RETURNING order_id
 ),
 announced AS (
-    {insert_statement(21)} WHERE EXISTS (SELECT FROM saved)
+    {insert_statement(22)} WHERE EXISTS (SELECT FROM saved)
 )
 SELECT count(*) FROM saved
 """
@@ -170,12 +174,24 @@ def _values(payment: Payment) -> tuple[Any, ...]:
     booking, card = payment.booking, payment.card
     return (
         booking.owner if booking else "",
-        json.dumps(asdict(booking)) if booking else None,
+        _booking_json(booking) if booking else None,
         *(payment.amount.currency, payment.amount.amount, payment.refunded.amount, payment.status.value),
         *((card.brand, card.last4, card.fingerprint) if card else (None, None, None)),
         *(payment.attempt_id, payment.attempt_open_since, payment.decline_reason, payment.approval_no),
-        *(payment.approved_at, payment.cancel_asked_at, payment.canceled_at, payment.version, payment.updated_at),
+        *(payment.approved_at, payment.cancel_asked_at, payment.canceled_at, payment.close_asked_at),
+        *(payment.version, payment.updated_at),
     )
+
+
+def _booking_json(booking: Booking) -> str:
+    return json.dumps({**asdict(booking), "unknown": base64.b64encode(booking.unknown).decode()})
+
+
+def _booking(text: str) -> Booking:
+    """Keys that only a newer release knows are passed over, and stay where they are: see SAVE."""
+    stored = json.loads(text)
+    known = {name: stored[name] for name in BOOKING_FIELDS if name in stored}
+    return Booking(**{**known, "unknown": base64.b64decode(stored.get("unknown", ""))})
 
 
 def _payment(row: Any) -> Payment:
@@ -189,7 +205,7 @@ def _payment(row: Any) -> Payment:
         refunded=Money(row["currency"], row["refunded"]),
         created_at=row["created_at"],
         updated_at=row["updated_at"],
-        booking=Booking(**json.loads(row["booking"])) if row["booking"] else None,
+        booking=_booking(row["booking"]) if row["booking"] else None,
         card=card,
         attempt_id=str(row["attempt_id"]) if row["attempt_id"] else None,
         attempt_open_since=row["attempt_open_since"],
@@ -198,6 +214,7 @@ def _payment(row: Any) -> Payment:
         approved_at=row["approved_at"],
         cancel_asked_at=row["cancel_asked_at"],
         canceled_at=row["canceled_at"],
+        close_asked_at=row["close_asked_at"],
         version=row["version"],
         revision=row["revision"],
     )

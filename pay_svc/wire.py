@@ -9,6 +9,8 @@ from gotohotel.pay.v1 import events_pb2
 from gotohotel.wire import money_to_proto, timestamp
 from pay_svc.domain import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined
 
+KNOWN = tuple(field.name for field in order_events.Booking.DESCRIPTOR.fields)
+
 
 def outbox_rows(payment: Payment) -> list[OutboxRow]:
     """What happened to a payment, ready to be stored with it. The order's id is the aggregate's."""
@@ -19,29 +21,20 @@ def outbox_rows(payment: Payment) -> list[OutboxRow]:
 
 
 def booking_to_proto(booking: Booking) -> order_events.Booking:
-    """The booking as it came."""
-    return order_events.Booking(
-        name=booking.name,
-        phone_no=booking.phone_no,
-        room_type=booking.room_type,
-        guest_cnt=booking.guest_cnt,
-        check_in=booking.check_in,
-        check_out=booking.check_out,
-        owner=booking.owner,
-    )
+    """The booking as it came, the fields that only a newer release knows included."""
+    message = order_events.Booking.FromString(booking.unknown)
+    for name in KNOWN:
+        setattr(message, name, getattr(booking, name))
+    return message
 
 
 def booking_from_proto(message: order_events.Booking) -> Booking:
     """The booking that a message holds."""
-    return Booking(
-        name=message.name,
-        phone_no=message.phone_no,
-        room_type=message.room_type,
-        guest_cnt=message.guest_cnt,
-        check_in=message.check_in,
-        check_out=message.check_out,
-        owner=message.owner,
-    )
+    unknown = order_events.Booking.FromString(message.SerializeToString())
+    for name in KNOWN:
+        unknown.ClearField(name)
+    known = {name: getattr(message, name) for name in KNOWN}
+    return Booking(**known, unknown=unknown.SerializeToString())
 
 
 def _message(payment: Payment, event: Event) -> Message:
@@ -61,7 +54,13 @@ def _message(payment: Payment, event: Event) -> Message:
                 approval_no=event.approval_no,
             )
         case PaymentDeclined():
-            return events_pb2.PaymentDeclined(order_id=order_id, version=version, occur_time=when, reason=event.reason)
+            return events_pb2.PaymentDeclined(
+                order_id=order_id,
+                version=version,
+                occur_time=when,
+                reason=event.reason,
+                attempt_id=event.attempt_id,
+            )
         case PaymentCanceled():
             refunded = money_to_proto(event.refunded)
             return events_pb2.PaymentCanceled(

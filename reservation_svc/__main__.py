@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gotohotel.app import App, Settings, run
-from gotohotel.idempotency import Requests
+from gotohotel.idempotency import RENEW_SECONDS, Requests
 from gotohotel.reservation.v1 import reservation_service_pb2
 from gotohotel.rpc import open_client
 from reservation_svc.clients import GrpcPayments
@@ -26,16 +26,19 @@ class ReservationSettings(Settings):
 async def compose(app: App, settings: ReservationSettings) -> None:
     """Builds the service out of its parts."""
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
+    requests = Requests(app.database, settings.fingerprint_key.encode())
     server = ReservationServer(
         app.database,
-        Requests(app.database, settings.fingerprint_key.encode()),
+        requests,
         GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
         currency=settings.currency,
         currency_digits=settings.currency_digits,
+        clock=app.clock.now,
         committed=app.committed,
     )
     app.serve(reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"], server)
     app.listen(policies)
+    app.every(RENEW_SECONDS, requests.renew)
     app.every(1, server.finish_endings, follows_commits=True)
 
 

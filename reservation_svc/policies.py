@@ -1,6 +1,5 @@
 """What the desk learns from the events of payment and order."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
@@ -25,8 +24,7 @@ def take_reservation(event: PaymentApproved, work: Work) -> None:
         check_out=event.booking.check_out,
         amount=money_from_proto(event.amount, "amount"),
     )
-    now = datetime.now(UTC)
-    work.reservation(event.order_id, at=now).take(booking, at=now)
+    work.reservation(event.order_id).take(booking, at=work.now)
 
 
 @policies.whenever(OrderCanceled)
@@ -42,5 +40,4 @@ def cancel_unpaid_reservation(event: OrderExpired, work: Work) -> None:
 
 
 def _end(event: Any, work: Work, *, reason: str) -> None:
-    now = datetime.now(UTC)
-    work.reservation(event.order_id, at=now).note_order_ended(reason, at=now)
+    work.reservation(event.order_id).note_order_ended(reason, at=work.now)

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import secrets
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import datetime
 from typing import Any
 
 from gotohotel.database import TRANSIENT, Database
@@ -31,7 +31,7 @@ CONFIRMATION_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
 class ReservationServer:
-    """The RPCs of reservation_svc. `committed` is told after every commit."""
+    """The RPCs of reservation_svc. `committed` is told after every commit; `clock` is the database's time."""
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class ReservationServer:
         *,
         currency: str,
         currency_digits: int,
+        clock: Callable[[], datetime],
         committed: Callable[[], None],
     ) -> None:
         self._database = database
@@ -50,6 +51,7 @@ class ReservationServer:
         self._payments = payments
         self._currency = currency
         self._currency_digits = currency_digits
+        self._clock = clock
         self._committed = committed
 
     @allow(DESK)
@@ -74,7 +76,7 @@ class ReservationServer:
         async def confirm(connection: Any) -> pb.Reservation:
             reservations = PostgresReservations(connection)
             return _reservation(
-                await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=datetime.now(UTC))
+                await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=self._clock())
             )
 
         answer = await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
@@ -112,7 +114,7 @@ class ReservationServer:
                 room_type = RoomType(id=request.id, display_name=display_name, **values)
             else:
                 room_type.change(display_name, **values)
-            room_type.announce(at=datetime.now(UTC))
+            room_type.announce(at=self._clock())
             await room_types.save(room_type)
             return _room_type(room_type)
 
@@ -129,7 +131,7 @@ class ReservationServer:
 
     async def _finish_ending(self, order_id: str) -> None:
         try:
-            await service.finish_ending(self._reservations, self._payments, order_id)
+            await service.finish_ending(self._reservations, self._payments, order_id, clock=self._clock)
         except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:
             logger.warning("order %s: the cancel goes on later: %r", order_id, error)
         finally:
@@ -150,7 +152,7 @@ class ReservationServer:
                     order_id,
                     status=status,
                     reason=reason,
-                    now=datetime.now(UTC),
+                    clock=self._clock,
                 )
             except PaymentNotCanceled as error:
                 logger.warning("order %s: not ended: %s", order_id, error)

@@ -4,8 +4,9 @@ A reservation ends in three steps: the ending is stored, the payment is canceled
 between leaves the ending, and `finish_ending` carries it through.
 """
 
+from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import datetime
 
 from reservation_svc.domain import (
     Ending,
@@ -16,6 +17,8 @@ from reservation_svc.domain import (
     Reservations,
     Status,
 )
+
+Clock = Callable[[], datetime]  # the database's time
 
 
 async def confirm_reservation(
@@ -29,12 +32,13 @@ async def confirm_reservation(
 
 
 async def end_reservation(
-    reservations: Reservations, payments: Payments, order_id: str, *, status: Status, reason: str, now: datetime
+    reservations: Reservations, payments: Payments, order_id: str, *, status: Status, reason: str, clock: Clock
 ) -> Reservation:
     """Cancels or rejects: the payment first. Raises PaymentNotCanceled.
 
     If pay_svc has not even heard of it, the reservation stands as before; otherwise the ending is carried through.
     """
+    now = clock()
     reservation = await reservations.get(order_id)
     asked_first = reservation.ask_ending(status, reason, at=now)
     if reservation.ended_at is not None or reservation.ending is None:
@@ -51,23 +55,23 @@ async def end_reservation(
         with suppress(ReservationChanged):
             await reservations.save(reservation)
         raise
-    return await _end(reservations, order_id, reservation.ending)
+    return await _end(reservations, order_id, reservation.ending, clock)
 
 
-async def finish_ending(reservations: Reservations, payments: Payments, order_id: str) -> None:
+async def finish_ending(reservations: Reservations, payments: Payments, order_id: str, *, clock: Clock) -> None:
     """Carries a binding ending through. Raises PaymentNotCanceled: try again later."""
     reservation = (await reservations.find([order_id]))[order_id]
     if reservation.ending is None:
         return
     await payments.cancel(order_id)
-    await _end(reservations, order_id, reservation.ending)
+    await _end(reservations, order_id, reservation.ending, clock)
 
 
-async def _end(reservations: Reservations, order_id: str, ending: Ending) -> Reservation:
+async def _end(reservations: Reservations, order_id: str, ending: Ending, clock: Clock) -> Reservation:
     """Stores the end of a reservation whose payment is canceled."""
     for last_try in (False, False, True):
         reservation = (await reservations.find([order_id]))[order_id]
-        reservation.end(ending, at=datetime.now(UTC))
+        reservation.end(ending, at=clock())
         try:
             await reservations.save(reservation)
         except ReservationChanged:

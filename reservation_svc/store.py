@@ -24,6 +24,7 @@ from reservation_svc.domain import (
     Status,
 )
 
+BOOKING_FIELDS = ("name", "phone_no", "room_type", "guest_cnt", "check_in", "check_out")
 COLUMNS = """
     order_id, booking, confirmed_at, confirmation_no, ending_status, ending_reason, ending_asked_at, ending_binding,
     ended_at, version, revision, created_at, updated_at
@@ -55,7 +56,9 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# Any number of reservations at once: new ones (revision 0) are inserted, others updated if nobody was faster.
+# Any number of reservations at once, in the order of their ids, so that two batches wait for one another instead of
+# deadlocking: new ones (revision 0) are inserted, others updated if nobody was faster. What a newer release has added
+# to a stored booking stays in it.
 SAVE = f"""
 WITH change AS (
     SELECT *
@@ -77,6 +80,7 @@ added AS (
         ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
     FROM change
     WHERE revision = 0
+    ORDER BY order_id
     ON CONFLICT (order_id) DO NOTHING
     RETURNING order_id
 ),
@@ -85,7 +89,7 @@ saved AS (
     SET revision = reservations.revision + 1,
         version = change.version,
         status = change.status,
-        booking = change.booking,
+        booking = coalesce(reservations.booking || change.booking, change.booking, reservations.booking),
         confirmed_at = change.confirmed_at,
         confirmation_no = change.confirmation_no,
         ending_status = change.ending_status,
@@ -130,14 +134,18 @@ WHERE order_id IN (
 RETURNING order_id
 """
 
-ROOM_TYPES = """
-SELECT *
+NOW = "SELECT now()"
+
+ROOM_TYPE_COLUMNS = "id, display_name, capacity, max_guests, currency, nightly_rate, version"
+
+ROOM_TYPES = f"""
+SELECT {ROOM_TYPE_COLUMNS}
 FROM room_types
 ORDER BY id
 """
 
-ROOM_TYPE = """
-SELECT *
+ROOM_TYPE = f"""
+SELECT {ROOM_TYPE_COLUMNS}
 FROM room_types
 WHERE id = $1
 """
@@ -197,6 +205,7 @@ class PostgresReservations:
         """
         if not reservations:
             return
+        reservations = tuple(sorted(reservations, key=lambda reservation: reservation.order_id))
         columns = zip(*(_values(reservation) for reservation in reservations), strict=True)
         events = as_columns(row for reservation in reservations for row in wire.outbox_rows(reservation))
         saved = await self._connection.fetchval(SAVE, *(list(column) for column in columns), *events)
@@ -238,11 +247,12 @@ class Work:
     """What a batch of events is about: the reservations of their orders, made where there are none."""
 
     reservations: dict[str, Reservation]
+    now: datetime  # by the database's clock
 
-    def reservation(self, order_id: str, *, at: datetime) -> Reservation:
+    def reservation(self, order_id: str) -> Reservation:
         """The order's reservation; a new, empty one if nothing was heard of the order yet."""
         if order_id not in self.reservations:
-            self.reservations[order_id] = Reservation(order_id=order_id, created_at=at, updated_at=at)
+            self.reservations[order_id] = Reservation(order_id=order_id, created_at=self.now, updated_at=self.now)
         return self.reservations[order_id]
 
 
@@ -250,7 +260,8 @@ class Work:
 async def open_work(connection: Connection, arrivals: Sequence[Arrival]) -> AsyncIterator[Work]:
     """Loads the reservations that events are about, and saves those that are new or changed."""
     reservations = PostgresReservations(connection)
-    work = Work(dict(await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))))
+    loaded = await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))
+    work = Work(dict(loaded), await connection.fetchval(NOW))
     before = {reservation.order_id: _values(reservation) for reservation in work.reservations.values()}
     yield work
     changed = (r for r in work.reservations.values() if _values(r) != before.get(r.order_id))
@@ -285,9 +296,10 @@ def _booking_json(booking: Booking) -> str:
 
 
 def _booking(text: str) -> Booking:
-    fields = json.loads(text)
-    amount = Money(fields.pop("currency"), Decimal(fields.pop("amount")))
-    return Booking(amount=amount, **fields)
+    """Keys that only a newer release knows are passed over, and stay where they are: see SAVE."""
+    stored = json.loads(text)
+    amount = Money(stored["currency"], Decimal(stored["amount"]))
+    return Booking(amount=amount, **{name: stored[name] for name in BOOKING_FIELDS})
 
 
 def _reservation(row: Any) -> Reservation:

@@ -47,7 +47,7 @@ async def reply_lost(rig: Rig) -> None:
 HOLD_THE_TRUTH = """
 CREATE FUNCTION hold_the_truth() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4712); RETURN NEW; END $$;
-CREATE TRIGGER hold_the_truth BEFORE INSERT ON ledger
+CREATE TRIGGER hold_the_truth BEFORE INSERT ON entries
     FOR EACH ROW WHEN (NEW.reason = 'PAYMENT_UNAVAILABLE') EXECUTE FUNCTION hold_the_truth();
 """
 LET_THE_TRUTH_GO = "DROP FUNCTION hold_the_truth CASCADE"

@@ -5,6 +5,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -15,8 +16,11 @@ from typing import Any
 import asyncpg
 import nats
 import pytest
+from google.protobuf.message import Message
+from nats.js.api import AckPolicy, ConsumerConfig
 
-from gotohotel.bus import DEAD_LETTERS, EVENTS, Bus, DeclarationDiffers
+from gotohotel import bus as bus_module
+from gotohotel.bus import DEAD_LETTERS, EVENTS, Bus, ConsumerHalted, DeclarationDiffers
 from gotohotel.database import Connection, Database
 from gotohotel.domain import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
@@ -107,6 +111,11 @@ async def announce(database: Database, *orders: str, reason: str = "") -> None:
     await database.autocommit.execute(insert_statement(1), *as_columns(rows))
 
 
+async def announce_message(database: Database, message: Message, aggregate_id: str) -> None:
+    """Writes one event."""
+    await database.autocommit.execute(insert_statement(1), *as_columns([OutboxRow(aggregate_id, 1, message, NOON)]))
+
+
 @asynccontextmanager
 async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
     """A relay at work; when it ends, nothing that could be sent is left."""
@@ -121,6 +130,7 @@ async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
 async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[None]:
     """A consumer at work."""
     stopping = asyncio.Event()
+    await bus.declare_consumer(seen.policies.subjects)
     consumer = bus.consume(seen.policies, database, committed=lambda: None, stopping=stopping)
     task = asyncio.create_task(consumer)
     yield
@@ -268,16 +278,128 @@ async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, orde
     assert dead[0]["x-dead-reason"].startswith("unreadable: DecodeError")
 
 
-async def test_a_consumer_that_is_declared_otherwise_is_refused(server: Server, order_database: Database) -> None:
+async def test_a_consumer_that_is_declared_otherwise_is_refused_until_it_is_mended(server: Server) -> None:
     """A silent difference would be served for ever."""
-    async with running(server.url) as bus, consuming(bus, Seen(), order_database):
-        pass
-    other: Policies[list[str]] = Policies(Seen()._open_work)
-    other.whenever(OrderExpired)(lambda _, __: None)
-
+    subjects = ["gotohotel.order.v1.OrderCanceled"]
     async with running(server.url) as bus:
-        with pytest.raises(DeclarationDiffers, match="filter_subjects"):
-            await bus.consume(other, order_database, committed=lambda: None, stopping=asyncio.Event())
+        await bus._js.add_consumer("EVENTS", durable_name="test_svc", filter_subjects=subjects, max_deliver=3)
+
+        with pytest.raises(DeclarationDiffers, match="max_deliver"):
+            await bus.declare_consumer(subjects)
+        await bus._js.delete_consumer("EVENTS", "test_svc")
+        await bus.declare_consumer(subjects)
+
+
+async def test_operational_settings_are_brought_up_to_date_in_place(server: Server) -> None:
+    """Those of the release before do not stop a service's events."""
+    subjects = ["gotohotel.order.v1.OrderCanceled"]
+    async with running(server.url) as bus:
+        before = ConsumerConfig(
+            durable_name="test_svc",
+            filter_subjects=subjects,
+            ack_policy=AckPolicy.EXPLICIT,
+            ack_wait=30,
+            max_ack_pending=1000,
+            max_deliver=-1,
+        )
+        await bus._js.add_consumer("EVENTS", before)
+
+        await bus.declare_consumer(subjects)
+
+        config = (await bus._js.consumer_info("EVENTS", "test_svc")).config
+        assert (config.ack_wait, config.max_ack_pending) == (bus_module.ACK_WAIT_SECONDS, bus_module.MAX_UNACKNOWLEDGED)
+
+
+async def test_two_releases_share_a_subscription(server: Server, order_database: Database, scratch_url: str) -> None:
+    """The newer one widens it; the older one goes on, and hands back what only the newer one knows."""
+    older, newer = Seen(), Seen()
+    expired: list[str] = []
+    newer.policies.whenever(OrderExpired)(lambda event, _: expired.append(event.order_id))
+    async with running(server.url) as bus, running(server.url) as newer_bus, relaying(scratch_url, bus):
+        async with consuming(bus, older, order_database):
+            await announce(order_database, "before")
+            await until(lambda: older.orders == ["before"])
+            assert await newer_bus.declare_consumer(newer.policies.subjects) == ["gotohotel.order.v1.OrderExpired"]
+            # Only the older one is at work: it must not bury, lose, or be stopped by what it does not know.
+            await announce_message(order_database, OrderExpired(order_id="x", version=1), "x")
+            await announce(order_database, "meanwhile")
+            await until(lambda: older.orders == ["before", "meanwhile"])
+            assert await bus.declare_consumer(older.policies.subjects) == []  # as after a restart: a superset will do
+
+            async with consuming(newer_bus, newer, order_database):
+                await until(lambda: expired == ["x"])
+
+    assert await messages(server, str(DEAD_LETTERS.name)) == []
+
+
+async def test_a_release_that_cannot_handle_events_keeps_them(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """After a few in a row it is the release: nothing more is buried, and a mended one handles the rest."""
+    names = [f"o-{number}" for number in range(30)]
+    bad, good = Seen(), Seen()
+    bad.policies.whenever(OrderCanceled)(_a_bug)
+    async with running(server.url) as bus, relaying(scratch_url, bus):
+        await announce(order_database, *names)
+    async with running(server.url) as bus:
+        await bus.declare_consumer(bad.policies.subjects)
+        for _ in range(2):  # and it stays so when it tries again
+            with pytest.raises(ConsumerHalted):
+                await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
+        assert not bus.has_handled
+    buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
+    assert len(buried) == bus_module.MAX_POISONED_IN_A_ROW - 1
+
+    async with running(server.url) as bus, consuming(bus, good, order_database):
+        await until(lambda: len(good.orders) == 30 - len(buried))
+
+    assert sorted([*good.orders, *buried]) == sorted(names)
+
+
+async def test_many_bad_events_of_one_order_do_not_stop_the_others(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """It is that order, not the release."""
+    seen = Seen()
+    await announce(order_database, *["bad"] * 8, reason="poison")
+    async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
+        async with asyncio.timeout(30):
+            while len(await messages(server, str(DEAD_LETTERS.name))) < 8:  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await announce(order_database, "good")
+        await until(lambda: seen.orders == ["good"])
+
+
+def _a_bug(_: OrderCanceled, __: list[str]) -> None:
+    raise AttributeError("a bug")
+
+
+async def test_a_value_that_fits_no_column_is_poison_not_an_outage(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """asyncpg refuses it like a broken connection; it must not be tried for ever, with all others behind it."""
+    seen = Seen()
+
+    @asynccontextmanager
+    async def open_work(connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[list[str]]:
+        work: list[str] = []
+        yield work
+        await connection.fetch("SELECT $1::uuid[]", work)
+        seen.orders += work
+
+    seen.policies._open_work = open_work
+    order = new_id()
+    await announce(order_database, "no-uuid")
+    await announce(order_database, order)
+    async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
+        await until(lambda: seen.orders == [order])
+        async with asyncio.timeout(20):
+            while not (letters := await messages(server, str(DEAD_LETTERS.name))):
+                pass
+
+    (letter,) = letters
+    assert letter["ce-subject"] == "no-uuid"
+    assert "no-uuid" not in letter["x-dead-reason"]
 
 
 async def test_a_later_event_waits_for_an_earlier_one(
@@ -314,7 +436,7 @@ async def test_a_version_is_announced_once(order_database: Database) -> None:
 async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
     server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Services accept more room than they declare, and no less."""
+    """How much it has is up to the operator; services accept less and more than they would declare."""
     async with running(server.url) as bus:
         async with relaying(scratch_url, bus):
             await announce(order_database, "a", "b", "c")
@@ -324,12 +446,15 @@ async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
         await bus.watch_the_stream()
     assert "the stream EVENTS is 100 % full" in caplog.text
 
-    with pytest.raises(DeclarationDiffers, match="max_bytes"):
+    for size in (int(EVENTS.max_bytes or 0) // 2, 2 * int(EVENTS.max_bytes or 0)):
+        await _limit(server, lambda _, size=size: size)  # type: ignore[misc]
         async with running(server.url):
             pass
-    await _limit(server, lambda _: 2 * int(EVENTS.max_bytes or 0))
-    async with running(server.url):
-        pass
+
+
+async def test_a_first_look_at_the_stream_before_nats_is_there_is_no_error(server: Server) -> None:
+    """The job that watches it runs at once."""
+    await Bus(server.url, name="test_svc").watch_the_stream()
 
 
 async def _limit(server: Server, max_bytes: Callable[[Any], int]) -> None:
@@ -359,3 +484,94 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
         await waiting
 
     assert len(await messages(server, str(EVENTS.name))) == 2
+
+
+async def all_sent(database: Database, *, but: int = 0) -> None:
+    """Waits until all events, or all but so many, are published."""
+    count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+    async with asyncio.timeout(20):
+        while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_a_relay_that_cannot_publish_hands_over(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """It holds the lock, is connected to the database, and nobody answers what it publishes: another one takes over."""
+    deaf = Server()
+    try:
+        async with running(deaf.url) as cut_off, running(server.url) as healthy:
+            first = Relay(scratch_url, cut_off, source="test_svc")
+            holder = asyncio.create_task(first.run())
+            await announce(order_database, "a")
+            await all_sent(order_database)
+            deaf.process.send_signal(signal.SIGSTOP)
+            second = Relay(scratch_url, healthy, source="test_svc")
+            waiting = asyncio.create_task(second.run())
+            await announce(order_database, "b")
+
+            await all_sent(order_database)
+
+            deaf.process.send_signal(signal.SIGCONT)
+            first.finish()
+            second.finish()
+            await asyncio.wait_for(asyncio.gather(holder, waiting), timeout=20)
+    finally:
+        deaf.process.send_signal(signal.SIGCONT)
+        deaf.kill()
+        shutil.rmtree(deaf.folder)
+    assert [header["ce-subject"] for header in await messages(server, str(EVENTS.name))] == ["b"]
+
+
+FROZEN_RELAY = """
+import asyncio, sys
+import asyncpg
+from gotohotel import outbox
+from gotohotel.database import SESSION
+
+async def main() -> None:
+    connection = await asyncpg.connect(sys.argv[1], server_settings={**SESSION, **outbox.RELAY_SESSION})
+    assert await connection.fetchval("SELECT pg_try_advisory_lock($1)", outbox.RELAY_LOCK)
+    print("locked", flush=True)
+    if sys.argv[2] == "reading":
+        await connection.fetch("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
+    await asyncio.sleep(3600)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("frozen_while", ["idle", "reading"])
+async def test_the_lock_of_a_frozen_relay_passes_on(
+    server: Server, order_database: Database, scratch_url: str, frozen_while: str
+) -> None:
+    """Nobody has to end its session by hand: not when it is idle, and not when it has half read an answer."""
+    command = [sys.executable, "-c", FROZEN_RELAY, scratch_url, frozen_while]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as frozen:  # noqa: ASYNC220
+        try:
+            assert frozen.stdout is not None
+            assert frozen.stdout.readline() == "locked\n"
+            frozen.send_signal(signal.SIGSTOP)
+            async with running(server.url) as bus, relaying(scratch_url, bus):
+                await announce(order_database, "a")
+                await all_sent(order_database)
+        finally:
+            frozen.kill()
+
+
+async def test_an_event_that_is_too_large_holds_up_no_other_order(
+    server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It stays, again and again, and those of other orders go out, however often it is tried."""
+    await announce(order_database, "a-too-large", reason="x" * 1_100_000)
+    await announce(order_database, "b")
+    async with running(server.url) as bus:
+        relay = Relay(scratch_url, bus, source="test_svc")
+        task = asyncio.create_task(relay.run())
+        await all_sent(order_database, but=1)
+        await until(lambda: caplog.text.count("larger than NATS takes") > 2)
+        assert bus._js.publish_async_pending() == 0
+        task.cancel()
+        await asyncio.wait([task])
+
+    assert [header["ce-subject"] for header in await messages(server, str(EVENTS.name))] == ["b"]

@@ -56,3 +56,65 @@ async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -
             await fail()
 
         assert await database.autocommit.fetchval("SELECT count(*) FROM rooms WHERE id = 7") == 0
+
+
+async def test_a_migration_behind_a_long_read_holds_nobody_up(scratch_url: str, folder: Path) -> None:
+    """It gives its place in the queue up after a third of a second, and is applied when the read is over."""
+    await migrate(scratch_url, folder)
+    (folder / "0003_more.sql").write_text("ALTER TABLE rooms ADD COLUMN name text;")
+    reader, guest = await asyncpg.connect(scratch_url), await asyncpg.connect(scratch_url, command_timeout=10)
+    await reader.execute("BEGIN")
+    await reader.fetch("SELECT * FROM rooms")
+    migrating = asyncio.create_task(migrate(scratch_url, folder))
+    waited = []
+    for number in range(2, 60):
+        began = asyncio.get_running_loop().time()
+        await guest.execute("INSERT INTO rooms VALUES ($1)", number)
+        waited.append(asyncio.get_running_loop().time() - began)
+        await asyncio.sleep(0.05)
+    assert not migrating.done()
+    assert max(waited) > 0.1, "it was never in the queue: the test says nothing"
+    assert max(waited) < 1.5
+
+    await reader.execute("ROLLBACK")
+    await asyncio.wait_for(migrating, timeout=20)
+
+    assert await guest.fetchval("SELECT count(*) FROM rooms WHERE name IS NULL") == 59
+    for connection in (reader, guest):
+        await connection.close()
+
+
+async def test_a_migration_that_never_gets_its_lock_ends_with_an_error(scratch_url: str, folder: Path) -> None:
+    """Its patience has an end, and nothing is left of it."""
+    await migrate(scratch_url, folder)
+    (folder / "0003_more.sql").write_text("ALTER TABLE rooms ADD COLUMN name text;")
+    reader = await asyncpg.connect(scratch_url)
+    await reader.execute("BEGIN")
+    await reader.fetch("SELECT * FROM rooms")
+
+    with pytest.raises(asyncpg.LockNotAvailableError):
+        await migrate(scratch_url, folder, patience_seconds=0)
+
+    await reader.close()
+
+
+async def test_an_index_is_made_while_the_table_is_written_to(scratch_url: str, folder: Path) -> None:
+    """Outside a transaction, by one of the replicas that start together, and again if it was broken off."""
+    await migrate(scratch_url, folder)
+    connection = await asyncpg.connect(scratch_url)
+    # What a CREATE INDEX CONCURRENTLY leaves behind that was broken off.
+    await connection.execute("CREATE INDEX rooms_number ON rooms (id)")
+    await connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'rooms_number'::regclass")
+    (folder / "0003_index.sql").write_text(
+        "-- outside a transaction\n"
+        "DROP INDEX CONCURRENTLY IF EXISTS rooms_number;\n"
+        "CREATE INDEX CONCURRENTLY rooms_number ON rooms (id);\n"
+    )
+
+    async with asyncio.timeout(30):
+        await asyncio.gather(*(migrate(scratch_url, folder) for _ in range(4)))
+
+    valid = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'rooms_number'::regclass"
+    assert await connection.fetchval(valid)
+    assert await connection.fetchval("SELECT max(number) FROM schema_migrations") == 3
+    await connection.close()

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from gotohotel import idempotency
+from gotohotel import idempotency, rpc
 from gotohotel.database import Database
 from gotohotel.domain import Invalid
 from gotohotel.idempotency import RequestIdReused, Requests
@@ -133,7 +133,7 @@ async def test_what_was_noted_of_ended_calls_is_forgotten(
     monkeypatch.setattr(idempotency, "ABANDONED_AFTER_SECONDS", -1)
     requests = Requests(order_database, b"key")
     for number in range(5):
-        requests.note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
+        requests._note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
 
     assert len(requests._ended) == 1
 
@@ -163,3 +163,71 @@ async def test_a_long_request_id_is_refused(order_database: Database) -> None:
     """64 characters are enough for any UUID."""
     with pytest.raises(Invalid, match="requestId"):
         Requests(order_database, b"key").claim_of(request(request_id="x" * 65), subject="alice")
+
+
+async def test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call(
+    order_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While a call acts, a repetition waits for it, whatever became of another repetition."""
+    requests, acting = Requests(order_database, b"key"), asyncio.Event()
+    counter, finish = Counter(), asyncio.Event()
+
+    async def slow() -> Order:
+        acting.set()
+        await finish.wait()
+        return await counter.in_steps()
+
+    first = asyncio.create_task(requests.in_steps(request(), Order, slow, subject="alice"))
+    await acting.wait()
+    with monkeypatch.context() as frozen:
+        frozen.setattr(requests, "claim", _time_out)
+        with pytest.raises(TimeoutError):
+            await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
+    third = asyncio.create_task(requests.in_steps(request(), Order, counter.in_steps, subject="alice"))
+    await asyncio.sleep(0.3)
+    assert not third.done()
+    finish.set()
+
+    assert {(await first).id, (await third).id} == {"order 1"}
+    assert counter.runs == 1
+
+
+async def _time_out(*_: Any) -> bool:
+    raise TimeoutError
+
+
+async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Database) -> None:
+    """It waits for as long as a live call may go without renewing its claim, not for a call's whole deadline."""
+    dead, alive, counter = Requests(order_database, b"key"), Requests(order_database, b"key"), Counter()
+    claim = dead.claim_of(request(), subject="alice")
+    assert claim is not None
+    await dead.claim(order_database.autocommit, claim)
+    age = "UPDATE requests SET claimed_at = now() - make_interval(secs => $1)"
+    await order_database.autocommit.execute(age, idempotency.ABANDONED_AFTER_SECONDS - 0.5)
+
+    with dead.acting(claim):
+        dead._live[claim.key] = (1, -1e6)  # it has been at it for long
+        await dead.renew()
+        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * rpc.LONGEST_CALL_SECONDS
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(1):
+                await alive.in_steps(request(), Order, counter.in_steps, subject="alice")
+    async with asyncio.timeout(2 * idempotency.ABANDONED_AFTER_SECONDS):
+        answer = await alive.in_steps(request(), Order, counter.in_steps, subject="alice")
+
+    assert answer.id == "order 1"
+
+
+async def test_of_two_repetitions_one_takes_an_orphaned_request_over(order_database: Database) -> None:
+    """The other waits for its answer."""
+    requests, counter = Requests(order_database, b"key"), Counter()
+    claim = requests.claim_of(request(), subject="alice")
+    assert claim is not None
+    await requests.claim(order_database.autocommit, claim)
+    await order_database.autocommit.execute("UPDATE requests SET claimed_at = now() - interval '1 minute'")
+
+    same = (requests.in_steps(request(), Order, counter.in_steps, subject="alice") for _ in range(10))
+    answers = await asyncio.gather(*same)
+
+    assert counter.runs == 1
+    assert {answer.id for answer in answers} == {"order 1"}

@@ -2,7 +2,11 @@
 
 import json
 import logging
+import sys
 
+import asyncpg
+
+from gotohotel.database import Database
 from gotohotel.log import JsonLines
 
 
@@ -13,3 +17,26 @@ def test_a_card_number_in_a_log_line_is_masked() -> None:
     line = json.loads(JsonLines().format(record))
 
     assert line["message"] == "card ****4242 refused"
+
+
+async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Database) -> None:
+    """PostgreSQL repeats the whole row in a DETAIL line, asyncpg a value that does not fit."""
+    connection = order_database.autocommit
+    refused = "INSERT INTO room_types VALUES ('Alice Kim', 1, 'Alice Kim', -1, 1, 'KRW', 1)"
+    lines = []
+    for statement, *arguments in ((refused,), ("SELECT $1::uuid", "Alice Kim"), ("SELECT 'Alice Kim'::date",)):
+        try:
+            try:
+                await connection.execute(statement, *arguments)
+            except (asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                raise ExceptionGroup("several", [RuntimeError("failed"), error]) from error
+        except ExceptionGroup:
+            record = logging.LogRecord("x", logging.ERROR, "", 0, "it has failed", (), sys.exc_info())
+            lines.append(JsonLines().format(record))
+
+    assert all("Error" in line for line in lines)
+    assert not any("Failing row" in line or "DETAIL" in line for line in lines)
+    tracebacks = [json.loads(line)["traceback"].splitlines() for line in lines]
+    said = [line for traceback in tracebacks for line in traceback if "Error" in line and "await" not in line]
+    assert said
+    assert not any("Alice" in line for line in said)

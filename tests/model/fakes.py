@@ -2,7 +2,7 @@
 
 import asyncio
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -33,6 +33,7 @@ class RequestTaken(Exception):
 # What a caller may be told; anything else is a fault of the program.
 EXPECTED = (
     DomainError, ConnectionError, RequestTaken, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
+    orders.PaymentsUnreachable,
 )  # fmt: skip
 
 
@@ -99,6 +100,9 @@ class FakeOrders(Table):
         self.held: dict[date, int] = dict.fromkeys(NIGHTS, 0)
         self.capacity = ROOM.capacity
         self.claims: set[Any] = set()
+        self.holding: set[str] = set()  # ids of the orders whose nights are taken
+        self.outage_began: datetime | None = None
+        self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # the database's time
 
     async def place(self, order: orders.Order, room_type: orders.RoomType, claim: Any) -> bool:
         """As PostgresOrders.place."""
@@ -116,7 +120,7 @@ class FakeOrders(Table):
             for night in nights:
                 self.held[night] += 1
             self.put(order.id, order, order_wire.outbox_rows(order))
-            order.held_nights_when_loaded = True
+            self.holding.add(order.id)
             return True
 
         return bool(await self.step(place))
@@ -126,26 +130,56 @@ class FakeOrders(Table):
         order = await self.step(lambda: self.load(order_id))
         if order is None or (owner is not None and order.booking.owner != owner):
             raise orders.OrderNotFound
-        return loaded(order)
+        found: orders.Order = order
+        return found
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, orders.Order]:
         """As PostgresOrders.find."""
-        return dict(await self.step(lambda: {key: loaded(self.load(key)) for key in order_ids if key in self.rows}))
+        return dict(await self.step(lambda: {key: self.load(key) for key in order_ids if key in self.rows}))
 
-    async def due(self, now: datetime, *, at_most: int) -> list[orders.Order]:
-        """As PostgresOrders.due."""
+    async def due(self, *, limit: int) -> list[orders.Order]:
+        """As PostgresOrders.due; but that it gives every order again."""
 
         def due() -> list[orders.Order]:
+            now = self.clock()
             found = [
-                loaded(copy.deepcopy(order))
+                copy.deepcopy(order)
                 for order in self.rows.values()
                 if order.status == orders.Status.PAYMENT_PENDING
                 and order.expires_at <= now
                 and (order.attempt_until is None or order.attempt_until <= now)
+                and self.outage_began is None
             ]
-            return found[:at_most]
+            return found[:limit]
 
         return list(await self.step(due))
+
+    async def next_unpaid(self) -> str | None:
+        """As PostgresOrders.next_unpaid."""
+        unpaid = [order for order in self.rows.values() if order.status == orders.Status.PAYMENT_PENDING]
+        found: str | None = await self.step(
+            lambda: min(unpaid, key=lambda order: order.expires_at).id if unpaid else None
+        )
+        return found
+
+    async def stop_expiry(self) -> None:
+        """As PostgresOrders.stop_expiry."""
+
+        def stop() -> None:
+            self.outage_began = self.outage_began or self.clock()
+
+        await self.step(stop)
+
+    async def resume_expiry(self) -> None:
+        """As PostgresOrders.resume_expiry."""
+
+        def resume() -> None:
+            began, self.outage_began = self.outage_began, None
+            for order in self.rows.values() if began else ():
+                if order.status == orders.Status.PAYMENT_PENDING and order.expires_at > began:
+                    order.expires_at += self.clock() - max(began, order.created_at)
+
+        await self.step(resume)
 
     async def save(self, *changed: orders.Order) -> None:
         """As PostgresOrders.save."""
@@ -156,11 +190,11 @@ class FakeOrders(Table):
                 if stored is None or stored.revision != order.revision:
                     raise orders.OrderChanged
             for order in changed:
-                if order.gives_nights_back:
+                if order.id in self.holding and not order.holds_nights:
+                    self.holding.remove(order.id)
                     for night in nights_of(order):
                         self.held[night] -= 1
                 self.put(order.id, order, order_wire.outbox_rows(order))
-                order.held_nights_when_loaded = order.holds_nights
 
         await self.step(save)
 
@@ -265,9 +299,10 @@ class FakeProcessor:
         entry = self.ledger.get(key)
         if entry and entry["charged"]:
             entry["refunded_at"] = entry["refunded_at"] or datetime.now(UTC)
+            entry["refunds"] = 1
 
     def _enter(self, key: str, order_id: str, amount: Money, *, charged: bool) -> dict[str, Any]:
-        entry = {"order_id": order_id, "amount": amount.amount, "charged": charged, "refunded_at": None}
+        entry = {"order_id": order_id, "amount": amount.amount, "charged": charged, "refunded_at": None, "refunds": 0}
         return self.ledger.setdefault(key, entry)
 
     @staticmethod
@@ -286,8 +321,3 @@ class FakeProcessor:
 
 def nights_of(order: orders.Order) -> list[date]:
     return [order.booking.stay.check_in + timedelta(days=day) for day in range(order.booking.stay.nights)]
-
-
-def loaded(order: orders.Order) -> orders.Order:
-    order.held_nights_when_loaded = order.holds_nights
-    return order

@@ -53,7 +53,6 @@ from tests.model.fakes import (
     FakeProcessor,
     FakeReservations,
     Steps,
-    loaded,
 )
 
 CHECKED = ("A2", "A3", "A4", "A5", "A7")
@@ -69,7 +68,8 @@ class FakeChannel:
 
     async def call(self, path: str, request: Any, response_type: Any, *, at_most_seconds: float) -> Message:
         """As RpcClient.call."""
-        assert (response_type, at_most_seconds) == (pay_pb.Payment, FOREVER)
+        assert response_type in (pay_pb.Payment, pay_pb.ClosePaymentResponse)
+        assert at_most_seconds
         fate = await self._hotel.steps.pause()
         if fate == FAILS:
             raise _call_failed(never_sent=True)
@@ -86,14 +86,24 @@ class FakeChannel:
             raise _call_failed(never_sent=False) from None
         if fate == ANSWER_IS_LOST:
             raise _call_failed(never_sent=False)
-        return pay_server._payment(answer[0])
+        closes = path == order_clients.CLOSE_PAYMENT
+        return pay_server._closure(answer[0]) if closes else pay_server._payment(answer[0])
 
     async def _serve(self, path: str, request: Any, answer: list[pay.Payment]) -> None:
-        payments, processor = self._hotel.payments, self._hotel.processor
+        payments, processor, clock = self._hotel.payments, self._hotel.processor, self._hotel.clock
+        if path == order_clients.GET_PAYMENT:
+            found = await payments.find(request.order_id)
+            if found is None:
+                raise pay.PaymentNotFound
+            answer.append(found)
+            return
+        if path == order_clients.CLOSE_PAYMENT:
+            answer.append(await pay_service.close_payment(payments, request.order_id, currency="KRW", clock=clock))
+            return
         if path == reservation_clients.CANCEL_PAYMENT:
             answer.append(
                 await pay_service.cancel_payment(
-                    payments, processor, request.order_id, currency="KRW", timeout_seconds=FOREVER
+                    payments, processor, request.order_id, currency="KRW", timeout_seconds=FOREVER, clock=clock
                 )
             )
             return
@@ -108,6 +118,7 @@ class FakeChannel:
                 card=pay.Card(request.card_no),
                 card_trace=TRACE,
                 timeout_seconds=FOREVER,
+                clock=clock,
             )
         )
 
@@ -164,7 +175,7 @@ class Hotel:
         self.facts: defaultdict[str, list[Fact]] = defaultdict(list)
         self.stream: list[tuple[str, OutboxRow]] = []
         self.consumers = {
-            "order": Consumer(order_policies.policies_of(None)),
+            "order": Consumer(order_policies.policies),
             "reservation": Consumer(reservation_policies.policies),
             "mypage": Consumer(mypage_policies.policies),
         }
@@ -173,6 +184,7 @@ class Hotel:
         self.sent: set[tuple[str, int]] = set()
         self.final: dict[tuple[str, str], str] = {}
         self.now = datetime.now(UTC)
+        self.orders.clock = self.clock
         self._channel: Any = FakeChannel(self)
 
     # ------------------------------------------------------------------------------------------ calls
@@ -190,7 +202,7 @@ class Hotel:
         if request:
             self.requests[request].append(order.id)
         if pays:
-            order.start_payment(new_id(), started_at=self.now, until=self.now + order_service.ATTEMPT_LIFETIME)
+            order.start_payment(new_id(), started_at=self.now, lifetime=order_service.ATTEMPT_LIFETIME)
 
         async def serve() -> None:
             if await self.orders.place(order, ROOM, Request(request) if request else None) and pays:
@@ -220,9 +232,20 @@ class Hotel:
         return self.begin(order_service.cancel_order(self.orders, order_id, owner="guest", reason="", now=self.now))
 
     def expire(self) -> asyncio.Task[Any]:
-        """The expiry job, a good while later."""
+        """The expiry job, a good while later. News of what was charged meanwhile may not have come yet."""
         self.now += timedelta(minutes=8)
-        return self.begin(order_service.expire_orders(self.orders, now=self.now, at_most=100))
+        payments = order_clients.GrpcPayments(self._channel, timeout_seconds=FOREVER)
+
+        async def job() -> None:
+            await order_service.watch_expiry(self.orders, payments)
+            for order in await self.orders.due(limit=100):
+                await order_service.expire_order(self.orders, payments, order, clock=self.clock)
+
+        return self.begin(job())
+
+    def clock(self) -> datetime:
+        """The database's time."""
+        return self.now
 
     def confirm(self, order_id: str) -> asyncio.Task[Any]:
         """The desk confirms."""
@@ -236,7 +259,7 @@ class Hotel:
         """The desk cancels or rejects."""
         return self.begin(
             reservation_service.end_reservation(
-                self.reservations, self._desk_payments, order_id, status=status, reason="", now=self.now
+                self.reservations, self._desk_payments, order_id, status=status, reason="", clock=self.clock
             ),
             name=f"end {order_id}",
         )
@@ -250,7 +273,9 @@ class Hotel:
     def settle(self, order_id: str) -> asyncio.Task[Any]:
         """pay_svc's job, for one payment."""
         return self.begin(
-            pay_service.settle_payment(self.payments, self.processor, order_id, timeout_seconds=FOREVER),
+            pay_service.settle_payment(
+                self.payments, self.processor, order_id, timeout_seconds=FOREVER, clock=self.clock
+            ),
             name=f"settle {order_id}",
         )
 
@@ -263,7 +288,7 @@ class Hotel:
         """reservation_svc's job, for one ending."""
         self.reservations.bind_due(order_id)
         return self.begin(
-            reservation_service.finish_ending(self.reservations, self._desk_payments, order_id),
+            reservation_service.finish_ending(self.reservations, self._desk_payments, order_id, clock=self.clock),
             name=f"finish {order_id}",
         )
 
@@ -314,13 +339,13 @@ class Hotel:
         arrival = Arrival(_event_id(row), row.aggregate_id, "", row.message)
         order_id = row.aggregate_id
         if name == "order":
-            order = loaded(self.orders.load(order_id))
+            order = self.orders.load(order_id)
             before = copy.deepcopy(vars(order))
             policies.run([arrival], order_store.Work({order_id: order}))
             if vars(order) != before:
                 self._at_once(self.orders.save(order))
         elif name == "reservation":
-            work = reservation_store.Work({})
+            work = reservation_store.Work({}, self.now)
             if order_id in self.reservations.rows:
                 work.reservations[order_id] = self.reservations.load(order_id)
             policies.run([arrival], work)
@@ -441,6 +466,7 @@ class Hotel:
                 "status": order.status, "amount": order.amount.amount, "refunded": order.refunded.amount,
                 "owner": booking.owner, "name": booking.name, "room_type": booking.room_type,
                 "check_in": booking.stay.check_in, "check_out": booking.stay.check_out,
+                "expired_at": order.facts.expired_at, "holds_nights": key in self.orders.holding,
             }  # fmt: skip
         books.payments = {
             key: {"status": row.status, "approved_at": row.approved_at} for key, row in self.payments.rows.items()
@@ -461,7 +487,15 @@ class Hotel:
         books.capacities = {ROOM.id: ROOM.capacity}
         seen = dict(self.stream)
         books.events = [
-            StreamEvent(event_id, row.aggregate_id, row.message.DESCRIPTOR.full_name, row.message, from_relay=True)
+            StreamEvent(
+                event_id,
+                row.aggregate_id,
+                row.message.DESCRIPTOR.full_name,
+                row.version,
+                None,
+                row.message,
+                from_relay=True,
+            )
             for event_id, row in seen.items()
         ]
         return books

@@ -117,20 +117,26 @@ async def test_a_request_places_one_order(orders: Any) -> None:
 
 @BOTH
 async def test_orders_are_due_when_their_time_is_over(orders: Any, order_database: Database) -> None:
-    """Not before, and not while a try to pay is in flight."""
-    waits, in_flight = an_order(), an_order(1)
-    in_flight.start_payment(new_id(), started_at=NOON, until=NOON + timedelta(minutes=30))
-    for order in (waits, in_flight):
+    """Not before, not while an attempt to pay is in flight, and not while expiry is stopped."""
+    now = datetime.now(UTC)
+    early, waits, in_flight = an_order(), an_order(), an_order(1)
+    early.expires_at = now + timedelta(minutes=30)
+    waits.expires_at = in_flight.expires_at = now - timedelta(minutes=1)
+    in_flight.start_payment(new_id(), started_at=now, lifetime=timedelta(minutes=30))
+    for order in (early, waits, in_flight):
         await orders.place(order, ROOM, None)
 
-    async def due(minutes: int) -> set[str]:
-        now = NOON + timedelta(minutes=minutes)
-        if isinstance(orders, FakeOrders):
-            return {order.id for order in await orders.due(now, at_most=10)}
-        async with order_database.transaction() as connection:
-            return {order.id for order in await PostgresOrders(connection).due(now, at_most=10)}
+    async def due() -> set[str]:
+        await order_database.autocommit.execute("UPDATE orders SET next_expiry_at = NULL")
+        return {order.id for order in await orders.due(limit=10)}
 
-    assert [await due(minutes) for minutes in (14, 15, 30)] == [set(), {waits.id}, {waits.id, in_flight.id}]
+    assert await due() == {waits.id}
+    assert await orders.next_unpaid() in (waits.id, in_flight.id)
+    await orders.stop_expiry()
+    assert await due() == set()
+    await orders.resume_expiry()
+    assert await due() == {waits.id}
+    assert (await orders.get(early.id, owner=None)).expires_at >= early.expires_at
 
 
 @pytest.fixture

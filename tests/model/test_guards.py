@@ -70,7 +70,7 @@ GUARDS = [
         name="a payment that is canceled before it is tried is never tried",
         owner=pay.Payment,
         attribute="may_be_tried",
-        line="self.status == Status.DECLINED and self.cancel_asked_at is None and",
+        line="self.status == Status.DECLINED and not ends and",
         without="self.approved_at is None and",
     ),
     Guard(
@@ -207,7 +207,7 @@ CONSTRAINTS = {
     "allotment_held_within_capacity": ("allotment", test_store.test_the_last_room_is_sold_once),
     "orders_hold_every_night": ("orders", test_store.test_a_night_that_is_not_on_sale_cannot_be_booked),
     "requests_once": ("requests", test_idempotency.test_the_same_request_many_times_at_once_acts_once),
-    "ledger_pkey": ("ledger", test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later),
+    "entries_one_outcome": ("entries", test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later),
     "outbox_aggregate_id_aggregate_version_key": ("outbox", test_bus.test_a_version_is_announced_once),
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
 }
@@ -278,7 +278,10 @@ async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str
     """The test of that rule fails."""
     table, test = CONSTRAINTS[constraint]
     database: Database = at_hand["order_database"]
-    await database.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+    if constraint.startswith("entries"):  # they hold for some of the rows only
+        await database.autocommit.execute(f"DROP INDEX {constraint}")
+    else:
+        await database.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
 
     assert await fails(test, at_hand)
 

@@ -17,11 +17,13 @@ from order_svc.domain import (
     OrderExpired,
     OrderNotCancelable,
     OrderNotPayable,
+    PaymentClosure,
     PaymentError,
     PaymentOutcome,
     RoomType,
     Status,
     Stay,
+    declined,
 )
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -33,7 +35,9 @@ PRIME = RoomType(
 DECLINED = PaymentError(reason="CARD_DECLINED", message="")
 NO_FUNDS = PaymentError(reason="INSUFFICIENT_FUNDS", message="")
 REFUSED = PaymentOutcome(error=DECLINED)
-BESIDE = PaymentOutcome(error=IN_PROGRESS, settled=False)
+BESIDE = PaymentOutcome(error=IN_PROGRESS, settled=False, attempt_id="a")
+CLOSED = PaymentClosure(closed=True)
+MINUTE = timedelta(minutes=1)
 
 
 def booking(guest_cnt: int = 4, nights: int = 2) -> Booking:
@@ -65,7 +69,7 @@ def a_canceled_order() -> Order:
 def an_expired_order() -> Order:
     """An order that was not paid in time."""
     order = an_order()
-    order.expire(at=LATER)
+    order.expire(CLOSED, at=LATER)
     order.collect_events()
     return order
 
@@ -124,7 +128,7 @@ def test_a_room_takes_one_to_max_guests(guest_cnt: int) -> None:
 def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
     """The next approval clears it."""
     order = an_order()
-    order.start_payment("a", started_at=NOON, until=LATER)
+    order.start_payment("a", started_at=NOON, lifetime=MINUTE)
 
     order.settle_payment(order.attempt_id, PaymentOutcome(error=DECLINED), at=NOON)
     assert (order.status, order.payment_error, order.attempt_until) == (Status.PAYMENT_PENDING, DECLINED, None)
@@ -137,8 +141,8 @@ def test_a_try_beside_another_does_not_hide_what_became_of_it() -> None:
     """A second try hears that one is under way; the first one's decline is the news, whichever is noted first."""
     for outcomes in ([("b", BESIDE), ("a", REFUSED)], [("a", REFUSED), ("b", BESIDE)]):
         order = an_order()
-        order.start_payment("a", started_at=NOON, until=LATER)
-        order.start_payment("b", started_at=NOON, until=LATER)
+        order.start_payment("a", started_at=NOON, lifetime=MINUTE)
+        order.start_payment("b", started_at=NOON, lifetime=MINUTE)
 
         for attempt_id, outcome in outcomes:
             order.settle_payment(attempt_id, outcome, at=NOON)
@@ -149,11 +153,11 @@ def test_a_try_beside_another_does_not_hide_what_became_of_it() -> None:
 def test_a_late_word_on_an_older_try_ends_no_newer_one() -> None:
     """The newer try is still in flight and keeps the order from expiring; once it is settled, its own word counts."""
     order = an_order()
-    order.start_payment("a", started_at=NOON, until=LATER)
-    order.start_payment("b", started_at=NOON, until=LATER + timedelta(minutes=1))
+    order.start_payment("a", started_at=NOON, lifetime=MINUTE)
+    order.start_payment("b", started_at=LATER, lifetime=timedelta(minutes=6))
 
     order.settle_payment("a", PaymentOutcome(error=DECLINED), at=NOON)
-    order.expire(at=LATER)
+    order.expire(CLOSED, at=LATER)
     still = order.status
     order.settle_payment("b", PaymentOutcome(error=NO_FUNDS), at=LATER)
     order.settle_payment("a", PaymentOutcome(error=DECLINED), at=LATER)
@@ -168,7 +172,7 @@ def test_an_ended_order_cannot_be_paid(ended: Callable[[], Order]) -> None:
     before = order.status
 
     with pytest.raises(OrderNotPayable):
-        order.start_payment("a", started_at=NOON, until=LATER)
+        order.start_payment("a", started_at=NOON, lifetime=MINUTE)
     order.note_payment_approved(LATER)
 
     assert order.status == before
@@ -198,14 +202,14 @@ def test_an_order_does_not_expire_while_a_payment_is_in_flight() -> None:
     """Afterwards it does, once."""
     order = an_order()
     order.collect_events()
-    order.start_payment("a", started_at=NOON, until=LATER + timedelta(minutes=1))
+    order.start_payment("a", started_at=LATER, lifetime=timedelta(minutes=6))
 
-    order.expire(at=LATER)
+    order.expire(CLOSED, at=LATER)
     assert order.facts.expired_at is None
 
     order.settle_payment(order.attempt_id, PaymentOutcome(error=DECLINED), at=LATER)
-    order.expire(at=LATER)
-    order.expire(at=LATER)
+    order.expire(CLOSED, at=LATER)
+    order.expire(CLOSED, at=LATER)
     assert order.status == Status.EXPIRED
     assert [type(event) for event in order.collect_events()] == [OrderExpired]
 
@@ -259,14 +263,53 @@ def test_facts_lead_to_the_same_state_in_any_order(
     assert found.pop()[0] == expected
 
 
-def test_an_order_gives_its_nights_back_once() -> None:
-    """When it stops being live, and not again when the cancel is over."""
-    order = a_paid_order()
-    order.held_nights_when_loaded = True
+def test_a_hold_has_an_absolute_end() -> None:
+    """However often somebody tries to pay, an attempt protects the order for its lifetime after the time to pay."""
+    order = an_order()
 
-    order.cancel("", at=NOON)
-    assert order.gives_nights_back
+    for minutes in range(0, 60, 5):
+        order.start_payment(f"{minutes}", started_at=NOON + minutes * MINUTE, lifetime=MINUTE)
 
-    order.held_nights_when_loaded = order.holds_nights
-    order.note_payment_canceled(NOON, order.amount)
-    assert not order.gives_nights_back
+    assert order.attempt_until == order.expires_at + MINUTE
+    order.expire(CLOSED, at=LATER)
+    assert order.status == Status.EXPIRED
+
+
+def test_overlapping_attempts_with_a_declined_card_leave_nothing_in_flight() -> None:
+    """The attempt that pay_svc worked on is settled, whoever asked and in whatever order the answers come."""
+    for first_heard in ("b", "a"):
+        order = an_order()
+        order.start_payment("a", started_at=NOON, lifetime=MINUTE)
+        order.start_payment("b", started_at=NOON, lifetime=MINUTE)
+        answers = {"a": REFUSED, "b": BESIDE}
+
+        for attempt_id in sorted(answers, reverse=first_heard == "b"):
+            order.settle_payment(attempt_id, answers[attempt_id], at=NOON)
+        order.note_payment_declined("a", "CARD_DECLINED", at=NOON)
+
+        assert order.attempt_until is None
+        assert order.payment_error == REFUSED.error or order.payment_error == declined("CARD_DECLINED")
+
+
+def test_a_decline_that_only_the_event_tells_replaces_what_was_said_before() -> None:
+    """Also the event of a release that did not name the attempt."""
+    for attempt_id in ("a", ""):
+        order = an_order()
+        order.start_payment("a", started_at=NOON, lifetime=MINUTE)
+        order.settle_payment("a", PaymentOutcome(error=IN_PROGRESS, settled=False), at=NOON)
+
+        order.note_payment_declined(attempt_id, "CARD_DECLINED", at=NOON)
+        order.note_payment_declined("older", "EXPIRED_CARD", at=NOON)
+
+        assert order.payment_error == declined("CARD_DECLINED")
+
+
+def test_an_order_that_was_charged_does_not_expire() -> None:
+    """pay_svc knows of the charge, whatever this service has heard; while it does not know either, nothing happens."""
+    order = an_order()
+
+    order.expire(PaymentClosure(closed=False), at=LATER)
+    assert order.status == Status.PAYMENT_PENDING
+
+    order.expire(PaymentClosure(closed=False, approved_at=NOON), at=LATER)
+    assert (order.status, order.facts.expired_at) == (Status.PAID, None)

@@ -2,9 +2,10 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 
 import asyncpg
 import pytest
@@ -12,6 +13,7 @@ import pytest
 from gotohotel.app import PRUNE
 from gotohotel.database import Database
 from gotohotel.domain import Invalid, Money, first_id_at, new_id
+from gotohotel.order.v1.events_pb2 import OrderCanceled
 from gotohotel.policies import Arrival
 from gotohotel.reservation.v1.events_pb2 import RoomTypeChanged
 from order_svc import service
@@ -21,12 +23,15 @@ from order_svc.domain import (
     OrderChanged,
     OrderNotFound,
     OrderNotPayable,
+    PaymentClosure,
+    PaymentOutcome,
+    PaymentsUnreachable,
     RoomType,
     SoldOut,
     Status,
     Stay,
 )
-from order_svc.store import CHANGE_CAPACITY, LIST_OF_OWNER, PostgresOrders, PostgresRoomTypes, open_work
+from order_svc.store import CHANGE_CAPACITY, LIST_OF_OWNER, LOCK_ROOM_TYPE, PostgresOrders, PostgresRoomTypes, open_work
 
 TODAY = date(2026, 1, 1)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -43,8 +48,9 @@ async def change_room_type(database: Database, capacity: int, version: int = 1) 
         nightly_rate=Money("KRW", Decimal(1000)),
     )
     arrival = Arrival(new_id(), "roomTypes/Prime", "", RoomTypeChanged(id="Prime"))
-    async with database.transaction() as connection, open_work(connection, [arrival], today=TODAY) as work:
+    async with database.transaction() as connection, open_work(connection, [arrival]) as work:
         work.room_types.append(room_type)
+    await PostgresRoomTypes(database).apply_changes(TODAY)
     return room_type
 
 
@@ -197,7 +203,7 @@ async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
     for order in sold:
         await orders.place(order, room_type, None)
     async with order_database.transaction() as connection:
-        await connection.execute("UPDATE room_types SET capacity = $1, version = 2", after)
+        await connection.fetchrow(LOCK_ROOM_TYPE, "Prime")
         await connection.fetch(CHANGE_CAPACITY, "Prime", after)
         canceling = asyncio.create_task(service.cancel_order(orders, sold[0].id, owner=None, reason="", now=NOW))
         waiting = 0
@@ -263,56 +269,210 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
     assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox") == 2
 
 
+class Closing:
+    """pay_svc, which closes every payment; counts how often it was asked about each order."""
+
+    def __init__(self) -> None:
+        self.asked: Counter[str] = Counter()
+        self.reachable = True
+
+    async def process(self, order: Order, card_no: str) -> PaymentOutcome:
+        raise NotImplementedError
+
+    async def close(self, order_id: str) -> PaymentClosure:
+        if not self.reachable:
+            raise PaymentsUnreachable
+        self.asked[order_id] += 1
+        return PaymentClosure(closed=True)
+
+    async def can_be_reached(self, _: str) -> bool:
+        return self.reachable
+
+
+def clock() -> datetime:
+    """The database's time."""
+    return datetime.now(UTC)
+
+
+async def expire(orders: PostgresOrders, payments: Closing) -> int:
+    """What the job does; how many were due."""
+    await service.watch_expiry(orders, payments)
+    due = await orders.due(limit=10)
+    await asyncio.gather(*(service.expire_order(orders, payments, order, clock=clock) for order in due))
+    return len(due)
+
+
+async def make_due(database: Database, *, minutes: int = 0) -> None:
+    """The time of all orders is over in so many minutes."""
+    statement = "UPDATE orders SET expires_at = now() + make_interval(mins => $1), next_expiry_at = NULL"
+    await database.autocommit.execute(statement, minutes)
+
+
 async def test_two_expiry_jobs_expire_an_order_once(order_database: Database) -> None:
-    """Each takes what the other has not locked; nights are free exactly once."""
+    """Each takes what the other has not; nights are free exactly once, and pay_svc is asked once."""
     room_type = await change_room_type(order_database, 20)
-    orders = PostgresOrders(order_database.autocommit)
+    orders, payments = PostgresOrders(order_database.autocommit), Closing()
     for _ in range(20):
         await orders.place(an_order(room_type), room_type, None)
+    await make_due(order_database)
 
-    async def expire(_: Any) -> int:
-        async with order_database.transaction() as connection:
-            later = NOW + timedelta(hours=1)
-            return await service.expire_orders(PostgresOrders(connection), now=later, at_most=10)
-
-    counts = await asyncio.gather(*map(expire, range(6)))
-    while (await expire(None)) > 0:
+    while any(await asyncio.gather(*(expire(orders, payments) for _ in range(6)))):
         pass
 
-    assert sum(counts) <= 20
+    assert set(payments.asked.values()) == {1}
     assert await held(order_database) == {}
-    assert (
-        await order_database.autocommit.fetchval(
-            "SELECT count(*) FROM outbox WHERE type = 'gotohotel.order.v1.OrderExpired'"
-        )
-        == 20
-    )
+    expired = "SELECT count(*) FROM outbox WHERE type = 'gotohotel.order.v1.OrderExpired'"
+    assert await order_database.autocommit.fetchval(expired) == 20
 
 
 async def test_pay_and_expire_at_once(order_database: Database) -> None:
-    """One wins: a try to pay is under way and the order stands, or it is expired and the try was refused."""
+    """One wins: an attempt to pay is under way and the order stands, or it is expired and the attempt was refused."""
     room_type = await change_room_type(order_database, 40)
     orders, placed = PostgresOrders(order_database.autocommit), [an_order(room_type) for _ in range(40)]
     for order in placed:
         await orders.place(order, room_type, None)
-    due = NOW + timedelta(minutes=15)
-
-    async def expire() -> None:
-        async with order_database.transaction() as connection:
-            await service.expire_orders(PostgresOrders(connection), now=due, at_most=100)
+    await make_due(order_database)
 
     async def pay(order: Order) -> bool:
         try:
-            await service.start_payment(orders, order.id, owner=None, attempt_id=new_id(), now=due)
+            await service.start_payment(orders, order.id, owner=None, attempt_id=new_id(), now=clock())
         except (OrderNotPayable, OrderChanged):
             return False
         return True
 
+    async def expire_all() -> None:
+        while await expire(orders, Closing()):
+            pass
+
     paying = [pay(order) for order in placed]
-    outcomes = (await asyncio.gather(*paying[:20], expire(), *paying[20:], expire()))[:41]
+    outcomes = (await asyncio.gather(*paying[:20], expire_all(), *paying[20:], expire_all()))[:41]
     began = [outcome for outcome in outcomes if outcome is not None]
 
     stored = await orders.find([order.id for order in placed])
     statuses = [stored[order.id].status for order in placed]
     assert statuses == [Status.PAYMENT_PENDING if won else Status.EXPIRED for won in began]
     assert sum(count for count, _ in (await held(order_database)).values()) == sum(began)
+
+
+async def test_an_order_expires_only_when_pay_svc_has_closed_its_payment(order_database: Database) -> None:
+    """Unreachable means later; charged means paid, however late the news is."""
+    room_type = await change_room_type(order_database, 9)
+    orders, payments = PostgresOrders(order_database.autocommit), Closing()
+    unknown, charged, given_back = placed = [an_order(room_type) for _ in range(3)]
+    for order in placed:
+        await orders.place(order, room_type, None)
+    answers = {
+        unknown.id: PaymentClosure(closed=False),
+        charged.id: PaymentClosure(closed=False, approved_at=NOW),
+        given_back.id: PaymentClosure(closed=False, approved_at=NOW, canceled_at=NOW, refunded=Money.zero("KRW")),
+    }
+
+    async def close(order_id: str) -> PaymentClosure:
+        return answers[order_id]
+
+    payments.close = close  # type: ignore[method-assign]
+    await make_due(order_database)
+    assert await expire(orders, payments) == 3
+
+    stored = await orders.find([order.id for order in placed])
+    assert [stored[order.id].status for order in placed] == [Status.PAYMENT_PENDING, Status.PAID, Status.PAID]
+    assert stored[given_back.id].facts.payment_canceled_at == NOW
+    assert await expire(orders, payments) == 0  # it is put off, and holds up no other
+    answers[unknown.id] = PaymentClosure(closed=True)
+    await make_due(order_database)
+    await expire(orders, payments)
+    assert (await orders.get(unknown.id, owner=None)).status == Status.EXPIRED
+
+
+async def test_the_time_to_pay_stops_while_pay_svc_cannot_be_reached(order_database: Database) -> None:
+    """What an unpaid order loses to an outage it gets back; what was over before stays over."""
+    room_type = await change_room_type(order_database, 9)
+    orders, payments = PostgresOrders(order_database.autocommit), Closing()
+    over, waiting, placed_meanwhile = placed = [an_order(room_type) for _ in range(3)]
+    for order in placed:
+        await orders.place(order, room_type, None)
+    connection = order_database.autocommit
+    payments.reachable = False
+    assert await expire(orders, payments) == 0
+    # As if the outage had begun 20 minutes ago.
+    await connection.execute("UPDATE payment_outage SET began_at = now() - interval '20 minutes'")
+    times = "UPDATE orders SET created_at = now() + $2, expires_at = now() + $3 WHERE id = $1"
+    minute = timedelta(minutes=1)
+    await connection.execute(times, over.id, -40 * minute, -25 * minute)
+    await connection.execute(times, waiting.id, -30 * minute, -15 * minute)
+    await connection.execute(times, placed_meanwhile.id, -10 * minute, 5 * minute)
+    assert await expire(orders, payments) == 0
+
+    payments.reachable = True
+    await expire(orders, payments)
+    await expire(orders, payments)
+
+    stored = await orders.find([order.id for order in placed])
+    left = {order.id: round((stored[order.id].expires_at - clock()) / minute) for order in (waiting, placed_meanwhile)}
+    assert left == {waiting.id: 5, placed_meanwhile.id: 15}
+    assert stored[over.id].status == Status.EXPIRED
+    assert await connection.fetchval("SELECT count(*) FROM payment_outage") == 0
+
+
+async def test_nights_are_given_back_by_the_row_not_by_the_program(order_database: Database) -> None:
+    """A release that does not know the fact for which another one gave them back gives them back no second time."""
+    room_type = await change_room_type(order_database, 2)
+    orders, order, other = PostgresOrders(order_database.autocommit), an_order(room_type), an_order(room_type)
+    for each in (order, other):
+        await orders.place(each, room_type, None)
+    # What a newer release does on a fact of its own, say a guest who did not come.
+    await order_database.autocommit.execute("UPDATE orders SET holds_nights = false WHERE id = $1", order.id)
+    await order_database.autocommit.execute("UPDATE allotment SET held = held - 1 WHERE held > 0")
+
+    await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+
+    assert await held(order_database) == {0: (1, 2)}
+
+
+async def test_room_types_and_orders_change_in_one_order_of_locks(order_database: Database) -> None:
+    """Batches, cancels and the job that sizes nights meet, and none of them is a deadlock's victim."""
+    connection = order_database.autocommit
+    names = ["Beta", "Alpha"]
+    types = {
+        name: RoomType(
+            id=name, version=1, display_name=name, capacity=50, max_guests=4, nightly_rate=Money("KRW", Decimal(1))
+        )
+        for name in names
+    }
+    jobs = PostgresRoomTypes(order_database)
+
+    async def change(version: int, cancel: Sequence[Order]) -> None:
+        arrivals = [Arrival(new_id(), order.id, "", OrderCanceled(order_id=order.id)) for order in cancel]
+        async with order_database.transaction() as batch, open_work(batch, arrivals) as work:
+            work.room_types += [replace(types[name], version=version, capacity=50 + version % 3) for name in names]
+            for order in work.orders.values():
+                order.cancel("", at=NOW)
+
+    await change(1, [])
+    await jobs.apply_changes(TODAY)
+    before = await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    orders = PostgresOrders(connection)
+    placed = []
+    for number in range(60):
+        stay = Stay(TODAY + timedelta(days=number % 4), TODAY + timedelta(days=number % 4 + 5))
+        name = names[number % 2]
+        booking = Booking(owner="a", name="A", phone_no="", room_type=name, guest_cnt=1, stay=stay)
+        order = Order.place(new_id(), booking, types[name], placed_at=NOW, expires_at=NOW + timedelta(minutes=15))
+        await orders.place(order, types[name], None)
+        placed.append(order)
+
+    async def cancel(order: Order) -> None:
+        await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+
+    await asyncio.gather(
+        *(change(version, placed[4 * version : 4 * version + 4]) for version in range(2, 10)),
+        *(cancel(order) for order in placed[44:]),
+        *(jobs.open_nights(TODAY) for _ in range(6)),
+        *(jobs.apply_changes(TODAY) for _ in range(6)),
+    )
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+
+    after = await connection.fetchval("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    assert after == before
+    live = await connection.fetchval("SELECT sum(check_out - check_in) FROM orders WHERE holds_nights")
+    assert await connection.fetchval("SELECT sum(held) FROM allotment") == live

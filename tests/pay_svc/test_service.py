@@ -18,6 +18,11 @@ BOOKING = Booking(name="A", phone_no="", room_type="P", guest_cnt=1, check_in=""
 GOOD, DECLINED, ERROR, LOST = "4242424242424242", "4000000000000002", "4000000000000119", "4000000000000259"
 
 
+def clock() -> datetime:
+    """The database's time."""
+    return datetime.now(UTC)
+
+
 class Desk:
     """pay_svc's use cases over one order."""
 
@@ -39,15 +44,19 @@ class Desk:
             card=card,
             card_trace=CardTrace(brand=card.brand, last4=card.last4, fingerprint=b"f"),
             timeout_seconds=1,
+            clock=clock,
         )
 
     async def cancel(self) -> Payment:
         return await service.cancel_payment(
-            self.payments, self.processor, self.order_id, currency="KRW", timeout_seconds=1
+            self.payments, self.processor, self.order_id, currency="KRW", timeout_seconds=1, clock=clock
         )
 
     async def settle(self) -> None:
-        await service.settle_payment(self.payments, self.processor, self.order_id, timeout_seconds=1)
+        await service.settle_payment(self.payments, self.processor, self.order_id, timeout_seconds=1, clock=clock)
+
+    async def close(self) -> Payment:
+        return await service.close_payment(self.payments, self.order_id, currency="KRW", clock=clock)
 
     async def charges(self) -> tuple[int, int]:
         """Charges that were made, and how many of them stand."""
@@ -259,7 +268,7 @@ async def test_no_card_number_is_stored(pay_database: Database) -> None:
     desk = Desk(pay_database)
     await desk.pay(GOOD)
 
-    row = await pay_database.autocommit.fetchrow("SELECT payments.*, ledger.* FROM payments, ledger")
+    row = await pay_database.autocommit.fetchrow("SELECT payments.*, entries.* FROM payments, entries")
 
     assert GOOD not in str(dict(row))
     assert (row["card_brand"], row["card_last4"]) == ("VISA", "4242")

@@ -65,13 +65,13 @@ class Desk:
 
     async def cancel(self) -> Reservation:
         return await service.end_reservation(
-            self.reservations, self.payments, self.order_id, status=Status.CANCELED, reason="", now=NOW
+            self.reservations, self.payments, self.order_id, status=Status.CANCELED, reason="", clock=lambda: NOW
         )
 
     async def run_the_job(self) -> None:
         await self.database.autocommit.execute("UPDATE reservations SET next_try_at = now()")
         for order_id in await self.reservations.due_endings(at_most=10):
-            await service.finish_ending(self.reservations, self.payments, order_id)
+            await service.finish_ending(self.reservations, self.payments, order_id, clock=lambda: NOW)
 
     async def status(self) -> Status:
         return (await self.reservations.get(self.order_id)).status

@@ -25,8 +25,9 @@ BROKEN = {
     ),
     "A3": (
         "sandbox",
-        "UPDATE ledger SET refunded_at = now() WHERE order_id = $1",
-        "UPDATE ledger SET refunded_at = NULL WHERE order_id = $1",
+        "INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no) "
+        "SELECT key, 'REFUND', order_id, '', currency, amount, '' FROM entries WHERE order_id = $1 AND kind = 'CHARGE'",
+        "DELETE FROM entries WHERE order_id = $1 AND kind = 'REFUND'",
     ),
     "A4": (
         "order_svc",

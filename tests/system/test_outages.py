@@ -169,8 +169,8 @@ VALUES (
 )
 """
 ENTRY = """
-INSERT INTO ledger (key, order_id, outcome, reason, currency, amount, approval_no)
-VALUES ($1, $2, 'CHARGED', '', 'KRW', 80000, 'A1')
+INSERT INTO entries (key, order_id, kind, reason, currency, amount, approval_no)
+VALUES ($1, $2, 'CHARGE', '', 'KRW', 80000, 'A1')
 """
 
 

@@ -1,0 +1,47 @@
+"""The database's time. Replicas' own clocks may be minutes apart; what is stored or compared goes by this one."""
+
+import logging
+import time
+from datetime import UTC, datetime, timedelta
+
+from gotohotel.database import Database
+
+logger = logging.getLogger(__name__)
+
+SYNCHRONIZE_SECONDS = 10.0
+MAX_SKEW = timedelta(seconds=1)
+# A reading that took longer says too little: half of it is the possible error.
+MAX_ROUND_TRIP_SECONDS = 0.2
+
+READ = "SELECT clock_timestamp()"
+
+
+class Clock:
+    """The database's time, read now and then and counted on by this process's monotonic clock.
+
+    A use case gets the time without a round trip, exact to half the round trip of the last reading. Until the first
+    `synchronize` it is this machine's own time.
+    """
+
+    def __init__(self) -> None:
+        self._read_at = time.monotonic()
+        self._time_read = datetime.now(UTC)
+
+    def now(self) -> datetime:
+        """The database's time."""
+        return self._time_read + timedelta(seconds=time.monotonic() - self._read_at)
+
+    async def synchronize(self, database: Database, *, at_any_price: bool = False) -> None:
+        """Reads the database's clock; a slow answer is ignored unless it is wanted `at_any_price`.
+
+        Logs a warning if this machine's clock differs from it by more than MAX_SKEW.
+        """
+        asked = time.monotonic()
+        read = await database.autocommit.fetchval(READ)
+        answered = time.monotonic()
+        if answered - asked > MAX_ROUND_TRIP_SECONDS and not at_any_price:
+            return
+        self._time_read, self._read_at = read, (asked + answered) / 2
+        skew = datetime.now(UTC) - self.now()
+        if abs(skew) > MAX_SKEW:
+            logger.warning("this machine's clock is %+.1f s off the database's, which decides", skew.total_seconds())

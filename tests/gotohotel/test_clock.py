@@ -1,0 +1,33 @@
+"""The database's time, on a machine whose own clock is wrong."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+import time_machine
+
+from gotohotel.clock import Clock
+from gotohotel.database import Database
+
+
+async def test_the_databases_time_decides(order_database: Database, caplog: pytest.LogCaptureFixture) -> None:
+    """However wrong the machine's clock is; and the difference is logged."""
+    true = datetime.now(UTC)
+    with time_machine.travel(true + timedelta(minutes=20)):
+        clock = Clock()
+        await clock.synchronize(order_database, at_any_price=True)
+
+        assert abs(clock.now() - true) < timedelta(seconds=10)
+    assert "clock is +1200" in caplog.text or "clock is +1199" in caplog.text
+
+
+async def test_a_slow_answer_says_too_little(order_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last good reading is counted on."""
+    clock = Clock()
+    await clock.synchronize(order_database, at_any_price=True)
+    monkeypatch.setattr("gotohotel.clock.READ", "SELECT now() + interval '1 hour' FROM pg_sleep(0.3)")
+
+    await clock.synchronize(order_database)
+    await asyncio.sleep(0.05)
+
+    assert abs(clock.now() - datetime.now(UTC)) < timedelta(minutes=1)
