@@ -27,7 +27,7 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from gotohotel import inbox, trace
-from gotohotel.database import TRANSIENT, Database, is_misfit
+from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Conflict
 from gotohotel.log import in_short
 from gotohotel.policies import Arrival, Policies
@@ -440,7 +440,7 @@ class _Pull:
 
 def is_poison(error: Exception) -> bool:
     """Whether an event that failed so can't be handled at all: it fails the same way whenever it is tried again."""
-    if isinstance(error, _NEVER_RIGHT) or is_misfit(error):
+    if isinstance(error, _NEVER_RIGHT):
         return True
     return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
 

@@ -30,12 +30,6 @@ TRANSIENT = (
     asyncpg.InvalidCachedStatementError,  # a migration has changed a table meanwhile
 )
 
-
-def is_misfit(error: BaseException) -> bool:
-    """Whether asyncpg refused a value for a parameter: an InterfaceError, and yet it never succeeds."""
-    return isinstance(error, asyncpg.InterfaceError) and isinstance(error, ValueError)
-
-
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
 # Together under three seconds: then a caller hears that the database is away.

@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from gotohotel.database import is_misfit
 from gotohotel.domain import find_card_numbers
 
 # asyncpg repeats a value that does not fit its parameter.
@@ -37,9 +36,8 @@ def without_rows(error: BaseException | None) -> None:
     for each in list(_all_of(error, set())):
         if isinstance(each, asyncpg.PostgresError):
             each.detail = None
-        if isinstance(each, asyncpg.PostgresError | asyncpg.InterfaceError) and each.args:
-            each.args = (_without_value(str(each.args[0])), *each.args[1:])
-        if is_misfit(each):
+            each.args = (_without_value(str(each.args[0])),)
+        if isinstance(each, asyncpg.DataError):
             each.__cause__ = each.__context__ = None  # what could not convert the value repeats it
 
 

@@ -32,7 +32,7 @@ from grpc_reflection.v1alpha import reflection
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gotohotel import trace
-from gotohotel.database import TRANSIENT, is_misfit
+from gotohotel.database import TRANSIENT
 from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, NotFound, WrongState, new_id
 
 logger = logging.getLogger(__name__)
@@ -309,7 +309,7 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_BUSY", "too many calls are under way", _retry_info(1.0))
         case Unavailable():
             return _unavailable(str(error), error.retry_after_seconds)
-        case _ if isinstance(error, TRANSIENT) and not is_misfit(error):
+        case _ if isinstance(error, TRANSIENT):
             logger.warning("the database is away or overloaded: %r", error)
             return _unavailable("the service can't reach its database now", 1.0)
         case asyncpg.CharacterNotInRepertoireError() | asyncpg.UntranslatableCharacterError():

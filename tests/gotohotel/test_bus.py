@@ -315,7 +315,7 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
     older, newer = Seen(), Seen()
     expired: list[str] = []
     newer.policies.whenever(OrderExpired)(lambda event, _: expired.append(event.order_id))
-    async with running(server.url) as bus, running(server.url) as newer_bus, relaying(scratch_url, bus):
+    async with running(server.url) as bus, running(server.url) as newer_bus, relaying(scratch_url, bus):  # noqa: SIM117
         async with consuming(bus, older, order_database):
             await announce(order_database, "before")
             await until(lambda: older.orders == ["before"])
@@ -374,10 +374,10 @@ def _a_bug(_: OrderCanceled, __: list[str]) -> None:
     raise AttributeError("a bug")
 
 
-async def test_a_value_that_fits_no_column_is_poison_not_an_outage(
+async def test_a_value_that_fits_no_column_is_poison(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """asyncpg refuses it like a broken connection; it must not be tried for ever, with all others behind it."""
+    """It is not tried for ever, with all others behind it; and the dead letter's reason does not repeat it."""
     seen = Seen()
 
     @asynccontextmanager
