@@ -117,6 +117,12 @@ class Links:
             if closes:
                 self._loop.call_soon_threadsafe(gate.clear)
 
+    def redirect(self, names: tuple[str, str], port: int) -> None:
+        """From now on new connections lead to another port; those that there are end."""
+        link = self._links[names]
+        link.target_port = port
+        self._loop.call_soon_threadsafe(link.heal)
+
     def swallowed(self, names: tuple[str, str]) -> int:
         """How many pieces the cut has kept back."""
         return self._links[names].swallowed

@@ -19,7 +19,7 @@ import asyncpg
 from chaos.links import Links
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, NotAsItMust, query, until
-from ops.stack import Stack, accepts
+from ops.stack import PROCESSES, Stack, accepts
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
@@ -163,23 +163,67 @@ class Rig:
         )
 
     @asynccontextmanager
-    async def second_order_svc(self) -> AsyncIterator[None]:
-        """Another order_svc beside the stack's, as during a rollout: the same database, another port."""
+    async def replica(
+        self, name: str, *, code: Path | None = None, ahead_seconds: float = 0
+    ) -> AsyncIterator["Replica"]:
+        """Another process of a service beside the stack's, as during a rollout: the same database, another port.
+
+        Its connections lead over no link: it is well when the stack's own is cut off. `code` is another release's
+        folder; its clock may be ahead.
+        """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        settings = {**self.stack.service_environment("order_svc"), "ORDER_PORT": str(port)}
-        log = self.stack.home / "log" / "order_svc.second.log"
+        direct = dataclasses.replace(self.stack, detours={})
+        prefix = PROCESSES[name].upper()
+        settings = {**os.environ, **direct.service_environment(name), f"{prefix}_PORT": str(port)}
+        if code:
+            settings["PYTHONPATH"] = str(code)
+        log = self.stack.home / "log" / f"{name}.second.log"
+        began = log.stat().st_size if log.exists() else 0
+        start = START_AHEAD.format(seconds=ahead_seconds, module=name)
         with log.open("a") as out:
             process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-m", "order_svc"), env={**os.environ, **settings}, stdout=out, stderr=out
+                *(sys.executable, "-c", start), env=settings, stdout=out, stderr=out, cwd=code
             )
         try:
-            await until(lambda: accepts(port), "the second order_svc does not start")
-            yield
+            await until(lambda: accepts(port) or process.returncode is not None, f"the second {name} does not start")
+            if process.returncode is not None:
+                raise NotAsItMust(f"the second {name} has ended: see {log}")
+            yield Replica(port, process.pid, log, began)
         finally:
-            process.terminate()
+            if process.returncode is None:
+                process.terminate()
             await asyncio.wait_for(process.wait(), timeout=60)
+
+    def route(self, name: str, port: int | None = None) -> None:
+        """Has the gateway send a service's calls to a replica, or (None) to the stack's own process again."""
+        part = PROCESSES[name]
+        self.nemesis.links.redirect(("envoy", part), port or self.stack.ports[part])
+
+
+START_AHEAD = """
+import datetime, runpy
+if {seconds}:
+    import time_machine
+    ahead = datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds={seconds})
+    time_machine.travel(ahead, tick=True).start()
+runpy.run_module("{module}", run_name="__main__", alter_sys=True)
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Replica:
+    """A process that the rig has started."""
+
+    port: int
+    pid: int
+    log: Path
+    log_began: int
+
+    def said(self, text: str) -> bool:
+        """Whether its log holds a text."""
+        return text in self.log.read_bytes()[self.log_began :].decode(errors="replace")
 
 
 CHARGES = """

@@ -88,9 +88,9 @@ def _out_of_order(books: audit.Books) -> list[str]:
     last: dict[tuple[str, str], int] = {}
     found = []
     for event in (event for event in books.events if event.from_relay):
-        if event.message.version < last.setdefault((event.source, event.aggregate), event.message.version):
+        if event.version < last.setdefault((event.source, event.aggregate), event.version):
             found.append(f"order: {event.name} of {event.aggregate} came after a later one")
-        last[event.source, event.aggregate] = event.message.version
+        last[event.source, event.aggregate] = event.version
     return found
 
 

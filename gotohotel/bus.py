@@ -38,6 +38,7 @@ BATCH = 200
 GATHER_SECONDS = 0.1
 ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
+HAND_BACK_SOON = 20  # deliveries; whoever is still alone with an event then was rolled back to
 PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts as not published
 MAX_UNACKNOWLEDGED = (
     100_000  # events handed back for a newer release stay unacknowledged; they must not stop the others
@@ -292,7 +293,8 @@ class Bus:
     async def _hand_back(self, delivery: Msg) -> None:
         """An event that only a newer release knows, which shares this subscription: a replica of it will take it."""
         logger.info("consumer %s: %s is for a newer release", self._name, delivery.subject)
-        await self._try_later_and_later(delivery)
+        soon = (delivery.metadata.num_delivered or 1) <= HAND_BACK_SOON
+        await self._try_again(delivery, 2 * RETRY_SECONDS if soon else REDELIVERY_SECONDS[-1])
 
     async def _handle_one_by_one(
         self, readable: list[tuple[Msg, Arrival]], error: Exception, policies: Policies[Any], database: Database

@@ -24,7 +24,8 @@ def booking_to_proto(booking: Booking) -> order_events.Booking:
     """The booking as it came, the fields that only a newer release knows included."""
     message = order_events.Booking.FromString(booking.unknown)
     for name in KNOWN:
-        setattr(message, name, getattr(booking, name))
+        if value := getattr(booking, name):
+            setattr(message, name, value)
     return message
 
 

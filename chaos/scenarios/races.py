@@ -85,17 +85,20 @@ async def same_request(rig: Rig) -> None:
     rig.demand(made == 10, f"ten requests made {made} orders")
 
 
+TIME_IS_OVER = "UPDATE orders SET expires_at = now(), attempt_until = NULL WHERE id = ANY($1::uuid[])"
+
+
 @scenario(18, "two expiry jobs; a payment in the second of the expiry: paid and live, or expired and net 0")
 async def expiry(rig: Rig) -> None:
     """Until both have been seen."""
     guest = rig.caller("victim")
     seen: set[str] = set()
-    async with rig.second_order_svc():
+    async with rig.replica("order_svc"):
         for _ in range(6):
             booked = await asyncio.gather(*(guest.book(None, **a_stay(rig.chance)) for _ in range(16)))
             orders = [each.order_id for each in booked]
             # The job runs every five seconds, in both: payments are spread around its next runs.
-            await rig.sql("order_svc", "UPDATE orders SET expires_at = now() WHERE id = ANY($1::uuid[])", orders)
+            await rig.sql("order_svc", TIME_IS_OVER, orders)
             moments = sorted(rig.chance.uniform(0, 5) for _ in orders)
             began = time.monotonic()
             payments = []
