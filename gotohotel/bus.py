@@ -168,7 +168,8 @@ class Bus:
         with suppress(OSError, TimeoutError, nats.errors.Error):
             if self._client.is_connected:
                 await self._client.flush(timeout=2)
-            await self._client.close()
+            if self._client.is_connected or self._client.is_reconnecting:  # a client that never was can't be closed
+                await self._client.close()
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
         """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
@@ -314,10 +315,6 @@ class Bus:
     async def _try_again(self, delivery: Msg, seconds: float) -> None:
         await self._settle(delivery.nak(delay=seconds * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
 
-    async def _try_later_and_later(self, delivery: Msg) -> None:
-        deliveries = min(delivery.metadata.num_delivered or 1, len(REDELIVERY_SECONDS))
-        await self._try_again(delivery, REDELIVERY_SECONDS[deliveries - 1])
-
     async def _bury(self, delivery: Msg, reason: str) -> None:
         """Moves an event to the dead letters, with the reason and where it came from."""
         origin = delivery.metadata
@@ -333,7 +330,8 @@ class Bus:
             await self._js.publish(f"dead.{self._name}", delivery.data, stream=DEAD_LETTERS.name, headers=headers)
         except (OSError, TimeoutError, nats.errors.Error) as error:
             logger.warning("dead letter not kept yet: %s", error)
-            await self._try_later_and_later(delivery)
+            deliveries = min(origin.num_delivered or 1, len(REDELIVERY_SECONDS))
+            await self._try_again(delivery, REDELIVERY_SECONDS[deliveries - 1])
         else:
             logger.error("event %s of %s is a dead letter: %s", origin.sequence.stream, delivery.subject, reason)
             await self._settle(delivery.term())

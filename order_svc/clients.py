@@ -66,11 +66,12 @@ class GrpcPayments:
         except CallFailed as error:
             logger.warning("order %s: pay_svc did not say whether it is paid: %s", order_id, error)
             raise PaymentsUnreachable from None
+        canceled = answer.HasField("cancel_time")
         return PaymentClosure(
             closed=answer.closed,
             approved_at=answer.approve_time.ToDatetime(tzinfo=UTC) if answer.HasField("approve_time") else None,
-            canceled_at=answer.cancel_time.ToDatetime(tzinfo=UTC) if answer.HasField("cancel_time") else None,
-            refunded=money_from_proto(answer.refunded_amount, "refundedAmount"),
+            canceled_at=answer.cancel_time.ToDatetime(tzinfo=UTC) if canceled else None,
+            refunded=money_from_proto(answer.refunded_amount, "refundedAmount") if canceled else None,
         )
 
     async def can_be_reached(self, order_id: str) -> bool:

@@ -2,21 +2,26 @@
 
 import asyncio
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import uuid
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import grpc.aio
+import nats
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gotohotel.app import App, SettingRefused, Settings, read_settings
 from gotohotel.database import Database
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER, Caller
 from ops.stack import Stack
+from tests.gotohotel.test_bus import Seen
 from tests.gotohotel.test_rpc import CANCEL, SERVICE, implementation
 
 
@@ -160,3 +165,87 @@ async def test_a_loop_that_fails_ends_the_service_but_no_call(
     assert answer.id == "done"
     with pytest.raises(RuntimeError, match="a bug"):
         await asyncio.wait_for(running, timeout=30)
+
+
+def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_svc") -> App:
+    """A service without calls of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = Settings(
+        port=port, database_url=url, migration_url="", nats_url=stack.nats_url(nats_user),
+        notice_seconds=0,
+    )  # fmt: skip
+    app = App(settings, database, AsyncExitStack(), name=nats_user)
+
+    async def job() -> None:
+        await database.autocommit.fetchval("SELECT 1")
+
+    app.every(0.001, job)
+    return app
+
+
+async def test_a_service_drains_again_and_again(stack: Stack, order_database: Database, scratch_url: str) -> None:
+    """Two hundred times, whatever its loops are doing at that moment: none ever hangs."""
+    chance = random.Random(1)
+    for _ in range(200):
+        app = an_app(stack, order_database, scratch_url)
+        running = asyncio.create_task(app.run())
+        await asyncio.sleep(chance.uniform(0, 0.05))
+        app._stopping.set()
+        async with asyncio.timeout(15):
+            await running
+
+
+async def test_not_serving_is_taken_back_when_the_difference_is_mended(
+    stack: Stack, order_database: Database, scratch_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And the events come then, without a restart."""
+    monkeypatch.setattr("gotohotel.app.DECLARATION_SECONDS", 0.2)
+    client = await nats.connect(stack.nats_url())
+    js = client.jetstream()
+    name, subject = f"mend_{uuid.uuid4().hex[:8]}", "gotohotel.order.v1.OrderCanceled"
+    await js.add_consumer("EVENTS", durable_name=name, filter_subjects=[subject], max_deliver=3)
+    app = an_app(stack, order_database, scratch_url, nats_user="operator")
+    app._bus._name = name
+    app.listen(Seen().policies)
+    running = asyncio.create_task(app.run())
+    try:
+        await health_is(app, "NOT_SERVING")
+
+        await js.delete_consumer("EVENTS", name)
+
+        await health_is(app, "SERVING")
+        assert (await js.consumer_info("EVENTS", name)).config.max_deliver == -1
+    finally:
+        app._stopping.set()
+        await asyncio.wait_for(running, timeout=15)
+        await js.delete_consumer("EVENTS", name)
+        await client.close()
+
+
+async def health_is(app: App, status: str) -> None:
+    """Waits until its health check answers so."""
+    wanted = health_pb2.HealthCheckResponse.ServingStatus.Value(status)
+    async with (
+        asyncio.timeout(20),
+        grpc.aio.insecure_channel(f"127.0.0.1:{app.settings.port}") as channel,
+    ):
+        stub = health_pb2_grpc.HealthStub(channel)
+        while (await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)).status != wanted:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+
+
+async def test_calls_are_taken_until_all_have_seen_that_it_drains(
+    stack: Stack, order_database: Database, scratch_url: str
+) -> None:
+    """A service that listens to no event waits as long as the others."""
+    app = an_app(stack, order_database, scratch_url)
+    running = asyncio.create_task(app.run())
+    app.settings = replace(app.settings, notice_seconds=1)
+    await health_is(app, "SERVING")
+    app._stopping.set()
+
+    await health_is(app, "NOT_SERVING")  # it is told so, not refused
+
+    await asyncio.wait_for(running, timeout=15)

@@ -8,7 +8,8 @@ import pytest
 
 from gotohotel.database import Database
 from gotohotel.domain import Invalid, Money, new_id
-from pay_svc import service
+from gotohotel.order.v1 import events_pb2 as order_events
+from pay_svc import service, wire
 from pay_svc.domain import Booking, Card, CardTrace, Charge, Payment, ProcessorUnavailable, Refusal, Status
 from pay_svc.processor import SandboxProcessor
 from pay_svc.store import PostgresPayments
@@ -284,3 +285,102 @@ def test_what_is_no_card_number_is_refused(number: str) -> None:
 def test_a_cards_number_is_not_shown() -> None:
     """Not even to whoever logs it."""
     assert GOOD not in repr(Card(GOOD))
+
+
+async def test_closing_a_payment_that_is_not_charged_forbids_it(pay_database: Database) -> None:
+    """Whether nothing was tried yet or an attempt was declined; and again changes nothing."""
+    untouched, refused = Desk(pay_database), Desk(pay_database)
+    await refused.pay(DECLINED)
+
+    for desk in (untouched, refused):
+        assert [(await desk.close()).status for _ in range(2)] == [Status.CANCELED] * 2
+        assert (await desk.pay(GOOD)).status == Status.CANCELED
+        assert (await desk.cancel()).status == Status.CANCELED
+        assert await desk.charges() == (0, 0)
+
+
+async def test_closing_a_payment_that_is_charged_changes_nothing(pay_database: Database) -> None:
+    """The booking stands, and can be canceled as before."""
+    desk = Desk(pay_database)
+    await desk.pay(GOOD)
+
+    assert (await desk.close()).status == Status.APPROVED
+
+    assert await desk.charges() == (1, 1)
+    assert (await desk.cancel()).refunded == AMOUNT
+
+
+@pytest.mark.parametrize(("card", "ends"), [(GOOD, Status.APPROVED), (ERROR, Status.CANCELED)])
+async def test_the_truth_of_an_open_attempt_decides_about_a_close(
+    pay_database: Database, card: str, ends: Status
+) -> None:
+    """Until it is known nothing is closed, and no other attempt begins; then it is charged or closed for good."""
+    processor = AwayProcessor(pay_database, delay_ms=0)
+    desk = Desk(pay_database, processor)
+    await desk.pay(card)
+
+    assert (await desk.close()).status == Status.PENDING
+    processor.away = False
+    assert (await desk.pay(GOOD)).status == Status.PENDING
+    await desk.settle()
+
+    assert (await desk.close()).status == ends
+    assert (await desk.pay(GOOD)).status == ends
+    assert (await desk.charges())[1] == (1 if ends == Status.APPROVED else 0)
+
+
+async def test_a_declined_attempt_after_which_the_payment_is_closed_is_not_tried_again(pay_database: Database) -> None:
+    """No attempt begins once somebody wants the order to expire."""
+    processor = AwayProcessor(pay_database, delay_ms=0)
+    desk = Desk(pay_database, processor)
+    await desk.pay(ERROR)
+    payment = await desk.close()
+    assert payment.close_asked_at is not None
+    payment.attempt_open_since = None  # as if its truth were known: still nothing begins
+
+    assert not payment.may_be_tried(new_id())
+
+
+async def test_a_charge_is_given_back_once_and_that_can_be_counted(pay_database: Database) -> None:
+    """The ledger has an entry for each movement."""
+    processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
+    await processor.charge(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
+
+    await asyncio.gather(*(processor.refund(key) for _ in range(10)))
+
+    row = await pay_database.autocommit.fetchrow("SELECT refunds, refunded_at FROM ledger WHERE key = $1", key)
+    assert row["refunds"] == 1
+    assert row["refunded_at"] is not None
+
+
+async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(pay_database: Database) -> None:
+    """Neither a read nor a list fails, and a save does not lose it."""
+    desk = Desk(pay_database)
+    await desk.pay(DECLINED)
+    connection = pay_database.autocommit
+    await connection.execute("UPDATE payments SET booking = booking || jsonb_build_object('special_request', 'late')")
+
+    assert (await desk.pay(GOOD)).booking == BOOKING
+    assert len(await desk.payments.page(owner=None, before="ffffffff-ffff-ffff-ffff-ffffffffffff", size=9)) == 1
+
+    assert await connection.fetchval("SELECT booking ->> 'special_request' FROM payments") == "late"
+
+
+async def test_fields_that_only_a_newer_release_knows_are_handed_on(pay_database: Database) -> None:
+    """From the request over the database to PaymentApproved."""
+    message = order_events.Booking(name="A", owner="alice")
+    newer = message.SerializeToString() + b"\x9a\x06\x04late"  # field 99
+    booking = wire.booking_from_proto(order_events.Booking.FromString(newer))
+    now = datetime.now(UTC)
+    payment = Payment(
+        id=new_id(), order_id=new_id(), amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now,
+        booking=booking,
+    )  # fmt: skip
+    payments = PostgresPayments(pay_database.autocommit)
+    await payments.add(payment)
+
+    stored = await payments.find(payment.order_id)
+
+    assert stored is not None
+    assert stored.booking is not None
+    assert wire.booking_to_proto(stored.booking).SerializeToString() == newer

@@ -1,5 +1,7 @@
 """Reservations and room types on the real store."""
 
+import asyncio
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -57,3 +59,49 @@ async def test_of_two_changes_of_a_room_type_one_is_refused(reservation_database
 
     with pytest.raises(RoomTypeChangedMeanwhile):
         await room_types.save(changed(3))
+
+
+async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(reservation_database: Database) -> None:
+    """Neither a list nor the cancel that gives the money back fails because of it."""
+    connection = reservation_database.autocommit
+    reservations = PostgresReservations(connection)
+    asked = await ending(reservations)
+    other = Reservation(order_id=new_id(), created_at=NOON, updated_at=NOON)
+    other.take(BOOKING, at=NOON)
+    await reservations.save(other)
+    await connection.execute("UPDATE reservations SET booking = booking || jsonb_build_object('request', 'late')")
+
+    assert len(await reservations.page(status=None, before="ffffffff-ffff-ffff-ffff-ffffffffffff", size=9)) == 2
+    (stored,) = (await reservations.find([asked.order_id])).values()
+    assert stored.booking == BOOKING
+    assert stored.ending is not None
+    stored.end(stored.ending, at=NOON)
+    await reservations.save(stored)
+
+    assert await connection.fetchval("SELECT count(*) FROM reservations WHERE booking ->> 'request' = 'late'") == 2
+
+
+async def test_batches_with_the_same_orders_never_deadlock(reservation_database: Database) -> None:
+    """In whatever order two replicas heard of them, they insert and update in one."""
+    connection = reservation_database.autocommit
+    statement = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+    before = await connection.fetchval(statement)
+
+    async def batch(order_ids: list[str]) -> None:
+        async with reservation_database.transaction() as transaction:
+            reservations = PostgresReservations(transaction)
+            found = dict(await reservations.find(order_ids))
+            for order_id in order_ids:
+                reservation = found.get(order_id) or Reservation(order_id=order_id, created_at=NOON, updated_at=NOON)
+                reservation.note_order_ended("again", at=NOON)
+                found[order_id] = reservation
+            with suppress(ReservationChanged):
+                await reservations.save(*(found[order_id] for order_id in order_ids))
+
+    for _ in range(20):
+        ids = [new_id() for _ in range(60)]
+        for _ in ("new", "known"):
+            await asyncio.gather(*(batch(order) for order in (ids, ids[::-1], ids[30:] + ids[:30])))
+    await connection.execute("SELECT pg_stat_force_next_flush()")
+
+    assert await connection.fetchval(statement) == before

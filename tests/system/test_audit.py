@@ -1,15 +1,20 @@
 """The audit itself: each invariant is broken on purpose, reported, and mended."""
 
 import asyncio
+import re
 import subprocess
 import sys
+from contextlib import suppress
+from datetime import timedelta
+from typing import Any
 
 import nats
 import pytest
 
 from ops import audit
-from tests.conftest import Client, Hotel
+from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import query
+from tests.system.test_operator import gotohotel, in_jetstream, letters
 
 CARD = "4242 4242 4242 4242"
 BROKEN = {
@@ -68,6 +73,90 @@ BROKEN = {
 }
 
 
+# What is missing, not wrong: the invariant that notices, where, the damage and its mend. $1 is a paid order's id.
+MOVED = "00000000-0000-7000-8000-00000000dead"
+MISSING = {
+    "the order": (
+        "A1",
+        "order_svc",
+        f"UPDATE orders SET id = '{MOVED}' WHERE id = $1",
+        f"UPDATE orders SET id = $1 WHERE id = '{MOVED}'",
+    ),
+    "the payment": (
+        "A2",
+        "pay_svc",
+        f"UPDATE payments SET order_id = '{MOVED}' WHERE order_id = $1",
+        f"UPDATE payments SET order_id = $1 WHERE order_id = '{MOVED}'",
+    ),
+    "the approval": (
+        "A3",
+        "pay_svc",
+        "UPDATE payments SET approved_at = NULL WHERE order_id = $1",
+        "UPDATE payments SET approved_at = updated_at WHERE order_id = $1",
+    ),
+    "the charge": (
+        "A3",
+        "sandbox",
+        f"UPDATE entries SET order_id = '{MOVED}' WHERE order_id = $1::text",
+        f"UPDATE entries SET order_id = $1::text WHERE order_id = '{MOVED}'",
+    ),
+    "a night": (
+        "A4",
+        "order_svc",
+        "UPDATE allotment SET night = '2000-01-01' FROM orders WHERE id = $1 AND night = "
+        "check_in AND allotment.room_type = orders.room_type",
+        "UPDATE allotment SET night = check_in FROM orders WHERE id = $1 AND night = "
+        "'2000-01-01' AND allotment.room_type = orders.room_type",
+    ),
+    "the hold": (
+        "A4",
+        "order_svc",
+        "UPDATE orders SET holds_nights = false WHERE id = $1",
+        "UPDATE orders SET holds_nights = true WHERE id = $1",
+    ),
+    "a room type's copy": (
+        "A4",
+        "reservation_svc",
+        "INSERT INTO room_types SELECT 'Nowhere', display_name, capacity, max_guests, "
+        "currency, nightly_rate, 1 FROM room_types WHERE $1::text IS NOT NULL LIMIT 1",
+        "DELETE FROM room_types WHERE id = 'Nowhere' AND $1::text IS NOT NULL",
+    ),
+    "the payment of a terminal event": (
+        "A5",
+        "pay_svc",
+        f"UPDATE payments SET order_id = '{MOVED}' WHERE order_id = (SELECT order_id FROM "
+        "payments WHERE status = 'CANCELED' AND $1::text IS NOT NULL ORDER BY order_id LIMIT "
+        "1)",
+        None,
+    ),
+    "the last event": (
+        "A6",
+        "order_svc",
+        "UPDATE orders SET version = version + 1 WHERE id = $1",
+        "UPDATE orders SET version = version - 1 WHERE id = $1",
+    ),
+    "the page": (
+        "A7",
+        "mypage_svc",
+        f"UPDATE mypages SET order_id = '{MOVED}' WHERE order_id = $1",
+        f"UPDATE mypages SET order_id = $1 WHERE order_id = '{MOVED}'",
+    ),
+    "the desk's booking": (
+        "A9",
+        "reservation_svc",
+        f"UPDATE reservations SET order_id = '{MOVED}' WHERE order_id = $1",
+        f"UPDATE reservations SET order_id = $1 WHERE order_id = '{MOVED}'",
+    ),
+    "an event's effect": (
+        "A11",
+        "reservation_svc",
+        "DELETE FROM inbox WHERE event_id = (SELECT max(event_id::text)::uuid FROM inbox "
+        "WHERE $1::text IS NOT NULL) RETURNING event_id::text",
+        None,
+    ),
+}
+
+
 def violated(hotel: Hotel, *, patience_seconds: float = 0) -> dict[str, list[str]]:
     """The violations that the audit reports, by invariant."""
     found = audit.check(hotel.stack, patience_seconds=patience_seconds)
@@ -92,6 +181,120 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
         query(hotel, database, mend, order_id, *([moved_to] if moved_to else []))
 
     assert violated(hotel, patience_seconds=30) == {}
+
+
+@pytest.mark.parametrize("what", MISSING)
+def test_what_is_missing_is_reported(hotel: Hotel, guest: Client, what: str) -> None:
+    """By the invariant that speaks of it, and no longer once it is there again."""
+    canceled = hotel.order(guest)
+    guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
+    hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
+    order_id = hotel.order(guest)["id"]
+    hotel.page_with(order_id, reservationStatus="RECEIVED")
+    assert violated(hotel, patience_seconds=30) == {}
+    number, database, damage, mend = MISSING[what]
+    old = "UPDATE payments SET approved_at = approved_at + $2::interval WHERE order_id = $1"
+    if number == "A9":  # it has five minutes to get there
+        query(hotel, "pay_svc", old, order_id, timedelta(minutes=-6))
+    if what == "the payment of a terminal event":
+        order_id = canceled["id"]
+        damage = MISSING["the payment"][2]
+        mend = MISSING["the payment"][3]
+
+    gone = query(hotel, database, damage, order_id)
+    try:
+        assert number in violated(hotel)
+    finally:
+        if what == "an event's effect":
+            query(hotel, database, "INSERT INTO inbox (event_id) VALUES ($1)", gone)
+        else:
+            query(hotel, database, str(mend), order_id)
+        if number == "A9":
+            query(hotel, "pay_svc", old, order_id, timedelta(minutes=6))
+
+    assert violated(hotel, patience_seconds=30) == {}
+
+
+def test_an_expiry_beside_an_approval_is_reported(hotel: Hotel, guest: Client) -> None:
+    """Even after the money went back: a booking that was paid must not be lost."""
+    order = hotel.order(guest)["id"]
+    hotel.page_with(order, reservationStatus="RECEIVED")
+    query(hotel, "order_svc", "UPDATE orders SET expired_at = now() WHERE id = $1", order)
+    try:
+        found = violated(hotel)["A3"]
+    finally:
+        query(hotel, "order_svc", "UPDATE orders SET expired_at = NULL WHERE id = $1", order)
+
+    assert found == [f"order {order} expired although its payment was approved"]
+
+
+def test_a_confirmed_booking_without_a_live_order_is_reported(hotel: Hotel, guest: Client) -> None:
+    """The guest would stand at the desk with a number that nobody else knows."""
+    order = hotel.order(guest)["id"]
+    hotel.reservation_with(order, status="RECEIVED")
+    hotel.desk.post(f"/reservations/{order}:confirm")
+    hotel.page_with(order, status="CONFIRMED")
+    query(hotel, "order_svc", "UPDATE orders SET status = 'EXPIRED' WHERE id = $1", order)
+    try:
+        found = violated(hotel)["A2"]
+    finally:
+        query(hotel, "order_svc", "UPDATE orders SET status = 'CONFIRMED' WHERE id = $1", order)
+
+    assert found == [f"reservation {order} is CONFIRMED, but its order is EXPIRED"]
+
+
+def test_a_second_refund_is_counted(hotel: Hotel, guest: Client) -> None:
+    """It is an entry of the processor's ledger like any other."""
+    order = hotel.order(guest)["id"]
+    guest.request("DELETE", f"/orders/{order}").raise_for_status()
+    hotel.page_with(order, status="CANCELED", paymentStatus="CANCELED")
+    refund_again = (
+        "INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no) "
+        "SELECT key, kind, order_id, reason, currency, amount, 'again' FROM entries WHERE "
+        "order_id = $1 AND kind = 'REFUND'"
+    )
+    query(hotel, "sandbox", "DROP INDEX entries_one_refund")
+    try:
+        query(hotel, "sandbox", refund_again, order)
+        found = violated(hotel)["A3"]
+    finally:
+        query(hotel, "sandbox", "DELETE FROM entries WHERE approval_no = 'again'")
+        query(hotel, "sandbox", "CREATE UNIQUE INDEX entries_one_refund ON entries (key) WHERE kind = 'REFUND'")
+
+    assert f"order {order} was refunded 2 times" in found
+
+
+def test_the_effect_of_a_dead_letter_that_was_dropped_is_missed(hotel: Hotel, guest: Client) -> None:
+    """Once it is dropped nothing but the audit knows that the desk never heard of a paid booking."""
+    rule = "ALTER TABLE reservations ADD CONSTRAINT poison CHECK (booking ->> 'name' <> 'Dropped') NOT VALID"
+    query(hotel, "reservation_svc", rule)
+    try:
+        order = hotel.order(guest, name="Dropped")["id"]
+        wait_for(lambda: bool(letters(hotel).get(order)))
+    finally:
+        query(hotel, "reservation_svc", "ALTER TABLE reservations DROP CONSTRAINT poison")
+    (number,) = letters(hotel)[order]
+    shown = gotohotel(hotel, "dead-letters", "show", str(number)).stdout
+    event = re.search(r"^ce-id: (\S+)", shown, re.MULTILINE)
+    assert event is not None
+    assert gotohotel(hotel, "dead-letters", "drop", str(number)).returncode == 0
+
+    found = violated(hotel)
+
+    assert found["A11"] == [f"PaymentApproved of {order} was never handled by reservation_svc"]
+    in_jetstream(hotel, lambda js: _publish_again(js, event[1]))  # what an operator can still do: publish it again
+    hotel.page_with(order, reservationStatus="RECEIVED")
+    assert violated(hotel, patience_seconds=30) == {}
+
+
+async def _publish_again(js: Any, event_id: str) -> None:
+    for number in range(1, (await js.stream_info("EVENTS")).state.last_seq + 1):
+        with suppress(nats.js.errors.NotFoundError):
+            message = await js.get_msg("EVENTS", number)
+            if (message.headers or {}).get("ce-id") == event_id:
+                headers = {**message.headers, "Nats-Msg-Id": f"again/{event_id}"}
+                await js.publish(message.subject, message.data, headers=headers)
+                return
 
 
 def test_letters_between_digits_are_no_card_number(hotel: Hotel, guest: Client) -> None:

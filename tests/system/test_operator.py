@@ -264,3 +264,104 @@ def test_what_does_not_exist_is_said_in_a_sentence(
     assert done.returncode == status
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
+    """As after a bad release: all that one service buried for one reason, and nothing else."""
+    guests = [hotel.caller(subject=f"poisoned-{number}") for number in range(2)]
+    rule = "ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} NOT LIKE 'poisoned-%') NOT VALID"
+    query(hotel, "mypage_svc", rule.format("mypages", "bad_release", "owner"))
+    query(hotel, "reservation_svc", rule.format("reservations", "another_reason", "booking ->> 'name'"))
+    try:
+        orders = [hotel.order(guest, name=guest.subject)["id"] for guest in guests]
+        wait_for(lambda: all(len(letters(hotel).get(order, [])) == 3 for order in orders))
+    finally:
+        query(hotel, "mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT bad_release")
+        query(hotel, "reservation_svc", "ALTER TABLE reservations DROP CONSTRAINT another_reason")
+
+    none = gotohotel(hotel, "dead-letters", "redrive", "--all", "--service", "order_svc")
+    some = gotohotel(hotel, "dead-letters", "redrive", "--all", "--service", "mypage_svc", "--reason", "bad_release")
+
+    assert none.stdout == "0 dead letters are on their way again.\n"
+    assert "4 dead letters are on their way again." in some.stdout
+    wait_for(lambda: all(len(letters(hotel).get(order, [])) == 1 for order in orders))
+    for order in orders:
+        hotel.page_with(order, status="PAID")
+    for bad in (("redrive",), ("redrive", "7", "--all"), ("redrive", "7", "--service", "pay_svc"), ("drop",)):
+        assert gotohotel(hotel, "dead-letters", *bad).returncode != 0
+    assert gotohotel(hotel, "dead-letters", "redrive", "--all").returncode == 0
+    for order in orders:
+        hotel.page_with(order, reservationStatus="RECEIVED")
+
+
+def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
+    """What waited goes out at once, with the command that the log names."""
+    shown = gotohotel(hotel, "stream").stdout
+    assert re.search(r"^order_svc +\d+ events behind", shown, re.MULTILINE), shown
+    size = re.search(r"of (\d+) MiB", shown)
+    assert size is not None
+
+    async def shrink(js: Any) -> None:
+        stream = await js.stream_info("EVENTS")
+        await js.update_stream(stream.config.evolve(max_bytes=stream.state.bytes))
+
+    in_jetstream(hotel, shrink)
+    order = hotel.order(guest)["id"]
+    waiting = "SELECT count(*) FROM outbox WHERE aggregate_id = $1 AND published_at IS NULL"
+    assert query(hotel, "order_svc", waiting, order) == 1
+
+    grown = gotohotel(hotel, "stream", "grow", "--mib", size[1])
+
+    assert grown.returncode == 0, grown.stderr
+    hotel.page_with(order, reservationStatus="RECEIVED")
+    again = gotohotel(hotel, "stream", "grow", "--mib", size[1])
+    assert (again.returncode, "does not shrink" in again.stderr) == (1, True)
+    too_much = gotohotel(hotel, "stream", "grow", "--mib", str(10**9))
+    assert (too_much.returncode, "The disk has" in too_much.stderr) == (1, True)
+
+
+def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel: Hotel, guest: Client) -> None:
+    """The stream is nearly empty afterwards, and nothing is missing, also if the move was broken off in the middle."""
+    orders = [hotel.order(guest)["id"] for _ in range(3)]
+    pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in orders]
+    before = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
+    assert gotohotel(hotel, "stream", "archive").stdout.startswith("0 events have moved")  # none is 90 days old
+    broken_off = (
+        "import os, sys; os.environ['GOTOHOTEL_HOME'] = sys.argv[1]\n"
+        "from nats.js import JetStreamContext\n"
+        "JetStreamContext.purge_stream = lambda *_, **__: os._exit(9)\n"
+        "from ops.__main__ import main\n"
+        "main(['stream', 'archive', '--older-than-days', '0'])\n"
+    )
+    command = [sys.executable, "-c", broken_off, str(hotel.stack.home)]
+    assert subprocess.run(command, timeout=60, check=False).returncode == 9
+    assert in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages == before
+    assert not any(audit.check(hotel.stack).values())  # they stand in both, and count once
+
+    moved = gotohotel(hotel, "stream", "archive", "--older-than-days", "0")
+
+    assert moved.returncode == 0, moved.stderr
+    left = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
+    assert left < before / 2
+    assert not any(audit.check(hotel.stack).values())
+    query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", orders[0])
+    rebuilt = gotohotel(hotel, "rebuild")
+    assert rebuilt.returncode == 0, rebuilt.stderr
+    assert [hotel.page_with(order) for order in orders] == pages
+    late = hotel.order(guest)["id"]
+    hotel.page_with(late, reservationStatus="RECEIVED")
+    assert re.search(r"^archived +[1-9]", gotohotel(hotel, "stream").stdout, re.MULTILINE)
+
+
+def test_a_damaged_archive_is_said_so(hotel: Hotel) -> None:
+    """Neither the audit nor a rebuild goes on without what it can't read."""
+    (archived, *_) = sorted(hotel.stack.archive.glob("*.gz"))
+    whole = archived.read_bytes()
+    archived.write_bytes(whole[: len(whole) // 2])
+    try:
+        done = [gotohotel(hotel, command) for command in ("audit", "rebuild")]
+    finally:
+        archived.write_bytes(whole)
+
+    assert {each.returncode for each in done} == {1}
+    assert all("can't be read after" in each.stderr for each in done), done
