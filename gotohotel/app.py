@@ -7,7 +7,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -200,7 +200,7 @@ class App:
         """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
         while not self._stopping.is_set():
             try:
-                await self._unless_stopping(self._bus.connect())
+                await self._bus.connect(self._stopping)
                 if self._policies is None or self._stopping.is_set():
                     return
                 added = await self._bus.declare_consumer(self._policies.subjects)
@@ -228,18 +228,6 @@ class App:
         """
         can_handle = self._bus.has_handled or not self._bus.is_halted
         await self._server.set_serving(self._is_declared and can_handle and not self._stopping.is_set())
-
-    async def _unless_stopping(self, work: Coroutine[Any, Any, None]) -> None:
-        """Runs something that may take for ever; it is given up as soon as the service is told to end."""
-        task, stopping = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait([task, stopping], return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            stopping.cancel()
-            if not task.done():
-                task.cancel()
-        if task.done():
-            task.result()
 
     async def _pause(self, seconds: float, until: asyncio.Event | None = None) -> None:
         """Waits so long, or until something comes true, or the service is told to end."""

@@ -115,13 +115,20 @@ class Bus:
         """Whether the server can be reached at this moment."""
         return bool(self._client.is_connected)
 
-    async def connect(self) -> None:
-        """Connects, however long it takes, and declares the streams; later interruptions heal by themselves."""
+    async def connect(self, stopping: asyncio.Event) -> None:
+        """Connects and declares the streams, however long it takes, unless `stopping` is set meanwhile.
+
+        Later interruptions heal by themselves.
+        """
         while not self._client.is_connected:
+            if stopping.is_set():
+                return
             if not self._client.is_reconnecting:
                 await self._try_to_connect()
             if not self._client.is_connected:
-                await asyncio.sleep(0.5)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await stopping.wait()
         for stream in (EVENTS, DEAD_LETTERS):
             await self._declare_stream(stream)
 

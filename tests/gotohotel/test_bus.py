@@ -72,7 +72,7 @@ async def running(url: str, name: str = "test_svc") -> AsyncIterator[Bus]:
     """A connected bus."""
     bus = Bus(url, name=name)
     try:
-        await bus.connect()
+        await bus.connect(asyncio.Event())
         yield bus
     finally:
         await bus.close()
@@ -206,7 +206,7 @@ async def test_publishes_that_are_never_answered_give_their_places_back(server: 
 async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -> None:
     """A client that the server throws out gives up; the service ends, and is started again."""
     bus = Bus(server.url, name="test_svc")
-    await bus.connect()
+    await bus.connect(asyncio.Event())
 
     transport = bus._client._transport
     assert transport is not None
