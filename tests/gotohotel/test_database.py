@@ -12,6 +12,11 @@ from gotohotel.database import migrate, open_database
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A component with two migrations."""
+    return two_migrations(tmp_path)
+
+
+def two_migrations(tmp_path: Path) -> Path:
+    """The folder of a component that has two."""
     migrations = tmp_path / "inn" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "0001_rooms.sql").write_text("CREATE TABLE rooms (id integer PRIMARY KEY);")

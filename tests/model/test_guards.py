@@ -14,8 +14,11 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gotohotel import inbox, outbox
+from gotohotel import bus, clock, database, idempotency, inbox, log, outbox
 from gotohotel.database import Database
+from order_svc import clients as order_clients
+from order_svc import domain as orders
+from order_svc import server as order_server
 from order_svc import store as order_store
 from pay_svc import domain as pay
 from pay_svc import processor
@@ -25,11 +28,13 @@ from reservation_svc import domain as desk
 from reservation_svc import service as desk_service
 from reservation_svc import store as desk_store
 from tests.conftest import ROOT
-from tests.gotohotel import test_bus, test_idempotency
+from tests.gotohotel import test_bus, test_clock, test_database, test_idempotency, test_log
 from tests.gotohotel.test_bus import Server
 from tests.model import fakes, test_fakes
 from tests.model.test_model import TheHotel
-from tests.order_svc import test_store
+from tests.order_svc import test_clients, test_store
+from tests.order_svc import test_domain as test_orders
+from tests.order_svc import test_server as test_order_server
 from tests.pay_svc import test_service as test_payments
 from tests.reservation_svc import test_store as test_desk
 
@@ -55,7 +60,7 @@ class Guard:
     attribute: str
     line: str
     without: str
-    test: Callable[..., Awaitable[None]] | None = None
+    test: Callable[..., Awaitable[None] | None] | None = None
 
 
 GUARDS = [
@@ -201,6 +206,180 @@ GUARDS = [
         without="",
         test=test_bus.test_a_later_event_waits_for_an_earlier_one,
     ),
+    Guard(
+        name="an order that was charged does not expire, however late the news is",
+        owner=orders.Order,
+        attribute="expire",
+        line="if payment.approved_at:",
+        without="if False:",
+    ),
+    Guard(
+        name="an order expires only when its payment is closed",
+        owner=orders.Order,
+        attribute="expire",
+        line=" or not payment.closed:",
+        without=":",
+    ),
+    Guard(
+        name="a payment that is closed is never tried",
+        owner=pay.Payment,
+        attribute="may_be_tried",
+        line="self.cancel_asked_at or self.close_asked_at",
+        without="self.cancel_asked_at",
+        test=test_payments.test_a_declined_attempt_after_which_the_payment_is_closed_is_not_tried_again,
+    ),
+    Guard(
+        name="the time to pay stops while pay_svc can't be reached",
+        owner=order_store,
+        attribute="DUE",
+        line="AND NOT EXISTS (SELECT FROM payment_outage)",
+        without="",
+        test=test_store.test_the_time_to_pay_stops_while_pay_svc_cannot_be_reached,
+    ),
+    Guard(
+        name="a hold has an absolute end",
+        owner=orders.Order,
+        attribute="start_payment",
+        line="min(started_at, self.expires_at) + lifetime",
+        without="started_at + lifetime",
+        test=test_orders.test_a_hold_has_an_absolute_end,
+    ),
+    Guard(
+        name="the attempt that pay_svc works on is settled, whoever asked",
+        owner=orders.Order,
+        attribute="settle_payment",
+        line="self.attempt_id = outcome.attempt_id",
+        without="pass",
+        test=test_orders.test_overlapping_attempts_with_a_declined_card_leave_nothing_in_flight,
+    ),
+    Guard(
+        name="a decline is heard of by event too",
+        owner=orders.Order,
+        attribute="note_payment_declined",
+        line="self.payment_error = declined(reason)",
+        without="pass",
+        test=test_orders.test_a_decline_that_only_the_event_tells_replaces_what_was_said_before,
+    ),
+    Guard(
+        name="only a call that was never sent is called unavailable",
+        owner=order_clients.GrpcPayments,
+        attribute="process",
+        line="if error.never_sent:",
+        without="if True:",
+        test=test_clients.test_only_a_call_that_was_never_sent_means_pay_later,
+    ),
+    Guard(
+        name="an answer that was not final is not repeated",
+        owner=order_server.OrderServer,
+        attribute="_latest",
+        line="if answer.payment_error.reason != IN_PROGRESS.reason:",
+        without="if True:",
+        test=test_order_server.test_a_repetition_tells_how_the_order_stands_if_the_first_answer_was_not_final,
+    ),
+    Guard(
+        name="nights are given back once, by what is stored",
+        owner=order_store,
+        attribute="SAVE",
+        line="      AND orders.holds_nights\n",
+        without="",
+        test=test_store.test_nights_are_given_back_by_the_row_not_by_the_program,
+    ),
+    Guard(
+        name="a relay that can't publish hands over",
+        owner=outbox.Relay,
+        attribute="_relay",
+        line="if time.monotonic() - stuck_since >= HAND_OVER_SECONDS:",
+        without="if False:",
+        test=test_bus.test_a_relay_that_cannot_publish_hands_over,
+    ),
+    Guard(
+        name="a relay that is frozen in a statement loses its lock",
+        owner=outbox,
+        attribute="EVICT",
+        line="AND state = 'active'",
+        without="AND state = 'never'",
+        test=test_bus.test_the_lock_of_a_frozen_relay_passes_on,
+    ),
+    Guard(
+        name="an event that is too large holds up no other order",
+        owner=bus.Bus,
+        attribute="publish_all",
+        line="if self._is_too_large(*message):",
+        without="if False:",
+        test=test_bus.test_an_event_that_is_too_large_holds_up_no_other_order,
+    ),
+    Guard(
+        name="what only a newer release has stored of a booking is kept",
+        owner=pay_store,
+        attribute="SAVE",
+        line="coalesce(booking || $4::jsonb, $4::jsonb, booking)",
+        without="$4::jsonb",
+        test=test_payments.test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept,
+    ),
+    Guard(
+        name="what only a newer release has stored of a reservation is kept",
+        owner=desk_store,
+        attribute="SAVE",
+        line="coalesce(reservations.booking || change.booking, change.booking, reservations.booking)",
+        without="change.booking",
+        test=test_desk.test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept,
+    ),
+    Guard(
+        name="an event that only a newer release knows is handed back",
+        owner=bus.Bus,
+        attribute="_handle",
+        line="await self._hand_back(delivery)",
+        without='await self._bury(delivery, "unknown")',
+        test=test_bus.test_two_releases_share_a_subscription,
+    ),
+    Guard(
+        name="a release that can handle nothing keeps the events",
+        owner=bus.Bus,
+        attribute="_handle_one_by_one",
+        line="if self.is_halted:",
+        without="if False:",
+        test=test_bus.test_a_release_that_cannot_handle_events_keeps_them,
+    ),
+    Guard(
+        name="a migration waits briefly for a lock",
+        owner=database,
+        attribute="migrate",
+        line="int(LOCK_TIMEOUT_SECONDS * 1000)",
+        without="60_000",
+        test=test_database.test_a_migration_behind_a_long_read_holds_nobody_up,
+    ),
+    Guard(
+        name="the database's clock decides",
+        owner=clock.Clock,
+        attribute="now",
+        line="return self._time_read + timedelta(seconds=time.monotonic() - self._read_at)",
+        without="return datetime.now(UTC)",
+        test=test_clock.test_the_databases_time_decides,
+    ),
+    Guard(
+        name="the claim of a live call is not orphaned by a duplicate",
+        owner=idempotency.Requests,
+        attribute="replay",
+        line=" and claim.key not in self._live",
+        without="",
+        test=test_idempotency.test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call,
+    ),
+    Guard(
+        name="a live call renews its claim",
+        owner=idempotency,
+        attribute="RENEW",
+        line="AND requests.response IS NULL",
+        without="AND false",
+        test=test_idempotency.test_a_repetition_after_a_crash_has_time_to_act,
+    ),
+    Guard(
+        name="nobody's row stands in a log",
+        owner=log,
+        attribute="without_rows",
+        line="each.detail = None",
+        without="pass",
+        test=test_log.test_a_guests_row_does_not_stand_in_a_traceback,
+    ),
 ]
 
 CONSTRAINTS = {
@@ -208,6 +387,7 @@ CONSTRAINTS = {
     "orders_hold_every_night": ("orders", test_store.test_a_night_that_is_not_on_sale_cannot_be_booked),
     "requests_once": ("requests", test_idempotency.test_the_same_request_many_times_at_once_acts_once),
     "entries_one_outcome": ("entries", test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later),
+    "entries_one_refund": ("entries", test_payments.test_a_charge_is_given_back_once_and_that_can_be_counted),
     "outbox_aggregate_id_aggregate_version_key": ("outbox", test_bus.test_a_version_is_announced_once),
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
 }
@@ -250,6 +430,9 @@ def at_hand(
     pay_database: Database,
     reservation_database: Database,
     scratch_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> dict[str, Any]:
     """What the tests of real parts ask for; the first two schemas are in one scratch database."""
     return {
@@ -258,6 +441,10 @@ def at_hand(
         "order_database": order_database,
         "pay_database": pay_database,
         "scratch_url": scratch_url,
+        "caplog": caplog,
+        "monkeypatch": monkeypatch,
+        "folder": test_database.two_migrations(tmp_path),
+        "frozen_while": "reading",
         "payments": pay_store.PostgresPayments(pay_database.autocommit),
     }
 
@@ -277,19 +464,21 @@ async def test_a_real_store_misses_a_rule(
 async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str, Any]) -> None:
     """The test of that rule fails."""
     table, test = CONSTRAINTS[constraint]
-    database: Database = at_hand["order_database"]
+    real: Database = at_hand["order_database"]
     if constraint.startswith("entries"):  # they hold for some of the rows only
-        await database.autocommit.execute(f"DROP INDEX {constraint}")
+        await real.autocommit.execute(f"DROP INDEX {constraint}")
     else:
-        await database.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+        await real.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
 
     assert await fails(test, at_hand)
 
 
-async def fails(test: Callable[..., Awaitable[None]], at_hand: dict[str, Any]) -> bool:
+async def fails(test: Callable[..., Awaitable[None] | None], at_hand: dict[str, Any]) -> bool:
     """Whether a test does not pass."""
     try:
-        await test(**{name: at_hand[name] for name in inspect.signature(test).parameters})
+        done = test(**{name: at_hand[name] for name in inspect.signature(test).parameters})
+        if inspect.isawaitable(done):
+            await done
     except (Exception, pytest.fail.Exception):  # noqa: BLE001 - however it fails
         return True
     return False
@@ -305,7 +494,7 @@ def test_the_documents_list_is_this_one() -> None:
         assert f"| constraint `{constraint}` of `{table}` | {place(test)} |" in listed
 
 
-def place(test: Callable[..., Awaitable[None]] | None) -> str:
+def place(test: Callable[..., Awaitable[None] | None] | None) -> str:
     """Where a test stands."""
     if test is None:
         return "tests/model/test_model.py"
