@@ -345,7 +345,8 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
         await bus.declare_consumer(bad.policies.subjects)
         for _ in range(2):  # and it stays so when it tries again
             with pytest.raises(ConsumerHalted):
-                await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
+                async with asyncio.timeout(15):
+                    await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
         assert not bus.has_handled
     buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
     assert len(buried) == bus_module.MAX_POISONED_IN_A_ROW - 1

@@ -1,6 +1,7 @@
 """Migrations and transactions on real PostgreSQL."""
 
 import asyncio
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import asyncpg
@@ -67,26 +68,29 @@ async def test_a_migration_behind_a_long_read_holds_nobody_up(scratch_url: str, 
     """It gives its place in the queue up after a third of a second, and is applied when the read is over."""
     await migrate(scratch_url, folder)
     (folder / "0003_more.sql").write_text("ALTER TABLE rooms ADD COLUMN name text;")
-    reader, guest = await asyncpg.connect(scratch_url), await asyncpg.connect(scratch_url, command_timeout=10)
-    await reader.execute("BEGIN")
-    await reader.fetch("SELECT * FROM rooms")
-    migrating = asyncio.create_task(migrate(scratch_url, folder))
-    waited = []
-    for number in range(2, 60):
-        began = asyncio.get_running_loop().time()
-        await guest.execute("INSERT INTO rooms VALUES ($1)", number)
-        waited.append(asyncio.get_running_loop().time() - began)
-        await asyncio.sleep(0.05)
-    assert not migrating.done()
-    assert max(waited) > 0.1, "it was never in the queue: the test says nothing"
-    assert max(waited) < 1.5
+    async with AsyncExitStack() as resources:
+        reader, guest = [await asyncpg.connect(scratch_url, command_timeout=10) for _ in range(2)]
+        for connection in (reader, guest):
+            resources.push_async_callback(connection.close)
+        await reader.execute("BEGIN")
+        await reader.fetch("SELECT * FROM rooms")
+        migrating = asyncio.create_task(migrate(scratch_url, folder))
+        resources.push_async_callback(asyncio.wait, [migrating])
+        resources.push_async_callback(reader.execute, "ROLLBACK")
+        waited = []
+        for number in range(2, 60):
+            began = asyncio.get_running_loop().time()
+            await guest.execute("INSERT INTO rooms VALUES ($1)", number)
+            waited.append(asyncio.get_running_loop().time() - began)
+            await asyncio.sleep(0.05)
+        assert not migrating.done()
+        assert max(waited) > 0.1, "it was never in the queue: the test says nothing"
+        assert max(waited) < 1.5
 
-    await reader.execute("ROLLBACK")
-    await asyncio.wait_for(migrating, timeout=20)
+        await reader.execute("ROLLBACK")
+        await asyncio.wait_for(migrating, timeout=20)
 
-    assert await guest.fetchval("SELECT count(*) FROM rooms WHERE name IS NULL") == 59
-    for connection in (reader, guest):
-        await connection.close()
+        assert await guest.fetchval("SELECT count(*) FROM rooms WHERE name IS NULL") == 59
 
 
 async def test_a_migration_that_never_gets_its_lock_ends_with_an_error(scratch_url: str, folder: Path) -> None:
