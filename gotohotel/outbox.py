@@ -175,10 +175,11 @@ class Relay:
             self._work.clear()
             asked = time.monotonic()
             waiting, sent = await self._send_wave(connection)
+            if sent:
+                stuck_since = None
             if sent == WAVE:
                 continue  # there is a backlog: nothing needs to be gathered
             if sent:
-                stuck_since = None
                 # The first event went out at once; those that follow on its heels go together.
                 await asyncio.sleep(GATHER_SECONDS)
             elif last:

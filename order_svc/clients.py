@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 PROCESS_PAYMENT = "/gotohotel.pay.v1.PayService/ProcessPayment"
 CLOSE_PAYMENT = "/gotohotel.pay.v1.PayService/ClosePayment"
-GET_PAYMENT = "/gotohotel.pay.v1.PayService/GetPayment"
+CHECK_AVAILABILITY = "/gotohotel.pay.v1.PayService/CheckAvailability"
 PROBE_SECONDS = 2.0
 UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
@@ -74,11 +74,13 @@ class GrpcPayments:
             refunded=money_from_proto(answer.refunded_amount, "refundedAmount") if canceled else None,
         )
 
-    async def can_be_reached(self, order_id: str) -> bool:
-        """Whether pay_svc answers at this moment; it is asked about an order's payment."""
+    async def can_be_reached(self) -> bool:
+        """Whether pay_svc can take payments at this moment."""
         try:
-            request = pb.GetPaymentRequest(order_id=order_id)
-            await self._client.call(GET_PAYMENT, request, pb.Payment, at_most_seconds=PROBE_SECONDS)
+            request = pb.CheckAvailabilityRequest()
+            await self._client.call(
+                CHECK_AVAILABILITY, request, pb.CheckAvailabilityResponse, at_most_seconds=PROBE_SECONDS
+            )
         except CallFailed as error:
             return error.code not in UNREACHABLE
         return True

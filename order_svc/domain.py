@@ -416,8 +416,8 @@ class Orders(Protocol):
     async def due(self, *, limit: int) -> list[Order]:
         """Unpaid orders whose time is over by the store's clock, unless that is stopped. Each is due again later on."""
 
-    async def next_unpaid(self) -> str | None:
-        """The unpaid order whose time is over next."""
+    async def has_unpaid(self) -> bool:
+        """Whether any order is unpaid."""
 
     async def stop_expiry(self) -> None:
         """From now on no order's time to pay goes on. Safe to repeat."""
@@ -438,8 +438,8 @@ class Payments(Protocol):
     async def close(self, order_id: str) -> PaymentClosure:
         """Closes the payment unless something is, or may still be, charged. Raises PaymentsUnreachable."""
 
-    async def can_be_reached(self, order_id: str) -> bool:
-        """Whether pay_svc answers at this moment; it is asked about an order's payment."""
+    async def can_be_reached(self) -> bool:
+        """Whether pay_svc can take payments at this moment."""
 
 
 class PaymentsUnreachable(Exception):

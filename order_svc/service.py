@@ -53,8 +53,7 @@ async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reas
 
 async def watch_expiry(orders: Orders, payments: Payments) -> None:
     """Stops the clock of all unpaid orders while pay_svc can't be reached: nobody loses a room to that."""
-    order_id = await orders.next_unpaid()
-    if order_id is None or await payments.can_be_reached(order_id):
+    if not await orders.has_unpaid() or await payments.can_be_reached():
         await orders.resume_expiry()
     else:
         await orders.stop_expiry()

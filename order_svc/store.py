@@ -139,12 +139,8 @@ WHERE id IN (
 RETURNING {COLUMNS}
 """
 
-NEXT_UNPAID = """
-SELECT id
-FROM orders
-WHERE status = 'PAYMENT_PENDING'
-ORDER BY expires_at
-LIMIT 1
+HAS_UNPAID = """
+SELECT EXISTS (SELECT FROM orders WHERE status = 'PAYMENT_PENDING')
 """
 
 STOP_EXPIRY = """
@@ -404,10 +400,9 @@ class PostgresOrders:
         """Unpaid orders whose time is over by the database's clock, unless that is stopped. Each is due again later."""
         return [_order(row) for row in await self._connection.fetch(DUE, limit)]
 
-    async def next_unpaid(self) -> str | None:
-        """The unpaid order whose time is over next."""
-        order_id = await self._connection.fetchval(NEXT_UNPAID)
-        return str(order_id) if order_id else None
+    async def has_unpaid(self) -> bool:
+        """Whether any order is unpaid."""
+        return bool(await self._connection.fetchval(HAS_UNPAID))
 
     async def stop_expiry(self) -> None:
         """From now on no order's time to pay goes on. Safe to repeat."""

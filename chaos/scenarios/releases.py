@@ -126,17 +126,15 @@ WHERE locktype = 'advisory'
 async def stuck_relay(rig: Rig) -> None:
     """The stack's own order_svc has the lock; the replica beside it is well."""
     guest = rig.caller("victim")
+    await _has_the_lock_alone(rig)
     async with rig.replica("order_svc"):
-        await until(lambda: _nothing_waits(rig), "the outbox does not drain")
-        rig.demand(await rig.sql("order_svc", HOLDER, RELAY_LOCK) == 1, "nobody has the lock")
         async with rig.nemesis.cut("order_svc", "nats"):
             orders = await _book_some(rig)
             began = time.monotonic()
             await until(lambda: _are_sent(rig, orders), "events wait behind a relay that is cut off")
             rig.notes.append(f"cut off: sent after {time.monotonic() - began:.1f} s")
         await until(lambda: _nothing_waits(rig), "the outbox does not drain")
-    # Alone again, the stack's own takes the lock back.
-    await until(lambda: _nothing_waits(rig), "the outbox does not drain")
+    await _has_the_lock_alone(rig)
     async with rig.replica("order_svc") as healthy, rig.nemesis.frozen("order_svc"):
         rig.route("order_svc", healthy.port)
         try:
@@ -147,6 +145,16 @@ async def stuck_relay(rig: Rig) -> None:
         finally:
             rig.route("order_svc")
     await rig.books_paid(guest)
+
+
+async def _has_the_lock_alone(rig: Rig) -> None:
+    """The stack's own relay is at work, before another one begins."""
+    await until(lambda: _nothing_waits(rig), "the outbox does not drain")
+
+    async def has_it() -> bool:
+        return bool(await rig.sql("order_svc", HOLDER, RELAY_LOCK) == 1)
+
+    await until(has_it, "nobody has the lock", error=NoHarmDone)
 
 
 async def _book_some(rig: Rig) -> list[str]:

@@ -154,13 +154,11 @@ class FakeOrders(Table):
 
         return list(await self.step(due))
 
-    async def next_unpaid(self) -> str | None:
-        """As PostgresOrders.next_unpaid."""
-        unpaid = [order for order in self.rows.values() if order.status == orders.Status.PAYMENT_PENDING]
-        found: str | None = await self.step(
-            lambda: min(unpaid, key=lambda order: order.expires_at).id if unpaid else None
+    async def has_unpaid(self) -> bool:
+        """As PostgresOrders.has_unpaid."""
+        return bool(
+            await self.step(lambda: any(order.status == orders.Status.PAYMENT_PENDING for order in self.rows.values()))
         )
-        return found
 
     async def stop_expiry(self) -> None:
         """As PostgresOrders.stop_expiry."""

@@ -68,7 +68,7 @@ class FakeChannel:
 
     async def call(self, path: str, request: Any, response_type: Any, *, at_most_seconds: float) -> Message:
         """As RpcClient.call."""
-        assert response_type in (pay_pb.Payment, pay_pb.ClosePaymentResponse)
+        assert response_type in (pay_pb.Payment, pay_pb.ClosePaymentResponse, pay_pb.CheckAvailabilityResponse)
         assert at_most_seconds
         fate = await self._hotel.steps.pause()
         if fate == FAILS:
@@ -86,16 +86,15 @@ class FakeChannel:
             raise _call_failed(never_sent=False) from None
         if fate == ANSWER_IS_LOST:
             raise _call_failed(never_sent=False)
+        if path == order_clients.CHECK_AVAILABILITY:
+            return pay_pb.CheckAvailabilityResponse()
         closes = path == order_clients.CLOSE_PAYMENT
         return pay_server._closure(answer[0]) if closes else pay_server._payment(answer[0])
 
     async def _serve(self, path: str, request: Any, answer: list[pay.Payment]) -> None:
         payments, processor, clock = self._hotel.payments, self._hotel.processor, self._hotel.clock
-        if path == order_clients.GET_PAYMENT:
-            found = await payments.find(request.order_id)
-            if found is None:
-                raise pay.PaymentNotFound
-            answer.append(found)
+        if path == order_clients.CHECK_AVAILABILITY:
+            await payments.find("")
             return
         if path == order_clients.CLOSE_PAYMENT:
             answer.append(await pay_service.close_payment(payments, request.order_id, currency="KRW", clock=clock))

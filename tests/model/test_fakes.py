@@ -131,7 +131,7 @@ async def test_orders_are_due_when_their_time_is_over(orders: Any, order_databas
         return {order.id for order in await orders.due(limit=10)}
 
     assert await due() == {waits.id}
-    assert await orders.next_unpaid() in (waits.id, in_flight.id)
+    assert await orders.has_unpaid()
     await orders.stop_expiry()
     assert await due() == set()
     await orders.resume_expiry()

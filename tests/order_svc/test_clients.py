@@ -81,8 +81,8 @@ async def test_whether_a_payment_is_closed_is_never_guessed() -> None:
 
 
 async def test_any_answer_shows_that_pay_svc_can_be_reached() -> None:
-    """An order without a payment too."""
-    assert await payments(failed(grpc.StatusCode.NOT_FOUND)).can_be_reached("o")
-    assert await payments(pb.Payment()).can_be_reached("o")
-    assert not await payments(failed(grpc.StatusCode.UNAVAILABLE)).can_be_reached("o")
-    assert not await payments(failed(grpc.StatusCode.DEADLINE_EXCEEDED)).can_be_reached("o")
+    """Also that of a release that does not know the question."""
+    assert await payments(failed(grpc.StatusCode.UNIMPLEMENTED)).can_be_reached()
+    assert await payments(pb.CheckAvailabilityResponse()).can_be_reached()
+    assert not await payments(failed(grpc.StatusCode.UNAVAILABLE)).can_be_reached()
+    assert not await payments(failed(grpc.StatusCode.DEADLINE_EXCEEDED)).can_be_reached()

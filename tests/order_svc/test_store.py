@@ -285,7 +285,7 @@ class Closing:
         self.asked[order_id] += 1
         return PaymentClosure(closed=True)
 
-    async def can_be_reached(self, _: str) -> bool:
+    async def can_be_reached(self) -> bool:
         return self.reachable
 
 
