@@ -218,9 +218,14 @@ async def _apply_patiently(connection: Any, migration: Migration, patience_secon
             return
 
 
+def statements_of(sql: str) -> list[str]:
+    """What is to be sent to the server one by one: the whole file, or each statement if no transaction is allowed."""
+    return list(filter(str.strip, sql.split(";\n"))) if sql.startswith(OUTSIDE_TRANSACTION) else [sql]
+
+
 async def _apply(connection: Any, migration: Migration) -> None:
     if migration.sql.startswith(OUTSIDE_TRANSACTION):
-        for statement in filter(str.strip, migration.sql.split(";\n")):
+        for statement in statements_of(migration.sql):
             await connection.execute(statement)
         await connection.execute(NOTE_MIGRATION, migration.component, migration.number, migration.name)
         return

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nats
-from nats.js.errors import NotFoundError
+from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
+from ops.errors import StackError
 
 ANNOUNCING = ("order_svc", "pay_svc", "reservation_svc")
 OPERATOR = "operator"  # may do everything: the audit, dead letters, republishing, a rebuild
@@ -60,7 +61,10 @@ def permissions(service: str) -> dict[str, list[str]]:
 
 
 async def declare_streams(url: str, *, events_bytes: int) -> None:
-    """Makes the streams that are not there yet; how large the events' may grow is up to the operator."""
+    """Makes the streams that are not there yet; how large the events' may grow is up to the operator.
+
+    Raises StackError if the server has not so much room.
+    """
     client = await nats.connect(url, connect_timeout=3, allow_reconnect=False)
     try:
         js = client.jetstream()
@@ -68,6 +72,9 @@ async def declare_streams(url: str, *, events_bytes: int) -> None:
             try:
                 await js.stream_info(str(stream.name))
             except NotFoundError:
-                await js.add_stream(stream)
+                try:
+                    await js.add_stream(stream)
+                except APIError as error:
+                    raise StackError(f"The stream {stream.name} can't be made: {error.description}.") from None
     finally:
         await client.close()

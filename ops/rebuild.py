@@ -12,6 +12,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 import mypage_svc
 from gotohotel.bus import EVENTS, is_poison
+from gotohotel.database import statements_of
 from gotohotel.policies import Arrival
 from mypage_svc.policies import policies
 from ops.errors import StackError
@@ -65,7 +66,8 @@ async def rebuild(stack: Stack) -> tuple[int, int]:
             raise StackError("My page is being rebuilt already.")
         await owner.execute(BEGIN)
         for migration in sorted(MIGRATIONS.glob("*.sql")):
-            await owner.execute(migration.read_text())
+            for statement in statements_of(migration.read_text()):
+                await owner.execute(statement)
         async with jetstream(stack) as js:
             events = _Events(stack, js)
             for arrivals in events.archived():
