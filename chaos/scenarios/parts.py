@@ -236,6 +236,8 @@ async def hostile(rig: Rig) -> None:
         for name, request in (
             ("CancelPayment", pay_pb.CancelPaymentRequest(order_id=order_id)),
             ("ProcessPayment", pay_pb.ProcessPaymentRequest(order_id=order_id, card_no=ERROR)),
+            ("ClosePayment", pay_pb.ClosePaymentRequest(order_id=order_id)),
+            ("CheckAvailability", pay_pb.CheckAvailabilityRequest()),
         ):
             call = _method(channel, "pay", "PayService", name, pay_pb.Payment)
             try:

@@ -21,7 +21,7 @@ SERVICES = {
     "reservation": reservation_pb.DESCRIPTOR.services_by_name["ReservationService"],
     "mypage": mypage_pb.DESCRIPTOR.services_by_name["MyPageService"],
 }
-INTERNAL = ("ProcessPayment", "CancelPayment")
+INTERNAL = ("ProcessPayment", "CancelPayment", "ClosePayment", "CheckAvailability")
 METHODS = [(part, method) for part, service in SERVICES.items() for method in service.methods]
 SHARE = max(10, CASES // 4 // len(METHODS))
 DOCUMENTED = {

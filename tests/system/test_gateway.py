@@ -445,7 +445,7 @@ def test_grpc_clients_use_the_same_gateway(hotel: Hotel, guest: Client, channel:
     assert page.order_id == order["id"]
 
 
-@pytest.mark.parametrize("name", ["CancelPayment", "ProcessPayment"])
+@pytest.mark.parametrize("name", ["CancelPayment", "ProcessPayment", "ClosePayment", "CheckAvailability"])
 def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: Any, name: str) -> None:
     """Neither as gRPC nor as JSON, not even by the desk."""
     order = hotel.order(guest)
