@@ -54,7 +54,10 @@ NOTE_SUBSCRIPTIONS = """
 INSERT INTO subscriptions (subject, heard_since)
 SELECT subject, CASE WHEN subject = ANY($2::text[]) THEN now() ELSE '-infinity' END
 FROM unnest($1::text[]) AS subject
-ON CONFLICT DO NOTHING
+ON CONFLICT (subject) DO UPDATE  -- a replica that found the consumer widened already may have been faster
+SET heard_since = excluded.heard_since
+WHERE subscriptions.heard_since = '-infinity'
+  AND excluded.heard_since > subscriptions.heard_since
 """
 DECLARATION_SECONDS = 5.0  # how often a declaration that differs is compared again
 KEEP_INBOX_AND_REQUESTS = timedelta(days=30)

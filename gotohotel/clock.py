@@ -16,6 +16,11 @@ MAX_ROUND_TRIP_SECONDS = 0.2
 READ = "SELECT clock_timestamp()"
 
 
+def _seconds() -> float:
+    """A clock that nobody sets, and that goes on while the machine sleeps where the system has one that does."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class Clock:
     """The database's time, read now and then and counted on by this process's monotonic clock.
 
@@ -24,21 +29,21 @@ class Clock:
     """
 
     def __init__(self) -> None:
-        self._read_at = time.monotonic()
+        self._read_at = _seconds()
         self._time_read = datetime.now(UTC)
 
     def now(self) -> datetime:
         """The database's time."""
-        return self._time_read + timedelta(seconds=time.monotonic() - self._read_at)
+        return self._time_read + timedelta(seconds=_seconds() - self._read_at)
 
     async def synchronize(self, database: Database, *, at_any_price: bool = False) -> None:
         """Reads the database's clock; a slow answer is ignored unless it is wanted `at_any_price`.
 
         Logs a warning if this machine's clock differs from it by more than MAX_SKEW.
         """
-        asked = time.monotonic()
+        asked = _seconds()
         read = await database.autocommit.fetchval(READ)
-        answered = time.monotonic()
+        answered = _seconds()
         if answered - asked > MAX_ROUND_TRIP_SECONDS and not at_any_price:
             return
         self._time_read, self._read_at = read, (asked + answered) / 2

@@ -161,6 +161,13 @@ VALUES ($1, $2, $3)
 # A migration that waits for a table's lock makes everybody else queue up behind it: it gives up soon and comes again.
 LOCK_TIMEOUT_SECONDS = 0.3
 LOCK_RETRY_SECONDS = 1.0
+# A replica that is frozen, or whose machine is gone, in the middle of a migration gives its locks up.
+MIGRATION_SESSION = {
+    "idle_in_transaction_session_timeout": "10s",
+    "idle_session_timeout": "30s",
+    "tcp_keepalives_idle": "3",
+    "tcp_keepalives_interval": "1",
+}
 LOCK_PATIENCE_SECONDS = 300.0
 
 # In a file's first line: its statements run one by one, outside any transaction, as CREATE INDEX CONCURRENTLY demands.
@@ -176,7 +183,7 @@ async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIE
     never held up for longer. Raises asyncpg.LockNotAvailableError after that.
     """
     connection = await asyncpg.connect(
-        url, timeout=3, server_settings={"lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}ms"}
+        url, timeout=3, server_settings={"lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}ms", **MIGRATION_SESSION}
     )
     try:
         # Asked again and again, not waited for: CREATE INDEX CONCURRENTLY waits for whoever waits in a statement.

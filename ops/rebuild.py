@@ -17,7 +17,7 @@ from gotohotel.policies import Arrival
 from mypage_svc.policies import policies
 from ops.errors import StackError
 from ops.stack import Stack
-from ops.stream import archives, jetstream
+from ops.stream import archived_until, archives, jetstream
 
 SERVICE = "mypage_svc"
 MIGRATIONS = Path(mypage_svc.__file__).parent / "migrations"
@@ -131,8 +131,8 @@ class _Events:
 
     def __init__(self, stack: Stack, js: JetStreamContext) -> None:
         self._js = js
+        self._stack = stack
         self._archived = archives(stack)
-        self._archive_ends = self._archived[-1].last if self._archived else 0
         self._received = 0
         self.count = 0
         self.skipped = 0
@@ -141,6 +141,7 @@ class _Events:
         reader = ConsumerConfig(
             filter_subjects=policies.subjects, ack_policy=AckPolicy.NONE, inactive_threshold=30, mem_storage=True
         )
+        self._archive_ends = await archived_until(self._stack, self._js)
         self._pull = await self._js.pull_subscribe("", stream=EVENTS.name, config=reader)
 
     def archived(self) -> Iterator[list[Arrival]]:

@@ -1,6 +1,7 @@
 """The stream of events and its archive, as an operator's commands reach them: no message is missed unnoticed."""
 
 import base64
+import fcntl
 import gzip
 import json
 import os
@@ -138,9 +139,13 @@ async def grow(stack: Stack, max_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One file of old events: a line of JSON each, compressed. Its name says which."""
+    """One file of old events: a line of JSON each, compressed. Its name says which, and of which stream.
+
+    A stream that is made anew counts from 1 again: `stream` is when it was made.
+    """
 
     path: Path
+    stream: str
     first: int
     last: int
 
@@ -162,14 +167,31 @@ class Archive:
         except (OSError, EOFError, ValueError, KeyError) as error:
             raise StackError(f"The archive {self.path} can't be read after {expected} events: {error}") from None
 
+    def check(self) -> None:
+        """Raises StackError if it is not whole."""
+        places = [message.sequence for message in self.read()]
+        if not places or (places[0], places[-1]) != (self.first, self.last):
+            raise StackError(f"The archive {self.path} does not hold what its name says; nothing was removed.")
+
 
 def archives(stack: Stack) -> list[Archive]:
     """The files of the archive, oldest first."""
     found = []
-    for path in sorted(stack.archive.glob("events-*-*.jsonl.gz")):
-        first, last = path.name.removesuffix(".jsonl.gz").split("-")[1:]
-        found.append(Archive(path, int(first), int(last)))
+    for path in sorted(stack.archive.glob("events-*-*-*.jsonl.gz")):
+        stream, first, last = path.name.removesuffix(".jsonl.gz").split("-")[1:]
+        found.append(Archive(path, stream, int(first), int(last)))
     return found
+
+
+async def archived_until(stack: Stack, js: JetStreamContext) -> int:
+    """The last place of the present stream that stands in the archive too; 0 if none does."""
+    stream = await _made(js)
+    return max((archive.last for archive in archives(stack) if archive.stream == stream), default=0)
+
+
+async def _made(js: JetStreamContext) -> str:
+    created = (await js.stream_info(str(EVENTS.name))).created
+    return f"{created:%Y%m%dT%H%M%S}" if created else "unknown"
 
 
 async def archive(stack: Stack, before: datetime) -> int:
@@ -178,32 +200,46 @@ async def archive(stack: Stack, before: datetime) -> int:
     An event stays until every consumer has acknowledged it. It leaves the stream when its file is on the disk; if the
     command is broken off in between it stands in both, which readers know, and the next run removes it.
     """
-    async with jetstream(stack) as js:
-        name = str(EVENTS.name)
-        known = archives(stack)
-        done = known[-1].last if known else 0
-        consumers = [each for each in await js.consumers_info(name) if each.config.durable_name]
-        floor = min((each.ack_floor.stream_seq for each in consumers if each.ack_floor), default=0)
-        moved, batch = 0, list[StreamMessage]()
-        async for message in messages_of(js, name):
-            if message.time >= before or message.sequence > floor:
-                break
-            if message.sequence > done:
-                batch.append(message)
-            if len(batch) == ARCHIVE_FILE_EVENTS:
-                moved += _write(stack, batch)
-                done, batch = batch[-1].sequence, []
-        if batch:
-            moved += _write(stack, batch)
-            done = batch[-1].sequence
-        if done:
-            await js.purge_stream(name, seq=done + 1)
-        return moved
-
-
-def _write(stack: Stack, messages: list[StreamMessage]) -> int:
     stack.archive.mkdir(parents=True, exist_ok=True)
-    path = stack.archive / f"events-{messages[0].sequence:016d}-{messages[-1].sequence:016d}.jsonl.gz"
+    with (stack.archive / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise StackError("Events are being moved to the archive already.") from None
+        async with jetstream(stack) as js:
+            return await _archive(stack, js, before)
+
+
+async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
+    name, stream = str(EVENTS.name), await _made(js)
+    done = await archived_until(stack, js)
+    for archived in archives(stack):
+        if archived.stream == stream:
+            archived.check()  # what a run that was broken off has left: it must be whole before anything is removed
+    consumers = [each for each in await js.consumers_info(name) if each.config.durable_name]
+    floor = min((each.ack_floor.stream_seq for each in consumers if each.ack_floor), default=0)
+    moved = 0
+    batch: list[StreamMessage] = []
+    async for message in messages_of(js, name):
+        if message.time >= before or message.sequence > floor:
+            break
+        if message.sequence > done:
+            batch.append(message)
+        if len(batch) == ARCHIVE_FILE_EVENTS:
+            moved += _write(stack, stream, batch)
+            done, batch = batch[-1].sequence, []
+    if batch:
+        moved += _write(stack, stream, batch)
+        done = batch[-1].sequence
+    if done:
+        await js.purge_stream(name, seq=min(done, floor) + 1)
+    return moved
+
+
+def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
+    """A file under its final name only when it was read back whole."""
+    first, last = messages[0].sequence, messages[-1].sequence
+    path = stack.archive / f"events-{stream}-{first:016d}-{last:016d}.jsonl.gz"
     fresh = path.with_suffix(".new")
     with fresh.open("wb") as raw:
         with gzip.open(raw, "wt", encoding="utf-8") as lines:
@@ -218,12 +254,11 @@ def _write(stack: Stack, messages: list[StreamMessage]) -> int:
                 lines.write(json.dumps(kept) + "\n")
         raw.flush()
         os.fsync(raw.fileno())
+    Archive(fresh, stream, first, last).check()
     fresh.rename(path)
     folder = os.open(stack.archive, os.O_RDONLY)
     os.fsync(folder)
     os.close(folder)
-    if sum(1 for _ in Archive(path, messages[0].sequence, messages[-1].sequence).read()) != len(messages):
-        raise StackError(f"The archive {path} does not hold what was written; nothing was removed from the stream.")
     return len(messages)
 
 
@@ -232,9 +267,8 @@ def _write(stack: Stack, messages: list[StreamMessage]) -> int:
 
 async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[StreamMessage]:
     """All events there have ever been, the archived ones first."""
-    done = 0
+    done = await archived_until(stack, js)
     for archived in archives(stack):
-        done = archived.last
         for message in archived.read():
             yield message
     async for message in messages_of(js, str(EVENTS.name)):

@@ -419,8 +419,11 @@ class Orders(Protocol):
     async def has_unpaid(self) -> bool:
         """Whether any order is unpaid."""
 
+    async def note_contact(self) -> None:
+        """pay_svc was reached just now."""
+
     async def stop_expiry(self) -> None:
-        """From now on no order's time to pay goes on. Safe to repeat."""
+        """No order's time to pay goes on, unless another replica has reached pay_svc lately. Safe to repeat."""
 
     async def resume_expiry(self) -> None:
         """Gives every unpaid order the time back for which expiry was stopped, and lets it go on. Safe to repeat."""

@@ -132,8 +132,11 @@ class OrderServer:
 
     async def expire_orders(self) -> None:
         """The job that expires unpaid orders; every replica runs it."""
-        await service.watch_expiry(self._orders, self._payments)
-        while due := await self._orders.due(limit=20):
+        while True:
+            await service.watch_expiry(self._orders, self._payments)  # a backlog must not hide that pay_svc is away
+            due = await self._orders.due(limit=20)
+            if not due:
+                return
             async with asyncio.TaskGroup() as tasks:
                 for order in due:
                     tasks.create_task(self._expire(order))

@@ -53,7 +53,10 @@ async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reas
 
 async def watch_expiry(orders: Orders, payments: Payments) -> None:
     """Stops the clock of all unpaid orders while pay_svc can't be reached: nobody loses a room to that."""
-    if not await orders.has_unpaid() or await payments.can_be_reached():
+    if not await orders.has_unpaid():
+        await orders.resume_expiry()
+    elif await payments.can_be_reached():
+        await orders.note_contact()
         await orders.resume_expiry()
     else:
         await orders.stop_expiry()

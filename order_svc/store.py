@@ -143,9 +143,18 @@ HAS_UNPAID = """
 SELECT EXISTS (SELECT FROM orders WHERE status = 'PAYMENT_PENDING')
 """
 
+NOTE_CONTACT = """
+INSERT INTO payment_contact (reached_at)
+VALUES (now())
+ON CONFLICT (one) DO UPDATE
+SET reached_at = now()
+"""
+
+# Only if no replica has reached pay_svc for longer than two looks: one that is cut off alone stops nobody's clock.
 STOP_EXPIRY = """
 INSERT INTO payment_outage (began_at)
-VALUES (now())
+SELECT coalesce((SELECT reached_at FROM payment_contact), now())
+WHERE NOT EXISTS (SELECT FROM payment_contact WHERE reached_at > now() - interval '12 seconds')
 ON CONFLICT DO NOTHING
 """
 
@@ -212,6 +221,7 @@ held_before AS (
     JOIN change USING (id)
     WHERE NOT change.holds_nights
       AND orders.holds_nights
+      AND orders.status NOT IN ('CANCELING', 'CANCELED', 'REJECTED', 'EXPIRED')  -- the first release did not clear it
 ),
 saved AS (
     UPDATE orders
@@ -404,8 +414,12 @@ class PostgresOrders:
         """Whether any order is unpaid."""
         return bool(await self._connection.fetchval(HAS_UNPAID))
 
+    async def note_contact(self) -> None:
+        """pay_svc was reached just now."""
+        await self._connection.execute(NOTE_CONTACT)
+
     async def stop_expiry(self) -> None:
-        """From now on no order's time to pay goes on. Safe to repeat."""
+        """No order's time to pay goes on, unless another replica has reached pay_svc lately. Safe to repeat."""
         await self._connection.execute(STOP_EXPIRY)
 
     async def resume_expiry(self) -> None:

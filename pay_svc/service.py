@@ -78,9 +78,11 @@ async def close_payment(payments: Payments, order_id: str, *, currency: str, clo
         if await payments.add(nothing):
             return nothing
         payment = await payments.find(order_id) or nothing
-    if payment.close_asked_at is None and payment.cancel_asked_at is None and payment.approved_at is None:
+    if payment.cancel_asked_at is None and payment.approved_at is None:
+        before = payment.close_asked_at, payment.canceled_at
         payment.close(at=now)
-        await payments.save(payment)
+        if before != (payment.close_asked_at, payment.canceled_at):
+            await payments.save(payment)
     return payment
 
 

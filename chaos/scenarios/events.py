@@ -53,9 +53,18 @@ async def _out_of_order(rig: Rig) -> None:
             rig.nemesis.note("shuffle", f"{len(events)} events × {COPIES}")
     for order in orders:
         # The load's desk may have been faster than ours: what counts is what became of the reservation.
-        ends = await rig.sql("reservation_svc", "SELECT status FROM reservations WHERE order_id = $1", order)
+        # A cancel whose call failed is carried through all the same.
+        await until(lambda order=order: _is_decided(rig, order), f"the reservation of {order} is not decided")
+        ends = await rig.sql("reservation_svc", STATUS, order)
         await until(lambda order=order, ends=ends: rig.order_is(order, ends), f"{order} is not {ends}")
         await until(lambda order=order: _page_is_complete(rig, order), f"My page of {order} is not complete")
+
+
+STATUS = "SELECT status FROM reservations WHERE order_id = $1"
+
+
+async def _is_decided(rig: Rig, order: str) -> bool:
+    return bool(await rig.sql("reservation_svc", STATUS, order) != "RECEIVED")
 
 
 async def _all_published(rig: Rig, orders: list[str]) -> bool:

@@ -5,15 +5,17 @@ ALTER TABLE orders
     ADD COLUMN next_expiry_at timestamptz,    -- when an order that is due is looked at again
     ADD COLUMN time_returned_at timestamptz;  -- when it last got back time for which expiry was stopped
 
-UPDATE orders
-SET holds_nights = false
-WHERE status IN ('CANCELING', 'CANCELED', 'REJECTED', 'EXPIRED');
-
 -- At most one row: since when pay_svc can't be reached, and, while unpaid orders get that time back, until when.
 CREATE TABLE payment_outage (
     began_at timestamptz PRIMARY KEY,
     ended_at timestamptz,
     one boolean NOT NULL DEFAULT true CONSTRAINT payment_outage_is_one UNIQUE CHECK (one)
+);
+
+-- At most one row: when any replica last reached pay_svc.
+CREATE TABLE payment_contact (
+    one boolean PRIMARY KEY DEFAULT true CONSTRAINT payment_contact_is_one CHECK (one),
+    reached_at timestamptz NOT NULL
 );
 
 -- The version of a room type that its nights are opened and sized for; a job brings them up to date.

@@ -147,7 +147,7 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until something comes true; TimeoutError if it does not."""
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(10):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
 
@@ -352,7 +352,7 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
         await bus.declare_consumer(bad.policies.subjects)
         for _ in range(2):  # and it stays so when it tries again
             with pytest.raises(ConsumerHalted):
-                async with asyncio.timeout(15):
+                async with asyncio.timeout(8):
                     await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
         assert not bus.has_handled
     buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
@@ -497,7 +497,7 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
 async def all_sent(database: Database, *, but: int = 0) -> None:
     """Waits until all events, or all but so many, are published."""
     count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
-    async with asyncio.timeout(12):
+    async with asyncio.timeout(9):
         while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

@@ -160,6 +160,9 @@ class FakeOrders(Table):
             await self.step(lambda: any(order.status == orders.Status.PAYMENT_PENDING for order in self.rows.values()))
         )
 
+    async def note_contact(self) -> None:
+        """As PostgresOrders.note_contact; but that every silence counts here."""
+
     async def stop_expiry(self) -> None:
         """As PostgresOrders.stop_expiry."""
 

@@ -337,7 +337,7 @@ GUARDS = [
         name="the database's clock decides",
         owner=clock.Clock,
         attribute="now",
-        line="return self._time_read + timedelta(seconds=time.monotonic() - self._read_at)",
+        line="return self._time_read + timedelta(seconds=_seconds() - self._read_at)",
         without="return datetime.now(UTC)",
         test=test_clock.test_the_databases_time_decides,
     ),

@@ -1,5 +1,7 @@
 -- Every movement is an entry of its own: a charge that was given back twice would be seen. What was the table
 -- `ledger` is a view now, so that a first release that is started on this data fails and does not charge anew.
+LOCK TABLE ledger IN ACCESS EXCLUSIVE MODE;  -- whatever is entered until then is copied
+
 CREATE TABLE entries (
     number bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     key uuid NOT NULL,
