@@ -196,7 +196,8 @@ RETURNING ended_at - began_at
 """
 
 # Any number of orders at once, in the order of their ids. Whether nights are given back is up to the stored
-# holds_nights: it is cleared once. (`held_before` reads what was stored before; the revision says that it is still so.)
+# holds_nights: it is cleared once; the first release did not clear it, so an ended order has none to give back.
+# (`held_before` reads what was stored before; the revision says that it is still so.)
 # Freed nights are locked in one order for all, like those of a new order; a night that was closed because its capacity
 # was lowered shrinks towards the room type's capacity.
 SAVE = f"""
@@ -221,7 +222,7 @@ held_before AS (
     JOIN change USING (id)
     WHERE NOT change.holds_nights
       AND orders.holds_nights
-      AND orders.status NOT IN ('CANCELING', 'CANCELED', 'REJECTED', 'EXPIRED')  -- the first release did not clear it
+      AND orders.status NOT IN ('CANCELING', 'CANCELED', 'REJECTED', 'EXPIRED')
 ),
 saved AS (
     UPDATE orders
