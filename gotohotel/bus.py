@@ -40,9 +40,8 @@ ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer 
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 HAND_BACK_SOON = 20  # deliveries; whoever is still alone with an event then was rolled back to
 PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts as not published
-MAX_UNACKNOWLEDGED = (
-    100_000  # events handed back for a newer release stay unacknowledged; they must not stop the others
-)
+# Events that are handed back for a newer release stay unacknowledged; they must not stop the others.
+MAX_UNACKNOWLEDGED = 100_000
 MAX_POISONED_IN_A_ROW = 3  # when events of so many aggregates in a row can't be handled, it is the release
 HALTED_SECONDS = 10.0
 CONFLICT_RETRIES = 3

@@ -70,8 +70,7 @@ async def close_payment(payments: Payments, order_id: str, *, currency: str, clo
     No attempt begins after it. One that is open stays open until settle_payment knows its truth, which then decides.
     """
     now = clock()
-    zero = Money.zero(currency)
-    nothing = Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=now, updated_at=now)
+    nothing = _untried(order_id, currency, at=now)
     payment = await payments.find(order_id)
     if payment is None:
         nothing.close(at=now)
@@ -94,8 +93,7 @@ async def cancel_payment(
     Raises ProcessorUnavailable if the money is not back yet: the cancel stands, and settle_payment goes on with it.
     """
     now = clock()
-    zero = Money.zero(currency)
-    nothing = Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=now, updated_at=now)
+    nothing = _untried(order_id, currency, at=now)
     payment = await payments.find(order_id)
     if payment is None:
         nothing.ask_cancel(at=now)
@@ -107,6 +105,12 @@ async def cancel_payment(
         payment.ask_cancel(at=now)
         await payments.save(payment)
     return await _finish_cancel(payments, processor, payment, timeout_seconds, clock)
+
+
+def _untried(order_id: str, currency: str, *, at: datetime) -> Payment:
+    """The payment of an order that nobody has tried to pay."""
+    zero = Money.zero(currency)
+    return Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=at, updated_at=at)
 
 
 async def settle_payment(

@@ -184,8 +184,8 @@ async def test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call(
         with pytest.raises(TimeoutError):
             await requests.in_steps(request(), Order, counter.in_steps, subject="alice")
     third = asyncio.create_task(requests.in_steps(request(), Order, counter.in_steps, subject="alice"))
-    await asyncio.sleep(0.3)
-    assert not third.done()
+    ended, _ = await asyncio.wait([third], timeout=1)
+    assert not ended
     finish.set()
 
     assert {(await first).id, (await third).id} == {"order 1"}

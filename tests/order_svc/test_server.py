@@ -6,20 +6,12 @@ from gotohotel.database import Database
 from gotohotel.idempotency import Requests
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import Caller
-from order_svc.domain import IN_PROGRESS, PaymentOutcome
 from order_svc.server import OrderServer
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 from tests.order_svc.test_store import TODAY, Closing, change_room_type
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 ALICE = Caller("alice", "guest")
-
-
-class Silent(Closing):
-    """pay_svc, whose answers are lost."""
-
-    async def process(self, *_: object) -> PaymentOutcome:
-        return PaymentOutcome(error=IN_PROGRESS, settled=False)
 
 
 def server_over(database: Database) -> OrderServer:
@@ -32,7 +24,7 @@ def server_over(database: Database) -> OrderServer:
         database,
         Requests(database, b"key"),
         PostgresRoomTypes(database),
-        Silent(),
+        Closing(),
         clock=lambda: datetime.now(UTC),
         today=today,
         unpaid_minutes=15,
