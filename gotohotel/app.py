@@ -119,6 +119,7 @@ class App:
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
         self._stopping = asyncio.Event()
+        self._calls_ended = asyncio.Event()
         self._is_declared = True  # as far as is known
         self._failure: Exception | None = None
 
@@ -174,13 +175,16 @@ class App:
             logger.info("%s drains", self.name)
             await self._server.set_serving(False)  # 1. whoever checks its health sends no new calls
             await asyncio.sleep(self.settings.notice_seconds)  # 2. once it has noticed
+            await asyncio.wait([consumer], timeout=5)  # 3. the batch of events under way ends, no other begins
+            consumer.cancel()
+            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 4. calls under way end
+            self._calls_ended.set()
             for _, _, due in self._jobs:
                 due.set()
-            await asyncio.wait([consumer, *jobs], timeout=5)  # 3. what is under way ends, nothing else begins
-            for loop in (consumer, *jobs):
-                loop.cancel()
-            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 4. calls under way end
-            self._relay.finish()  # 5. what they announced goes out
+            await asyncio.wait(jobs, timeout=5)  # 5. jobs, too: one of them renews the claims of those calls
+            for job in jobs:
+                job.cancel()
+            self._relay.finish()  # 6. what they announced goes out
             await asyncio.wait([relay], timeout=5)
             relay.cancel()
             await self._bus.close()
@@ -239,7 +243,7 @@ class App:
                 await (until or self._stopping).wait()
 
     async def _repeat(self, job: Callable[[], Awaitable[None]], seconds: float, due: asyncio.Event) -> None:
-        while not self._stopping.is_set():
+        while not self._calls_ended.is_set():
             due.clear()
             try:
                 await job()

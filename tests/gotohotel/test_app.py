@@ -249,3 +249,40 @@ async def test_calls_are_taken_until_all_have_seen_that_it_drains(
     await health_is(app, "NOT_SERVING")  # it is told so, not refused
 
     await asyncio.wait_for(running, timeout=15)
+
+
+async def test_jobs_go_on_until_the_last_call_has_ended(
+    stack: Stack, order_database: Database, scratch_url: str
+) -> None:
+    """One of them renews the claims of calls under way: nobody may take one over while the service drains."""
+    app, under_way, runs_after = an_app(stack, order_database, scratch_url), asyncio.Event(), asyncio.Semaphore(0)
+
+    async def job() -> None:
+        if app._stopping.is_set():
+            runs_after.release()
+
+    async def slow(_: pb.CancelOrderRequest, __: Caller) -> pb.Order:
+        under_way.set()
+        await app._stopping.wait()
+        async with asyncio.timeout(8):
+            for _run in range(3):
+                await runs_after.acquire()
+        return pb.Order(id="done")
+
+    app.serve(SERVICE, implementation(slow))
+    app.every(0.01, job)
+    running = asyncio.create_task(app.run())
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.settings.port}") as channel:
+        cancel = channel.unary_unary(
+            CANCEL,
+            request_serializer=pb.CancelOrderRequest.SerializeToString,
+            response_deserializer=pb.Order.FromString,
+        )
+        identity = ((SUBJECT_HEADER, "alice"), (ROLE_HEADER, "guest"))
+        call = cancel(pb.CancelOrderRequest(order_id="1"), metadata=identity, timeout=10, wait_for_ready=True)
+        await under_way.wait()
+        app._stopping.set()
+        answer = await call
+
+    assert answer.id == "done"
+    await asyncio.wait_for(running, timeout=15)
