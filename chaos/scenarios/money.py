@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
 
 from chaos.load import ERROR, LOST_ANSWER, OK, UNKNOWN, a_stay, overlap
 from chaos.nemesis import NoHarmDone, until
@@ -53,27 +54,34 @@ CREATE TRIGGER hold_the_truth BEFORE INSERT ON entries
 LET_THE_TRUTH_GO = "DROP FUNCTION hold_the_truth CASCADE"
 
 
-@scenario(2, "the processor times out, truth unknown: no second charge, settled soon, canceled ones at net 0")
-async def processor_silent(rig: Rig) -> None:
-    """Half of the charges are made, half are not; the answers are lost, and it can't be asked."""
-    guest = rig.caller("victim")
+@asynccontextmanager
+async def silent_processor(rig: Rig) -> AsyncIterator[None]:
+    """Nobody can ask the processor what became of a charge; the cards decide whether it is made and answered."""
     began = time.monotonic()
     async with AsyncExitStack() as held:
         holder = await held.enter_async_context(rig.session("sandbox"))
         await holder.execute(HOLD_THE_TRUTH)
         held.push_async_callback(holder.execute, LET_THE_TRUTH_GO)
         await holder.execute("SELECT pg_advisory_lock(4712)")
+        yield
+        await holder.execute("SELECT pg_advisory_unlock(4712)")
+    rig.nemesis.note("silence", "processor", began=began)
+
+
+@scenario(2, "the processor times out, truth unknown: no second charge, settled soon, canceled ones at net 0")
+async def processor_silent(rig: Rig) -> None:
+    """Half of the charges are made, half are not; the answers are lost, and it can't be asked."""
+    guest = rig.caller("victim")
+    async with silent_processor(rig):
         cards = [LOST_ANSWER, ERROR] * 4
         booked = await asyncio.gather(*(guest.book(card, **a_stay(rig.chance)) for card in cards))
         again = await asyncio.gather(*(guest.pay(each.order_id) for each in booked[:4]))
         canceled = await asyncio.gather(*(guest.cancel(each.order_id) for each in booked[4:]))
         charged = [await rig.charges(each.order_id) for each in booked]
-        await holder.execute("SELECT pg_advisory_unlock(4712)")
     if charged != [(1, 1), (0, 0)] * 4:
         raise NoHarmDone(f"not every second charge was made: {charged}")
     if any(each.is_paid for each in booked):
         raise NoHarmDone("the processor was heard all the same")
-    rig.nemesis.note("silence", "processor", began=began)
     rig.demand(not any(each.is_paid for each in again), "paid although the processor was silent")
     rig.demand(all(each.outcome == OK for each in canceled), "a cancel was not taken")
 

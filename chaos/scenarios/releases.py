@@ -10,7 +10,7 @@ from chaos.nemesis import NoHarmDone, until
 from chaos.next_release import NEW_EVENT, NEW_FIELD, next_release
 from chaos.rig import Rig, let_run, paid
 from chaos.scenario import scenario
-from chaos.scenarios.money import HOLD_THE_TRUTH, LET_THE_TRUTH_GO
+from chaos.scenarios.money import silent_processor
 from gotohotel.bus import EVENTS
 from gotohotel.outbox import RELAY_LOCK
 from ops.stack import SERVICES
@@ -77,12 +77,7 @@ async def _order_svc_is_dead(rig: Rig) -> None:
 async def _the_processor_is_silent(rig: Rig) -> None:
     """Half of the charges were made. Nothing expires before that is known; then those that were not made do."""
     guest = rig.caller("victim")
-    began = time.monotonic()
-    async with AsyncExitStack() as held:
-        holder = await held.enter_async_context(rig.session("sandbox"))
-        await holder.execute(HOLD_THE_TRUTH)
-        held.push_async_callback(holder.execute, LET_THE_TRUTH_GO)
-        await holder.execute("SELECT pg_advisory_lock(4712)")
+    async with silent_processor(rig):
         cards = [LOST_ANSWER, ERROR] * 4
         booked = await asyncio.gather(*(guest.book(card, **a_stay(rig.chance)) for card in cards))
         orders = [each.order_id for each in booked]
@@ -95,8 +90,6 @@ async def _the_processor_is_silent(rig: Rig) -> None:
         await let_run(6)  # and again
         unpaid = await rig.sql("order_svc", UNPAID, orders)
         rig.demand(unpaid == 8, f"{unpaid} of 8 wait while the processor is silent")
-        await holder.execute("SELECT pg_advisory_unlock(4712)")
-    rig.nemesis.note("silence", "processor", began=began)
     for number, order_id in enumerate(orders):
         ends, standing = ("EXPIRED", 0) if number % 2 else ("PAID", 1)
         await until(
