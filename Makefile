@@ -26,6 +26,7 @@ lint: $(VENV)/ready ## ruff, mypy, buf, squawk (migrations)
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
+	@$(BIN)/buf breaking gotohotel/descriptors.binpb --against protos/last_release.binpb --config protos/buf.yaml
 	@$(BIN)/squawk --config .squawk.toml $(MIGRATIONS)
 
 up: $(VENV)/ready ## start the embedded stack in the background

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from ops.stack import PROCESSES, SERVICES
+from ops.services import SERVICES
+from ops.stack import PROCESSES
 
 # Who calls whom: (process, the port's name that it calls).
 LINKS = (

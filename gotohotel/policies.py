@@ -7,6 +7,7 @@ A service hands in `open_work`, which loads what a batch of events is about and 
     @policies.whenever(PaymentApproved)
     def take_reservation(event: PaymentApproved, work: Work) -> None: ...
 
+An event may have several policies; they run in the order in which they were registered, in one transaction.
 Policies are plain functions over loaded aggregates. One may see an event before the one that caused it, and
 the same event again: it records facts, and never assumes an order.
 """
@@ -39,15 +40,15 @@ class Policies(Generic[Work]):
 
     def __init__(self, open_work: Callable[[Connection, Sequence[Arrival]], AbstractAsyncContextManager[Work]]) -> None:
         self._open_work = open_work
-        self._handlers: dict[str, Callable[[Any, Work], None]] = {}
+        self._handlers: dict[str, list[Callable[[Any, Work], None]]] = {}
         self._types: dict[str, type[Message]] = {}
 
     def whenever(self, event_type: type[E]) -> Callable[[Callable[[E, Work], None]], Callable[[E, Work], None]]:
-        """Registers a function for a type of event."""
+        """Registers a function for a type of event, after those that are registered for it already."""
         subject = event_type.DESCRIPTOR.full_name
 
         def register(handler: Callable[[E, Work], None]) -> Callable[[E, Work], None]:
-            self._handlers[subject] = handler
+            self._handlers.setdefault(subject, []).append(handler)
             self._types[subject] = event_type
             return handler
 
@@ -70,4 +71,5 @@ class Policies(Generic[Work]):
     def run(self, arrivals: Sequence[Arrival], work: Work) -> None:
         """Runs the policies over what is loaded already."""
         for arrival in arrivals:
-            self._handlers[arrival.message.DESCRIPTOR.full_name](arrival.message, work)
+            for handler in self._handlers[arrival.message.DESCRIPTOR.full_name]:
+                handler(arrival.message, work)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 
 from ops.errors import StackError
-from ops.stack import PROCESSES, SERVICES, Stack
+from ops.services import SERVICES
+from ops.stack import PROCESSES, Stack
 
 if TYPE_CHECKING:
     from ops.dead_letters import DeadLetter
@@ -46,6 +47,7 @@ def _parser() -> argparse.ArgumentParser:
 
     command("up", up, "start the embedded stack in the background")
     command("down", down, "stop it; data stays")
+    command("migrate", migrate, "bring roles, databases, schemas and streams to this release; `up` does it too")
     command("status", status, "name, state, pid and port of each process")
     logs_ = command("logs", logs, "show the logs as they grow")
     logs_.add_argument("service", nargs="?", choices=PROCESSES, help="only of this process")
@@ -112,6 +114,13 @@ def down(stack: Stack, _: argparse.Namespace) -> None:
     """Stops everything."""
     stack.down()
     print("Everything has stopped; data is kept.")
+
+
+def migrate(stack: Stack, _: argparse.Namespace) -> None:
+    """Brings the data to this release."""
+    _refuse_if_down(stack)
+    stack.migrate()
+    print("Roles, databases, schemas and streams are those of this release.")
 
 
 def status(stack: Stack, _: argparse.Namespace) -> None:

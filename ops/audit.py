@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from importlib import import_module
 from typing import Any
 
 import asyncpg
@@ -15,30 +16,22 @@ from google.protobuf.message import DecodeError, Message
 from gotohotel.app import KEEP_INBOX_AND_REQUESTS
 from gotohotel.bus import DEAD_LETTERS
 from gotohotel.domain import find_card_numbers, passes_luhn
-from gotohotel.order.v1 import events_pb2 as order_events
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.outbox import VERSION_HEADER
-from gotohotel.pay.v1 import events_pb2 as pay_events
 from gotohotel.policies import Policies
-from gotohotel.reservation.v1 import events_pb2 as reservation_events
-from mypage_svc import policies as mypage_policies
 from mypage_svc.domain import MyPage
 from mypage_svc.store import page_of
-from ops.stack import SANDBOX, SERVICES, Stack
+from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES, part
+from ops.stack import Stack
 from ops.stream import StreamMessage, every_event, jetstream, messages_of
-from order_svc import policies as order_policies
 from pay_svc.processor import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
-from reservation_svc import policies as reservation_policies
 
 # What is on its way when the audit begins is not wrong: it looks again for so long before it reports.
 PATIENCE_SECONDS = 15
 OLDEST_SAGA = timedelta(minutes=5)
 INBOX_REACHES_BACK = KEEP_INBOX_AND_REQUESTS - timedelta(days=1)
-LISTENERS: dict[str, Policies[Any]] = {
-    "order_svc": order_policies.policies,
-    "reservation_svc": reservation_policies.policies,
-    "mypage_svc": mypage_policies.policies,
-}
+POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
+EVENTS = [import_module(f"gotohotel.{part(name)}.v1.events_pb2") for name in PUBLISHERS]
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
 
@@ -49,7 +42,7 @@ ENDED = ("CANCELED", "REJECTED", "EXPIRED")
 
 TYPES: dict[str, type[Message]] = {
     message.full_name: getattr(module, message.name)
-    for module in (order_events, pay_events, reservation_events)
+    for module in EVENTS
     for message in module.DESCRIPTOR.message_types_by_name.values()
 }
 
@@ -336,7 +329,7 @@ def _a11(books: Books) -> Iterator[str]:
         forgotten = event.published_at and event.published_at < books.now - INBOX_REACHES_BACK
         if event.message is None or forgotten:
             continue
-        for service, policies in LISTENERS.items():
+        for service, policies in POLICIES.items():
             since = books.heard_since.get((service, event.type))
             before = since and event.published_at and event.published_at < since
             if event.type not in policies.subjects or service not in books.inboxes or before:
@@ -393,7 +386,10 @@ async def _read(stack: Stack) -> Books:
     for database in (*SERVICES, SANDBOX):
         connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=3, command_timeout=60)
         try:
-            await _READERS[database](connection, books)
+            if database in _READERS:
+                await _READERS[database](connection, books)
+            if database in PUBLISHERS:
+                books.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
             if database in LISTENERS:
                 rows = await connection.fetch("SELECT event_id FROM inbox")
                 books.inboxes[database] = {str(row["event_id"]) for row in rows}
@@ -418,7 +414,6 @@ async def _read_orders(connection: Any, books: Books) -> None:
     books.copied_catalogue = await connection.fetch(CATALOGUE)
     books.capacities = {row["id"]: row["capacity"] for row in books.copied_catalogue}
     books.now = await connection.fetchval("SELECT now()")
-    books.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
     answers = await connection.fetch(
         "SELECT response FROM requests WHERE method = 'CreateOrderRequest' AND response IS NOT NULL"
     )
@@ -427,13 +422,11 @@ async def _read_orders(connection: Any, books: Books) -> None:
 
 async def _read_payments(connection: Any, books: Books) -> None:
     books.payments = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM payments")}
-    books.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
 
 
 async def _read_reservations(connection: Any, books: Books) -> None:
     books.catalogue = await connection.fetch(CATALOGUE)
     books.reservations = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM reservations")}
-    books.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
 
 
 async def _read_pages(connection: Any, books: Books) -> None:

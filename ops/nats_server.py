@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import nats
@@ -10,9 +10,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS
 from ops.errors import StackError
-
-ANNOUNCING = ("order_svc", "pay_svc", "reservation_svc")
-OPERATOR = "operator"  # may do everything: the audit, dead letters, republishing, a rebuild
+from ops.services import OPERATOR, SERVICES, part
 
 CONF = """\
 host: 127.0.0.1
@@ -34,9 +32,9 @@ authorization {{
 """
 
 
-def configuration(*, home: Path, port: int, passwords: Mapping[str, str], services: Sequence[str]) -> str:
+def configuration(*, home: Path, port: int, passwords: Mapping[str, str]) -> str:
     """The server's configuration file. The users are OPERATOR and the services, each with its password."""
-    may = {OPERATOR: {"publish": [">"], "subscribe": [">"]}, **{name: permissions(name) for name in services}}
+    may = {OPERATOR: {"publish": [">"], "subscribe": [">"]}, **{name: permissions(name) for name in SERVICES}}
     users = [{"user": name, "password": passwords[name], "permissions": may[name]} for name in may]
     disk_bytes = shutil.disk_usage(home).total
     return CONF.format(
@@ -47,7 +45,7 @@ def configuration(*, home: Path, port: int, passwords: Mapping[str, str], servic
 def permissions(service: str) -> dict[str, list[str]]:
     """What a service may do: announce its own events, read by its own consumer; no stream is changed or emptied."""
     events, dead_letters = EVENTS.name, DEAD_LETTERS.name
-    announces = [f"gotohotel.{service.removesuffix('_svc')}.v1.*"] if service in ANNOUNCING else []
+    announces = [f"gotohotel.{part(service)}.v1.*"] if SERVICES[service].publishes else []
     return {
         "publish": [
             *announces,

@@ -5,13 +5,14 @@ import os
 import pwd
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
 from ops.errors import StackError
+from ops.services import SANDBOX, SERVICES, owner
 
 # PostgreSQL refuses to run as root: when root starts the stack it runs as this user, who exists on every Linux.
 STAND_IN = "nobody"
@@ -74,20 +75,18 @@ def make_cluster(home: Path, password: str) -> None:
     folder.rename(home / "postgres")
 
 
-async def provision(
-    url: Callable[[str, str], str], passwords: Mapping[str, str], *, services: Sequence[str], sandbox: str
-) -> None:
-    """A database of its own for each service: its owner changes the schema, its run-time role only rows."""
+async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:
+    """Makes a database for each service that has none: its owner changes the schema, its run-time role only rows."""
     admin = await asyncpg.connect(url("postgres", "postgres"))
     try:
-        for name in services:
-            await _make_role(admin, f"{name}_owner", passwords)
+        for name in SERVICES:
+            await _make_role(admin, owner(name), passwords)
             await _make_role(admin, name, passwords)
-            await _make_database(admin, name, owner=f"{name}_owner")
+            await _make_database(admin, name, owned_by=owner(name))
             await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
-            await _grant_rows(url(name, f"{name}_owner"), name)
-        await _make_role(admin, sandbox, passwords)
-        await _make_database(admin, sandbox, owner=sandbox)
+            await _grant_rows(url(name, owner(name)), name)
+        await _make_role(admin, SANDBOX, passwords)
+        await _make_database(admin, SANDBOX, owned_by=SANDBOX)
     finally:
         await admin.close()
 
@@ -97,18 +96,18 @@ async def _make_role(admin: Any, name: str, passwords: Mapping[str, str]) -> Non
         await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{passwords[name]}'")
 
 
-async def _make_database(admin: Any, name: str, *, owner: str) -> None:
+async def _make_database(admin: Any, name: str, *, owned_by: str) -> None:
     if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
-        await admin.execute(f"CREATE DATABASE {name} OWNER {owner}")
+        await admin.execute(f"CREATE DATABASE {name} OWNER {owned_by}")
     await admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")
 
 
 async def _grant_rows(owner_url: str, role: str) -> None:
-    owner = await asyncpg.connect(owner_url)
+    connection = await asyncpg.connect(owner_url)
     try:
-        await owner.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}")
+        await connection.execute(f"ALTER DEFAULT PRIVILEGES GRANT SELECT, INSERT, UPDATE, DELETE ON TABLES TO {role}")
     finally:
-        await owner.close()
+        await connection.close()
 
 
 def _let_through(path: Path) -> None:

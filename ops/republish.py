@@ -7,7 +7,7 @@ import asyncpg
 
 from gotohotel.domain import first_id_at
 from ops.errors import StackError
-from ops.nats_server import ANNOUNCING
+from ops.services import PUBLISHERS
 from ops.stack import Stack
 
 # The relay sends what is marked as unpublished, each aggregate's events in their order. In parts, so that no lock is
@@ -40,7 +40,7 @@ async def republish(stack: Stack, begins: datetime, ends: datetime) -> dict[str,
     """
     if begins >= ends:
         raise StackError(f"There is no time between {begins:%Y-%m-%d %H:%M:%S%z} and {ends:%Y-%m-%d %H:%M:%S%z}.")
-    return {service: await _republish(stack, service, begins, ends) for service in ANNOUNCING}
+    return {service: await _republish(stack, service, begins, ends) for service in PUBLISHERS}
 
 
 async def _republish(stack: Stack, service: str, begins: datetime, ends: datetime) -> int:

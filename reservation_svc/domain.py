@@ -210,7 +210,7 @@ HIGHEST_RATE = 1_000_000_000  # so that the longest stay costs less than what an
 
 
 class RoomType(Aggregate):
-    """A kind of room that the hotel has."""
+    """A kind of room that the hotel has. A stored one is not judged by today's limits: `create` and `change` are."""
 
     def __init__(
         self,
@@ -224,12 +224,37 @@ class RoomType(Aggregate):
     ) -> None:
         super().__init__(version=version)
         self.id = id
-        self.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate)
+        self.display_name = display_name
+        self.capacity = capacity
+        self.max_guests = max_guests
+        self.nightly_rate = nightly_rate
 
-    def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money) -> None:
-        """Sets what may be set. Raises Invalid naming the field."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(self.id, "id", at_most=64)):
+    @classmethod
+    def create(
+        cls,
+        room_type_id: str,
+        display_name: str,
+        *,
+        capacity: int,
+        max_guests: int,
+        nightly_rate: Money,
+        at: datetime,
+    ) -> "RoomType":
+        """A new room type. Raises Invalid naming the field."""
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(room_type_id, "id", at_most=64)):
             raise Invalid("id", "must have 1 to 64 letters, digits, - and _")
+        room_type = cls(
+            id=room_type_id,
+            display_name=display_name,
+            capacity=capacity,
+            max_guests=max_guests,
+            nightly_rate=nightly_rate,
+        )
+        room_type.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, at=at)
+        return room_type
+
+    def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money, at: datetime) -> None:
+        """Sets what may be set, and announces it. Raises Invalid naming the field."""
         if not 0 <= capacity <= 10_000:
             raise Invalid("capacity", "must be 0 to 10000")
         if not 1 <= max_guests <= 100:
@@ -240,9 +265,6 @@ class RoomType(Aggregate):
         self.capacity = capacity
         self.max_guests = max_guests
         self.nightly_rate = nightly_rate
-
-    def announce(self, *, at: datetime) -> None:
-        """Tells what the room type is now."""
         self.record(RoomTypeChanged(occurred_at=at))
 
 
@@ -257,6 +279,16 @@ class Reservations(Protocol):
 
     async def save(self, *reservations: Reservation) -> None:
         """Saves new ones and changes, and announces what happened, all or nothing."""
+
+
+class RoomTypes(Protocol):
+    """The room catalogue. A save fails with RoomTypeChangedMeanwhile if somebody saved in between."""
+
+    async def find(self, room_type_id: str) -> RoomType | None:
+        """A room type."""
+
+    async def save(self, room_type: RoomType) -> None:
+        """Saves a new or changed room type and announces it."""
 
 
 class Payments(Protocol):

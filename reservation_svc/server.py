@@ -103,20 +103,17 @@ class ReservationServer:
         display_name = parse_text(request.display_name, "displayName", at_most=100)
 
         async def upsert(connection: Any) -> pb.RoomType:
-            room_types = PostgresRoomTypes(connection)
-            values: dict[str, Any] = {
-                "capacity": request.capacity,
-                "max_guests": request.max_guests,
-                "nightly_rate": rate,
-            }
-            room_type = await room_types.find(request.id)
-            if room_type is None:
-                room_type = RoomType(id=request.id, display_name=display_name, **values)
-            else:
-                room_type.change(display_name, **values)
-            room_type.announce(at=self._clock())
-            await room_types.save(room_type)
-            return _room_type(room_type)
+            return _room_type(
+                await service.set_room_type(
+                    PostgresRoomTypes(connection),
+                    request.id,
+                    display_name,
+                    capacity=request.capacity,
+                    max_guests=request.max_guests,
+                    nightly_rate=rate,
+                    now=self._clock(),
+                )
+            )
 
         answer = await self._requests.once(request, pb.RoomType, upsert, subject=caller.subject)
         self._committed()

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
+from gotohotel.domain import Money
 from reservation_svc.domain import (
     Ending,
     PaymentNotCanceled,
@@ -15,6 +16,8 @@ from reservation_svc.domain import (
     Reservation,
     ReservationChanged,
     Reservations,
+    RoomType,
+    RoomTypes,
     Status,
 )
 
@@ -56,6 +59,33 @@ async def end_reservation(
             await reservations.save(reservation)
         raise
     return await _end(reservations, order_id, reservation.ending, clock)
+
+
+async def set_room_type(
+    room_types: RoomTypes,
+    room_type_id: str,
+    display_name: str,
+    *,
+    capacity: int,
+    max_guests: int,
+    nightly_rate: Money,
+    now: datetime,
+) -> RoomType:
+    """Adds a room type or changes it; order_svc learns of it by event. Raises Invalid naming the field."""
+    room_type = await room_types.find(room_type_id)
+    if room_type is None:
+        room_type = RoomType.create(
+            room_type_id,
+            display_name,
+            capacity=capacity,
+            max_guests=max_guests,
+            nightly_rate=nightly_rate,
+            at=now,
+        )
+    else:
+        room_type.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, at=now)
+    await room_types.save(room_type)
+    return room_type
 
 
 async def finish_ending(reservations: Reservations, payments: Payments, order_id: str, *, clock: Clock) -> None:

@@ -1,5 +1,6 @@
 """What tests stand on: one embedded stack for all of them, clients of it, and scratch databases on its server."""
 
+import asyncio
 import shutil
 import tempfile
 import time
@@ -141,6 +142,16 @@ def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str] = lambd
         if time.monotonic() > ends:
             pytest.fail(otherwise())
         time.sleep(0.05)
+
+
+@asynccontextmanager
+async def within(seconds: float) -> AsyncIterator[None]:
+    """Fails the test if the block takes longer."""
+    try:
+        async with asyncio.timeout(seconds):
+            yield
+    except TimeoutError:
+        pytest.fail(f"it took longer than {seconds} s")
 
 
 @pytest.fixture(scope="session")

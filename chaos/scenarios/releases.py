@@ -13,7 +13,7 @@ from chaos.scenario import scenario
 from chaos.scenarios.money import silent_processor
 from gotohotel.bus import EVENTS
 from gotohotel.outbox import RELAY_LOCK
-from ops.stack import SERVICES
+from ops.services import SERVICES
 from ops.stream import jetstream
 
 TIME_IS_OVER = (

@@ -27,7 +27,7 @@ from gotohotel.domain import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.outbox import OutboxRow, Relay, as_columns, insert_statement
 from gotohotel.policies import Arrival, Policies
-from tests.conftest import ROOT
+from tests.conftest import ROOT, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -146,8 +146,8 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits until something comes true; TimeoutError if it does not."""
-    async with asyncio.timeout(10):
+    """Waits until something comes true; fails the test if it does not."""
+    async with within(10):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
 
@@ -258,7 +258,7 @@ async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
         await until(lambda: len(seen.orders) == 2)
 
         dead: list[dict[str, str]] = []
-        async with asyncio.timeout(20):
+        async with within(20):
             while not dead:
                 dead = await messages(server, str(DEAD_LETTERS.name))
 
@@ -278,7 +278,7 @@ async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, orde
         await client.close()
 
         dead: list[dict[str, str]] = []
-        async with asyncio.timeout(20):
+        async with within(20):
             while not dead:
                 dead = await messages(server, str(DEAD_LETTERS.name))
 
@@ -352,7 +352,7 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
         await bus.declare_consumer(bad.policies.subjects)
         for _ in range(2):  # and it stays so when it tries again
             with pytest.raises(ConsumerHalted):
-                async with asyncio.timeout(8):
+                async with within(8):
                     await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
         assert not bus.has_handled
     buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
@@ -371,7 +371,7 @@ async def test_many_bad_events_of_one_order_do_not_stop_the_others(
     seen = Seen()
     await announce(order_database, *["bad"] * 8, reason="poison")
     async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
-        async with asyncio.timeout(30):
+        async with within(30):
             while len(await messages(server, str(DEAD_LETTERS.name))) < 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await announce(order_database, "good")
@@ -401,7 +401,7 @@ async def test_a_value_that_fits_no_column_is_poison(
     await announce(order_database, order)
     async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
         await until(lambda: seen.orders == [order])
-        async with asyncio.timeout(20):
+        async with within(20):
             while not (letters := await messages(server, str(DEAD_LETTERS.name))):
                 pass
 
@@ -421,7 +421,7 @@ async def test_a_later_event_waits_for_an_earlier_one(
         await order_database.autocommit.execute(nowhere, blocked, "a.subject.of.no.stream")
         relay = Relay(scratch_url, bus, source="test_svc")
         task = asyncio.create_task(relay.run())
-        async with asyncio.timeout(30):
+        async with within(30):
             while not (sent := await messages(server, str(EVENTS.name))):
                 pass
         held_back = [header for header in sent if header["ce-subject"] == blocked]
@@ -483,7 +483,7 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
 
         await announce(order_database, "b")
         unsent = 1
-        async with asyncio.timeout(20):
+        async with within(20):
             while unsent:
                 unsent = await order_database.autocommit.fetchval(
                     "SELECT count(*) FROM outbox WHERE published_at IS NULL"
@@ -497,7 +497,7 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
 async def all_sent(database: Database, *, but: int = 0) -> None:
     """Waits until all events, or all but so many, are published."""
     count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
-    async with asyncio.timeout(9):
+    async with within(9):
         while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
 

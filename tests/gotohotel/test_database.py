@@ -8,6 +8,7 @@ import asyncpg
 import pytest
 
 from gotohotel.database import migrate, open_database
+from tests.conftest import within
 
 
 @pytest.fixture
@@ -82,7 +83,8 @@ async def test_a_migration_behind_a_long_read_holds_nobody_up(
         number = 1
         while caplog.text.count("waits for a lock") < 2:  # it has been in the queue, and has left it
             number += 1
-            await guest.execute("INSERT INTO rooms VALUES ($1)", number)  # fails if it has to wait for the reader
+            async with within(10):  # it would have to wait for the reader
+                await guest.execute("INSERT INTO rooms VALUES ($1)", number)
         assert not migrating.done()
 
         await reader.execute("ROLLBACK")

@@ -313,3 +313,13 @@ def test_an_order_that_was_charged_does_not_expire() -> None:
 
     order.expire(PaymentClosure(closed=False, approved_at=NOON), at=LATER)
     assert (order.status, order.facts.expired_at) == (Status.PAID, None)
+
+
+def test_a_stored_stay_is_not_judged_by_todays_limit() -> None:
+    """The limit of nights is checked when a stay is asked for: a longer one that is stored still loads."""
+    stay = Stay(TODAY, TODAY + timedelta(days=40))
+
+    with pytest.raises(Invalid):
+        Stay.starting(stay.check_in, stay.check_out, today=TODAY)
+
+    assert stay.nights == 40

@@ -10,7 +10,7 @@ from gotohotel.database import Database
 from gotohotel.domain import Invalid, Money, new_id
 from gotohotel.order.v1 import events_pb2 as order_events
 from pay_svc import service, wire
-from pay_svc.domain import Booking, Card, CardTrace, Charge, Payment, ProcessorUnavailable, Refusal, Status
+from pay_svc.domain import AttemptOpen, Booking, Card, CardTrace, Charge, Payment, ProcessorUnavailable, Refusal, Status
 from pay_svc.processor import SandboxProcessor
 from pay_svc.store import PostgresPayments
 
@@ -384,3 +384,19 @@ async def test_fields_that_only_a_newer_release_knows_are_handed_on(pay_database
     assert stored is not None
     assert stored.booking is not None
     assert wire.booking_to_proto(stored.booking).SerializeToString() == newer
+
+
+def test_a_payment_is_not_canceled_while_an_attempt_is_open() -> None:
+    """The card may be charged at that moment: its outcome has to be known first."""
+    now = datetime.now(UTC)
+    payment = Payment(
+        id=new_id(), order_id=new_id(), amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now
+    )
+    card = CardTrace(brand="VISA", last4="4242", fingerprint=b"")
+    assert payment.start_attempt(new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now)
+
+    with pytest.raises(AttemptOpen):
+        payment.cancel(at=now)
+
+    assert payment.status == Status.PENDING
+    assert not payment.start_attempt(new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now)

@@ -165,6 +165,17 @@ def test_a_room_type_that_cannot_be_is_refused_by_field(change: Callable[[], Roo
 
 
 def room_type(id: str = "P", capacity: int = 1, max_guests: int = 1) -> RoomType:  # noqa: A002 - the contract's name
-    return RoomType(
-        id=id, display_name="", capacity=capacity, max_guests=max_guests, nightly_rate=Money("KRW", Decimal(1))
+    return RoomType.create(
+        id, "", capacity=capacity, max_guests=max_guests, nightly_rate=Money("KRW", Decimal(1)), at=NOON
     )
+
+
+def test_a_stored_room_type_is_not_judged_by_todays_limits() -> None:
+    """One that was made under other limits can be loaded; changing it takes today's."""
+    stored = RoomType(id="P", display_name="", capacity=20_000, max_guests=1, nightly_rate=Money("KRW", Decimal(1)))
+
+    with pytest.raises(Invalid):
+        stored.change("", capacity=15_000, max_guests=1, nightly_rate=stored.nightly_rate, at=NOON)
+
+    assert stored.capacity == 20_000
+    assert stored.collect_events() == []

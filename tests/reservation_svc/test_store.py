@@ -48,12 +48,11 @@ async def test_of_two_changes_of_a_room_type_one_is_refused(reservation_database
     room_types = PostgresRoomTypes(reservation_database.autocommit)
 
     def changed(capacity: int) -> RoomType:
-        room_type = RoomType(id="Prime", display_name="", capacity=capacity, max_guests=2, nightly_rate=RATE, version=1)
-        room_type.announce(at=NOON)
+        room_type = RoomType(id="Prime", display_name="", capacity=1, max_guests=2, nightly_rate=RATE, version=1)
+        room_type.change("", capacity=capacity, max_guests=2, nightly_rate=RATE, at=NOON)
         return room_type
 
-    first = RoomType(id="Prime", display_name="", capacity=1, max_guests=2, nightly_rate=RATE)
-    first.announce(at=NOON)
+    first = RoomType.create("Prime", "", capacity=1, max_guests=2, nightly_rate=RATE, at=NOON)
     await room_types.save(first)
     await room_types.save(changed(2))
 

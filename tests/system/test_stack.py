@@ -16,6 +16,7 @@ import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
+from ops import services
 from ops.stack import PROCESSES, Stack
 from tests.conftest import Client, Hotel
 
@@ -184,3 +185,38 @@ async def nats_as(service: str, hotel: Hotel) -> AsyncIterator[tuple[NatsClient,
         yield client, refused
     finally:
         await client.close()
+
+
+def test_a_new_services_secrets_are_minted_into_an_existing_home(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are there stay as they are: they open the data."""
+    stack = Stack.on_free_ports(tmp_path)
+    stack.mint_secrets()
+    before = stack.secrets
+    monkeypatch.setitem(services.SERVICES, "review_svc", services.Service(port=8090, has_fingerprint_key=True))
+
+    stack.mint_secrets()
+
+    assert before.items() <= stack.secrets.items()
+    new = {"review_svc", "review_svc_owner", "review_svc_nats", "review_svc_fingerprint"}
+    assert set(stack.secrets) - set(before) == new
+    assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
+    """The ledger's password, for example, is for the service that has the card processor."""
+    for name in services.SERVICES:
+        told = " ".join(stack.service_environment(name).values())
+        held = {secret for secret, value in stack.secrets.items() if value in told}
+
+        own = {name, services.owner(name), services.nats_password(name), services.fingerprint_key(name)}
+        assert held <= own | ({services.SANDBOX} if name == "pay_svc" else set())
+
+
+def test_migrating_again_changes_nothing(stack: Stack) -> None:
+    """`gotohotel migrate` beside the running services."""
+    done = gotohotel(stack, "migrate")
+
+    assert done.stdout == "Roles, databases, schemas and streams are those of this release.\n"
+    assert done.returncode == 0

@@ -1,0 +1,59 @@
+"""The services of this release. Ports, databases, users, secrets, settings and the audit follow from this table."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """One service, and what it needs from the stack."""
+
+    port: int  # unless GOTOHOTEL_<PART>_PORT says otherwise
+    publishes: bool = False  # has events of its own: gotohotel.<part>.v1
+    listens: bool = False  # has policies
+    calls_pay: bool = False  # reaches pay_svc through the gateway's egress listener
+    has_fingerprint_key: bool = False  # keeps keyed hashes: of request bodies, or of card numbers
+    has_card_processor: bool = False  # holds the account of the sandbox processor
+
+
+SERVICES: dict[str, Service] = {
+    "order_svc": Service(port=8081, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True),
+    "pay_svc": Service(port=8083, publishes=True, has_fingerprint_key=True, has_card_processor=True),
+    "reservation_svc": Service(port=8082, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True),
+    "mypage_svc": Service(port=8084, listens=True),
+}
+PUBLISHERS = tuple(name for name, service in SERVICES.items() if service.publishes)
+LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)
+
+OPERATOR = "operator"  # the NATS user of this command line: may do everything
+# The sandbox processor's own books: another database and another role than pay_svc's.
+SANDBOX = "sandbox"
+
+
+def part(name: str) -> str:
+    """A service's name in packages, events and ports: order_svc → order."""
+    return name.removesuffix("_svc")
+
+
+def owner(name: str) -> str:
+    """The role that owns a service's schema; the service's own role changes only rows."""
+    return f"{name}_owner"
+
+
+def nats_password(user: str) -> str:
+    """The secret that a NATS user logs in with."""
+    return f"{user}_nats"
+
+
+def fingerprint_key(name: str) -> str:
+    """The secret that keys a service's hashes."""
+    return f"{name}_fingerprint"
+
+
+def secrets_needed() -> list[str]:
+    """The names of all secrets that a stack has."""
+    names = ["postgres", SANDBOX, nats_password(OPERATOR)]
+    for name, service in SERVICES.items():
+        names += [name, owner(name), nats_password(name)]
+        if service.has_fingerprint_key:
+            names.append(fingerprint_key(name))
+    return names
