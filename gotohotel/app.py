@@ -114,6 +114,7 @@ class App:
         self.clock = Clock()
         self._bus = Bus(settings.nats_url, name=name)
         self._relay = Relay(settings.database_url, self._bus, source=name)
+        database.after_commits(self._follow_commit)
         self._server = RpcServer(port=settings.port, host=settings.host)
         self._policies: Policies[Any] | None = None
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
@@ -141,8 +142,8 @@ class App:
         if follows_commits:
             self._follow_ups.append(due)
 
-    def committed(self) -> None:
-        """Says that something was committed here that may have to be published or followed up."""
+    def _follow_commit(self) -> None:
+        """What was committed may have to be published or followed up."""
         self._relay.wake()
         for due in self._follow_ups:
             due.set()
@@ -213,9 +214,7 @@ class App:
                 added = await self._bus.declare_consumer(self._policies.subjects)
                 self._is_declared = True
                 await self.database.autocommit.execute(NOTE_SUBSCRIPTIONS, self._policies.subjects, added)
-                await self._bus.consume(
-                    self._policies, self.database, committed=self.committed, stopping=self._stopping
-                )
+                await self._bus.consume(self._policies, self.database, stopping=self._stopping)
             except DeclarationDiffers as error:
                 logger.critical("no events are taken: %s", error)
                 self._is_declared = False

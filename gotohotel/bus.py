@@ -5,7 +5,7 @@ import json
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Sequence, Set
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -27,6 +27,7 @@ from nats.js.api import (
 from nats.js.errors import NotFoundError
 
 from gotohotel import inbox, trace
+from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Conflict
 from gotohotel.log import in_short
@@ -44,7 +45,6 @@ PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts
 MAX_UNACKNOWLEDGED = 100_000
 MAX_POISONED_IN_A_ROW = 3  # when events of so many aggregates in a row can't be handled, it is the release
 HALTED_SECONDS = 10.0
-CONFLICT_RETRIES = 3
 NEARLY_FULL = 0.8
 RETRY_SECONDS = 1.0
 
@@ -212,10 +212,8 @@ class Bus:
         written = sum(len(name) + len(value) + 4 for name, value in headers.items())
         return len(subject) + written + len(payload) + 64 > self._client.max_payload
 
-    async def consume(
-        self, policies: Policies[Any], database: Database, *, committed: Callable[[], None], stopping: asyncio.Event
-    ) -> None:
-        """Hands events to the policies in batches, until `stopping` is set; `committed` is told after each batch.
+    async def consume(self, policies: Policies[Any], database: Database, *, stopping: asyncio.Event) -> None:
+        """Hands events to the policies in batches, until `stopping` is set.
 
         Raises ConsumerHalted if one after the other can't be handled, ConsumerLost if the server has no such consumer.
         """
@@ -231,7 +229,6 @@ class Bus:
                     continue
                 if deliveries:
                     await self._handle(deliveries, policies, database)
-                    committed()
                     if self.is_halted:
                         raise ConsumerHalted(
                             f"events of {len(self._poisoned_in_a_row)} aggregates in a row can't be handled"
@@ -460,10 +457,9 @@ def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
 
 async def _apply_despite_conflicts(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
     """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
-    for _ in range(CONFLICT_RETRIES):
-        with suppress(Conflict):
-            return await _apply(arrivals, policies, database)
-    return await _apply(arrivals, policies, database)
+    async for attempt in until_saved():
+        with attempt:
+            await _apply(arrivals, policies, database)
 
 
 async def _apply(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,26 +65,37 @@ class Connection(Protocol):
 class _Autocommit:
     """The pool as a Connection: each statement takes a connection for itself."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: Any, committed: Callable[[], None]) -> None:
         self._pool = pool
+        self._committed = committed
 
     async def fetch(self, query: str, *args: object) -> list[Any]:
         async with _acquired(self._pool) as connection:
             rows: list[Any] = await connection.fetch(query, *args)
-            return rows
+        self._note(query, bool(rows))
+        return rows
 
     async def fetchrow(self, query: str, *args: object) -> Any:
         async with _acquired(self._pool) as connection:
-            return await connection.fetchrow(query, *args)
+            row = await connection.fetchrow(query, *args)
+        self._note(query, row is not None)
+        return row
 
     async def fetchval(self, query: str, *args: object) -> Any:
         async with _acquired(self._pool) as connection:
-            return await connection.fetchval(query, *args)
+            value = await connection.fetchval(query, *args)
+        self._note(query, bool(value))
+        return value
 
     async def execute(self, query: str, *args: object) -> str:
         async with _acquired(self._pool) as connection:
             status: str = await connection.execute(query, *args)
-            return status
+        self._note(query, not status.endswith(" 0"))
+        return status
+
+    def _note(self, query: str, changed: bool) -> None:
+        if changed and not query.lstrip().startswith("SELECT"):
+            self._committed()
 
 
 class Database:
@@ -92,7 +103,16 @@ class Database:
 
     def __init__(self, pool: Any) -> None:
         self._pool = pool
-        self._autocommit = _Autocommit(pool)
+        self._autocommit = _Autocommit(pool, self._committed)
+        self._listeners: list[Callable[[], None]] = []
+
+    def after_commits(self, listener: Callable[[], None]) -> None:
+        """Calls a function whenever something may have been committed here."""
+        self._listeners.append(listener)
+
+    def _committed(self) -> None:
+        for listener in self._listeners:
+            listener()
 
     @property
     def autocommit(self) -> Connection:
@@ -104,6 +124,7 @@ class Database:
         """One transaction: committed at the end, rolled back on an exception."""
         async with _acquired(self._pool) as connection, connection.transaction():
             yield connection
+        self._committed()
 
 
 @asynccontextmanager

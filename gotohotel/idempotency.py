@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from gotohotel.database import TRANSIENT, Connection, Database
-from gotohotel.domain import AlreadyExists, Conflict, parse_key
+from gotohotel.domain import AlreadyExists, Conflict, DomainError, parse_key
 
 logger = logging.getLogger(__name__)
 
@@ -161,6 +161,39 @@ class Requests:
             return replay
         with self.acting(claim):
             return await self._act_and_keep(claim, act)
+
+    async def in_one_statement(
+        self,
+        request: Message,
+        response_type: type[R],
+        act: Callable[[Claim | None], Awaitable[R]],
+        resume: Callable[[str], Awaitable[R]],
+        *,
+        subject: str,
+    ) -> R:
+        """Runs an `act` whose first statement makes a resource and claims the id with it, and which then goes on.
+
+        A repetition gets the kept answer, whatever `act` would say now. If whoever made the resource has died before
+        there was an answer, the repetition goes on with it: `resume` gets its id.
+        """
+        claim = self.claim_of(request, subject=subject)
+        with self.acting(claim):
+            try:
+                response = await act(claim)
+            except DomainError as error:
+                refusal = error
+            else:
+                await self.keep_answer(claim, response)
+                return response
+        if claim is None or not await self.is_known(claim):
+            raise refusal
+        replay = await self.replay(claim, response_type)
+        if replay is not None:
+            return replay
+        with self.acting(claim):
+            response = await resume(await self.resource_of(claim))
+            await self.keep_answer(claim, response)
+            return response
 
     async def _act_and_keep(self, claim: Claim, act: Callable[[], Awaitable[R]]) -> R:
         try:

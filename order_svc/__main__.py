@@ -10,9 +10,10 @@ from gotohotel.idempotency import RENEW_SECONDS, Requests
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc import open_client
 from order_svc.clients import GrpcPayments
+from order_svc.jobs import Jobs
 from order_svc.policies import policies
 from order_svc.server import OrderServer
-from order_svc.store import PostgresRoomTypes
+from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,22 +36,25 @@ async def compose(app: App, settings: OrderSettings) -> None:
 
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
     requests = Requests(app.database, settings.fingerprint_key.encode())
+    room_types = PostgresRoomTypes(app.database)
+    payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)
     server = OrderServer(
         app.database,
         requests,
-        PostgresRoomTypes(app.database),
-        GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
+        room_types,
+        payments,
         clock=app.clock.now,
         today=today,
         unpaid_minutes=settings.unpaid_minutes,
-        committed=app.committed,
     )
+    orders = PostgresOrders(app.database.autocommit)
+    jobs = Jobs(orders, room_types, payments, clock=app.clock.now, today=today)
     app.serve(order_service_pb2.DESCRIPTOR.services_by_name["OrderService"], server)
     app.listen(policies)
     app.every(RENEW_SECONDS, requests.renew)
-    app.every(settings.expiry_every_seconds, server.expire_orders)
-    app.every(0.5, server.apply_room_types)
-    app.every(600, server.open_nights)
+    app.every(settings.expiry_every_seconds, jobs.expire_orders)
+    app.every(0.5, jobs.apply_room_types)
+    app.every(600, jobs.open_nights)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,10 @@ class OrderChanged(Conflict):
     """The order was changed by somebody else at the same time; try again."""
 
 
+class RequestTaken(Conflict):
+    """The request id was used before."""
+
+
 class OrderNotPayable(WrongState):
     """The order is canceled, expired or rejected and can't be paid."""
 
@@ -411,11 +415,40 @@ class Order(Aggregate):
         return True
 
 
+class Request(Protocol):
+    """The request that an order is placed with, so that its repetition places no second one."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """Who asked for what under which id."""
+
+    @property
+    def fingerprint(self) -> bytes:
+        """A keyed hash of what was asked for."""
+
+
+class RoomTypes(Protocol):
+    """This service's copy of the catalogue."""
+
+    async def get(self, room_type: str, *, fresh: bool = False) -> RoomType:
+        """A room type, from a cache unless a fresh one is asked for. Raises RoomTypeNotFound."""
+
+
 class Orders(Protocol):
     """Where orders are kept. A save fails with OrderChanged if somebody saved in between."""
 
+    async def place(self, order: Order, room_type: RoomType, request: Request | None) -> bool:
+        """Stores a new order, holds its nights and claims its request, all or nothing.
+
+        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, or Invalid if a
+        night is not on sale.
+        """
+
     async def get(self, order_id: str, *, owner: str | None) -> Order:
         """An order; raises OrderNotFound if there is none or it is not this owner's (None: anybody's)."""
+
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[Order]:
+        """Orders whose id is less than `before`, newest first: this owner's (None: everybody's)."""
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, Order]:
         """The orders that exist, by id."""

@@ -1,20 +1,107 @@
-"""The use cases of selling: load, tell the order, save. (Placing an order is one statement: see store.place.)"""
+"""The use cases of selling: load, tell the order, save."""
 
+import logging
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timedelta
 
+from gotohotel.conflicts import is_repetition, until_saved
+from gotohotel.database import TRANSIENT
+from gotohotel.domain import Invalid
 from order_svc.domain import (
+    Booking,
     Order,
     OrderChanged,
     Orders,
     PaymentOutcome,
     Payments,
     PaymentsUnreachable,
+    Request,
+    RoomTypes,
+    Status,
 )
+
+logger = logging.getLogger(__name__)
 
 # Longer than any call: after it the attempt has reached pay_svc or never will, and pay_svc knows what became of it.
 ATTEMPT_LIFETIME = timedelta(seconds=15)
+
+
+# An order, and what came of an attempt to pay it in this call, if there was one.
+Placed = tuple[Order, PaymentOutcome | None]
+
+
+async def place_order(
+    orders: Orders,
+    room_types: RoomTypes,
+    payments: Payments,
+    booking: Booking,
+    *,
+    request: Request | None,
+    order_id: str,
+    attempt_id: str,
+    card_no: str | None,
+    unpaid_for: timedelta,
+    clock: Callable[[], datetime],
+) -> Placed:
+    """Places an order, which holds its nights, and pays it if there is a card. The order stands if the payment fails.
+
+    The price comes from a cached room type; if that is out of date, the order is placed with a fresh one. Raises what
+    Orders.place raises; RoomTypeNotFound.
+    """
+    for fresh in (False, True, True):
+        room_type = await room_types.get(booking.room_type, fresh=fresh)
+        now = clock()
+        order = Order.place(order_id, booking, room_type, placed_at=now, expires_at=now + unpaid_for)
+        if card_no:
+            order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
+        if await orders.place(order, room_type, request):
+            return await charge_order(orders, payments, order, card_no, clock=clock)
+    raise Invalid("roomType", "is being changed; try again")
+
+
+async def resume_order(
+    orders: Orders,
+    payments: Payments,
+    order_id: str,
+    *,
+    owner: str,
+    card_no: str | None,
+    clock: Callable[[], datetime],
+) -> Placed:
+    """Goes on where a call that had placed an order died: with the same attempt, so that it can't be charged twice."""
+    order = await orders.get(order_id, owner=owner)
+    return await charge_order(orders, payments, order, card_no, clock=clock)
+
+
+async def pay_order(
+    orders: Orders,
+    payments: Payments,
+    order_id: str,
+    *,
+    owner: str,
+    attempt_id: str,
+    card_no: str,
+    clock: Callable[[], datetime],
+) -> Placed:
+    """Pays an order that was placed before. A paid one is not charged again."""
+    order = await start_payment(orders, order_id, owner=owner, attempt_id=attempt_id, now=clock())
+    return await charge_order(orders, payments, order, card_no, clock=clock)
+
+
+async def charge_order(
+    orders: Orders, payments: Payments, order: Order, card_no: str | None, *, clock: Callable[[], datetime]
+) -> Placed:
+    """Has an order's current attempt charged, unless there is no card or the order is past that."""
+    if not card_no or order.status != Status.PAYMENT_PENDING:
+        return order, None
+    outcome = await payments.process(order, card_no)
+    try:
+        return await settle_payment(orders, order, outcome, now=clock()), outcome
+    except (*TRANSIENT, OrderChanged) as error:
+        # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
+        logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
+        return order, outcome
 
 
 async def start_payment(orders: Orders, order_id: str, *, owner: str | None, attempt_id: str, now: datetime) -> Order:
@@ -30,16 +117,12 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
     """Takes note of how a try went. The event may have been faster: then it is noted on what is stored now."""
     attempt_id = order.attempt_id
-    for last_try in (False, False, True):
-        order.settle_payment(attempt_id, outcome, at=now)
-        try:
+    async for attempt in until_saved():
+        with attempt:
+            if is_repetition(attempt):
+                order = await orders.get(order.id, owner=None)
+            order.settle_payment(attempt_id, outcome, at=now)
             await orders.save(order)
-        except OrderChanged:
-            if last_try:
-                raise
-            order = await orders.get(order.id, owner=None)
-        else:
-            break
     return order
 
 

@@ -11,7 +11,6 @@ import asyncpg
 
 from gotohotel.database import Connection, Database
 from gotohotel.domain import Invalid, Money
-from gotohotel.idempotency import Claim
 from gotohotel.outbox import as_columns, insert_statement
 from gotohotel.policies import Arrival
 from order_svc import wire
@@ -25,6 +24,8 @@ from order_svc.domain import (
     OrderChanged,
     OrderNotFound,
     PaymentError,
+    Request,
+    RequestTaken,
     RoomType,
     RoomTypeNotFound,
     SoldOut,
@@ -364,23 +365,28 @@ class PostgresOrders:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def place(self, order: Order, room_type: RoomType, claim: Claim | None) -> bool:
-        """Stores a new order with its nights, its event and its request id. False if the room type has changed.
+    async def place(self, order: Order, room_type: RoomType, request: Request | None) -> bool:
+        """Stores a new order, holds its nights and claims its request, all or nothing.
 
-        Raises SoldOut; asyncpg.UniqueViolationError on requests_once if the request id is taken.
+        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, or Invalid if a
+        night is not on sale.
         """
-        request = (*claim.key, claim.fingerprint) if claim else (None, None, None, None)
+        claim = (*request.key, request.fingerprint) if request else (None, None, None, None)
         booking = order.booking
         try:
             placed = await self._connection.fetchval(
                 PLACE,
-                *(*request, order.id),
+                *(*claim, order.id),
                 *(order.id, booking.owner, booking.name, booking.phone_no, booking.room_type, booking.guest_cnt),
                 *(booking.stay.check_in, booking.stay.check_out, order.amount.currency, order.amount.amount),
                 *(order.status.value, order.attempt_id, order.attempt_until, order.created_at, order.expires_at),
                 room_type.version,
                 *as_columns(wire.outbox_rows(order)),
             )
+        except asyncpg.UniqueViolationError as error:
+            if error.constraint_name == "requests_once":
+                raise RequestTaken() from None
+            raise
         except asyncpg.CheckViolationError as error:
             if error.constraint_name == "allotment_held_within_capacity":
                 raise SoldOut() from None

@@ -6,8 +6,10 @@ from pathlib import Path
 from gotohotel.app import App, Settings, run
 from gotohotel.database import migrate, open_database
 from gotohotel.pay.v1 import pay_service_pb2
+from pay_svc.jobs import Jobs
 from pay_svc.processor import SANDBOX_MIGRATIONS, SandboxProcessor
 from pay_svc.server import PayServer
+from pay_svc.store import PostgresPayments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,17 +30,23 @@ async def compose(app: App, settings: PaySettings) -> None:
     ledger = await app.resources.enter_async_context(
         open_database(settings.sandbox_database_url, name="sandbox processor", pool_size=settings.pool_size)
     )
+    processor = SandboxProcessor(ledger, delay_ms=settings.sandbox_delay_ms)
     server = PayServer(
         app.database,
-        SandboxProcessor(ledger, delay_ms=settings.sandbox_delay_ms),
+        processor,
         fingerprint_key=settings.fingerprint_key.encode(),
         currency=settings.currency,
         processor_timeout_seconds=settings.processor_timeout_seconds,
         clock=app.clock.now,
-        committed=app.committed,
+    )
+    jobs = Jobs(
+        PostgresPayments(app.database.autocommit),
+        processor,
+        processor_timeout_seconds=settings.processor_timeout_seconds,
+        clock=app.clock.now,
     )
     app.serve(pay_service_pb2.DESCRIPTOR.services_by_name["PayService"], server)
-    app.every(settings.settle_every_seconds, server.settle_payments)
+    app.every(settings.settle_every_seconds, jobs.settle_payments)
 
 
 if __name__ == "__main__":

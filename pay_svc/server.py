@@ -1,13 +1,12 @@
 """pay.v1.PayService: requests in, answers out."""
 
-import asyncio
 import hashlib
 import hmac
 import logging
 from collections.abc import Callable
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from gotohotel.database import TRANSIENT, Database
+from gotohotel.database import Database
 from gotohotel.domain import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, allow
@@ -17,7 +16,6 @@ from pay_svc.domain import (
     Card,
     CardTrace,
     Payment,
-    PaymentChanged,
     Processor,
     ProcessorUnavailable,
     RefundPending,
@@ -32,7 +30,7 @@ NO_ORDER = "00000000-0000-0000-0000-000000000000"
 
 
 class PayServer:
-    """The RPCs of pay_svc. `committed` is told after every commit; `clock` is the database's time."""
+    """The RPCs of pay_svc. `clock` is the database's time."""
 
     def __init__(
         self,
@@ -43,7 +41,6 @@ class PayServer:
         currency: str,
         processor_timeout_seconds: float,
         clock: Callable[[], datetime],
-        committed: Callable[[], None],
     ) -> None:
         self._payments = PostgresPayments(database.autocommit)
         self._processor = processor
@@ -51,7 +48,6 @@ class PayServer:
         self._currency = currency
         self._timeout = processor_timeout_seconds
         self._clock = clock
-        self._committed = committed
 
     @allow(SERVICE)
     async def ProcessPayment(self, request: pb.ProcessPaymentRequest, _: Caller) -> pb.Payment:
@@ -68,7 +64,6 @@ class PayServer:
             timeout_seconds=self._timeout,
             clock=self._clock,
         )
-        self._committed()
         return _payment(payment)
 
     @allow(SERVICE)
@@ -86,15 +81,12 @@ class PayServer:
         except ProcessorUnavailable:
             # Not UNAVAILABLE: the gateway would count it against pay_svc itself, which is well.
             raise RefundPending() from None
-        finally:
-            self._committed()
         return _payment(payment)
 
     @allow(SERVICE)
     async def ClosePayment(self, request: pb.ClosePaymentRequest, _: Caller) -> pb.ClosePaymentResponse:
         order_id = parse_id(request.order_id, "orderId")
         payment = await service.close_payment(self._payments, order_id, currency=self._currency, clock=self._clock)
-        self._committed()
         return _closure(payment)
 
     @allow(SERVICE)
@@ -112,25 +104,6 @@ class PayServer:
         payments = await self._payments.page(owner=caller.owner, before=page.before, size=page.size)
         token = page.next_token([payment.order_id for payment in payments])
         return pb.ListPaymentsResponse(payments=map(_payment, payments), next_page_token=token)
-
-    async def settle_payments(self) -> None:
-        """The job that finds out what became of tries and cancels whose end is not stored."""
-        # A try younger than this may still be at the processor in a live call.
-        open_for = timedelta(seconds=2 * self._timeout + 1)
-        while order_ids := await self._payments.unsettled(open_for=open_for, at_most=20):
-            async with asyncio.TaskGroup() as tasks:
-                for order_id in order_ids:
-                    tasks.create_task(self._settle(order_id))
-
-    async def _settle(self, order_id: str) -> None:
-        try:
-            await service.settle_payment(
-                self._payments, self._processor, order_id, timeout_seconds=self._timeout, clock=self._clock
-            )
-        except (ProcessorUnavailable, PaymentChanged, *TRANSIENT) as error:
-            logger.warning("order %s: the payment is still unsettled: %r", order_id, error)
-        finally:
-            self._committed()
 
     def _trace_of(self, card: Card) -> CardTrace:
         fingerprint = hmac.new(self._fingerprint_key, card.number.encode(), hashlib.sha256).digest()

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from gotohotel.conflicts import is_repetition, until_saved
 from gotohotel.domain import Money, new_id
 from pay_svc.domain import (
     Booking,
@@ -12,7 +13,6 @@ from pay_svc.domain import (
     CardTrace,
     Charge,
     Payment,
-    PaymentChanged,
     Payments,
     Processor,
     ProcessorUnavailable,
@@ -156,16 +156,10 @@ async def _settle(
     payments: Payments, payment: Payment, attempt_id: str, outcome: Charge | Refusal, clock: Clock
 ) -> Payment:
     """Stores a try's truth, unless somebody else has done so or gone further."""
-    for last_try in (False, False, True):
-        if not payment.settle_attempt(attempt_id, outcome, at=clock()):
-            break
-        try:
-            await payments.save(payment)
-        except PaymentChanged:
-            stored = await payments.find(payment.order_id)
-            if stored is None or last_try:
-                raise
-            payment = stored
-        else:
-            break
+    async for attempt in until_saved():
+        with attempt:
+            if is_repetition(attempt):
+                payment = await payments.find(payment.order_id) or payment
+            if payment.settle_attempt(attempt_id, outcome, at=clock()):
+                await payments.save(payment)
     return payment

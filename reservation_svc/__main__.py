@@ -8,8 +8,10 @@ from gotohotel.idempotency import RENEW_SECONDS, Requests
 from gotohotel.reservation.v1 import reservation_service_pb2
 from gotohotel.rpc import open_client
 from reservation_svc.clients import GrpcPayments
+from reservation_svc.jobs import Jobs
 from reservation_svc.policies import policies
 from reservation_svc.server import ReservationServer
+from reservation_svc.store import PostgresReservations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,19 +29,20 @@ async def compose(app: App, settings: ReservationSettings) -> None:
     """Builds the service out of its parts."""
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
     requests = Requests(app.database, settings.fingerprint_key.encode())
+    payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)
     server = ReservationServer(
         app.database,
         requests,
-        GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds),
+        payments,
         currency=settings.currency,
         currency_digits=settings.currency_digits,
         clock=app.clock.now,
-        committed=app.committed,
     )
+    jobs = Jobs(PostgresReservations(app.database.autocommit), payments, clock=app.clock.now)
     app.serve(reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"], server)
     app.listen(policies)
     app.every(RENEW_SECONDS, requests.renew)
-    app.every(1, server.finish_endings, follows_commits=True)
+    app.every(1, jobs.finish_endings, follows_commits=True)
 
 
 if __name__ == "__main__":

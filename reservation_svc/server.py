@@ -1,13 +1,12 @@
 """reservation.v1.ReservationService: requests in, answers out."""
 
-import asyncio
 import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from gotohotel.database import TRANSIENT, Database
+from gotohotel.database import Database
 from gotohotel.domain import Invalid, parse_id, parse_text
 from gotohotel.idempotency import Requests
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
@@ -18,7 +17,6 @@ from reservation_svc.domain import (
     PaymentNotCanceled,
     Payments,
     Reservation,
-    ReservationChanged,
     RoomType,
     Status,
 )
@@ -31,7 +29,7 @@ CONFIRMATION_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
 class ReservationServer:
-    """The RPCs of reservation_svc. `committed` is told after every commit; `clock` is the database's time."""
+    """The RPCs of reservation_svc. `clock` is the database's time."""
 
     def __init__(
         self,
@@ -42,7 +40,6 @@ class ReservationServer:
         currency: str,
         currency_digits: int,
         clock: Callable[[], datetime],
-        committed: Callable[[], None],
     ) -> None:
         self._database = database
         self._reservations = PostgresReservations(database.autocommit)
@@ -52,7 +49,6 @@ class ReservationServer:
         self._currency = currency
         self._currency_digits = currency_digits
         self._clock = clock
-        self._committed = committed
 
     @allow(DESK)
     async def ListReservations(self, request: pb.ListReservationsRequest, _: Caller) -> pb.ListReservationsResponse:
@@ -79,9 +75,7 @@ class ReservationServer:
                 await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=self._clock())
             )
 
-        answer = await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
-        self._committed()
-        return answer
+        return await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
 
     @allow(DESK)
     async def RejectReservation(self, request: pb.RejectReservationRequest, caller: Caller) -> pb.Reservation:
@@ -115,24 +109,7 @@ class ReservationServer:
                 )
             )
 
-        answer = await self._requests.once(request, pb.RoomType, upsert, subject=caller.subject)
-        self._committed()
-        return answer
-
-    async def finish_endings(self) -> None:
-        """The job that carries cancels and rejections through, the guest's and those that were interrupted."""
-        while order_ids := await self._reservations.due_endings(at_most=20):
-            async with asyncio.TaskGroup() as tasks:
-                for order_id in order_ids:
-                    tasks.create_task(self._finish_ending(order_id))
-
-    async def _finish_ending(self, order_id: str) -> None:
-        try:
-            await service.finish_ending(self._reservations, self._payments, order_id, clock=self._clock)
-        except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:
-            logger.warning("order %s: the cancel goes on later: %r", order_id, error)
-        finally:
-            self._committed()
+        return await self._requests.once(request, pb.RoomType, upsert, subject=caller.subject)
 
     async def _end(
         self, request: pb.RejectReservationRequest | pb.CancelReservationRequest, caller: Caller, status: Status
@@ -156,10 +133,7 @@ class ReservationServer:
                 raise Unavailable("the payment can't be canceled now; try again") from None
             return _reservation(ended)
 
-        try:
-            return await self._requests.in_steps(request, pb.Reservation, end, subject=caller.subject)
-        finally:
-            self._committed()
+        return await self._requests.in_steps(request, pb.Reservation, end, subject=caller.subject)
 
 
 def _reservation(reservation: Reservation) -> pb.Reservation:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime
 
+from gotohotel.conflicts import until_saved
 from gotohotel.domain import Money
 from reservation_svc.domain import (
     Ending,
@@ -99,14 +100,9 @@ async def finish_ending(reservations: Reservations, payments: Payments, order_id
 
 async def _end(reservations: Reservations, order_id: str, ending: Ending, clock: Clock) -> Reservation:
     """Stores the end of a reservation whose payment is canceled."""
-    for last_try in (False, False, True):
-        reservation = (await reservations.find([order_id]))[order_id]
-        reservation.end(ending, at=clock())
-        try:
+    async for attempt in until_saved():
+        with attempt:
+            reservation = (await reservations.find([order_id]))[order_id]
+            reservation.end(ending, at=clock())
             await reservations.save(reservation)
-        except ReservationChanged:
-            if last_try:
-                raise
-        else:
-            break
     return reservation

@@ -138,7 +138,7 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
     """A consumer at work."""
     stopping = asyncio.Event()
     await bus.declare_consumer(seen.policies.subjects)
-    consumer = bus.consume(seen.policies, database, committed=lambda: None, stopping=stopping)
+    consumer = bus.consume(seen.policies, database, stopping=stopping)
     task = asyncio.create_task(consumer)
     yield
     stopping.set()
@@ -353,7 +353,7 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
         for _ in range(2):  # and it stays so when it tries again
             with pytest.raises(ConsumerHalted):
                 async with within(8):
-                    await bus.consume(bad.policies, order_database, committed=lambda: None, stopping=asyncio.Event())
+                    await bus.consume(bad.policies, order_database, stopping=asyncio.Event())
         assert not bus.has_handled
     buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
     assert len(buried) == bus_module.MAX_POISONED_IN_A_ROW - 1

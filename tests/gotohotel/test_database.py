@@ -127,3 +127,29 @@ async def test_an_index_is_made_while_the_table_is_written_to(scratch_url: str, 
     assert await connection.fetchval(valid)
     assert await connection.fetchval("SELECT max(number) FROM schema_migrations") == 3
     await connection.close()
+
+
+async def test_a_commit_is_told_to_who_listens(scratch_url: str) -> None:
+    """Reads, statements that change nothing, and what is rolled back are not."""
+    told: list[str] = []
+    async with open_database(scratch_url, name="test", pool_size=2) as database:
+        await database.autocommit.execute("CREATE TABLE rooms (id integer)")
+        database.after_commits(lambda: told.append("commit"))
+
+        await database.autocommit.fetch("SELECT id FROM rooms")
+        await database.autocommit.execute("DELETE FROM rooms")
+
+        async def fail() -> None:
+            async with database.transaction() as connection:
+                await connection.execute("INSERT INTO rooms VALUES (1)")
+                raise ZeroDivisionError
+
+        with pytest.raises(ZeroDivisionError):
+            await fail()
+        assert told == []
+
+        await database.autocommit.execute("INSERT INTO rooms VALUES (1)")
+        await database.autocommit.fetchval("UPDATE rooms SET id = 2 RETURNING id")
+        async with database.transaction() as connection:
+            await connection.execute("INSERT INTO rooms VALUES (3)")
+        assert told == ["commit"] * 3

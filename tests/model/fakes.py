@@ -26,13 +26,9 @@ ROOM = orders.RoomType(
 )
 
 
-class RequestTaken(Exception):
-    """As asyncpg.UniqueViolationError on requests_once."""
-
-
 # What a caller may be told; anything else is a fault of the program.
 EXPECTED = (
-    DomainError, ConnectionError, RequestTaken, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
+    DomainError, ConnectionError, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
     orders.PaymentsUnreachable,
 )  # fmt: skip
 
@@ -109,7 +105,7 @@ class FakeOrders(Table):
 
         def place() -> bool:
             if claim is not None and claim.key in self.claims:
-                raise RequestTaken
+                raise orders.RequestTaken
             nights = nights_of(order)
             if any(self.held[night] >= self.capacity for night in nights):
                 raise orders.SoldOut
@@ -132,6 +128,19 @@ class FakeOrders(Table):
             raise orders.OrderNotFound
         found: orders.Order = order
         return found
+
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[orders.Order]:
+        """As PostgresOrders.page."""
+
+        def page() -> list[orders.Order]:
+            chosen = [
+                copy.deepcopy(order)
+                for key, order in sorted(self.rows.items(), reverse=True)
+                if key < before and owner in (None, order.booking.owner)
+            ]
+            return chosen[:size]
+
+        return list(await self.step(page))
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, orders.Order]:
         """As PostgresOrders.find."""
@@ -198,6 +207,15 @@ class FakeOrders(Table):
                 self.put(order.id, order, order_wire.outbox_rows(order))
 
         await self.step(save)
+
+
+class FakeRoomTypes:
+    """The RoomTypes port: one room type."""
+
+    async def get(self, room_type: str, *, fresh: bool = False) -> orders.RoomType:
+        """As PostgresRoomTypes.get."""
+        assert (room_type, fresh) == (ROOM.id, False)
+        return ROOM
 
 
 class FakePayments(Table):

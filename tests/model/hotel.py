@@ -52,6 +52,7 @@ from tests.model.fakes import (
     FakePayments,
     FakeProcessor,
     FakeReservations,
+    FakeRoomTypes,
     Steps,
 )
 
@@ -195,36 +196,41 @@ class Hotel:
             owner="guest", name="Guest", phone_no="", room_type=ROOM.id, guest_cnt=1,
             stay=orders.Stay(chosen[0], chosen[-1] + timedelta(days=1)),
         )  # fmt: skip
-        order = orders.Order.place(
-            new_id(), booking, ROOM, placed_at=self.now, expires_at=self.now + timedelta(minutes=15)
-        )
+        order_id = new_id()
         if request:
-            self.requests[request].append(order.id)
-        if pays:
-            order.start_payment(new_id(), started_at=self.now, lifetime=order_service.ATTEMPT_LIFETIME)
-
-        async def serve() -> None:
-            if await self.orders.place(order, ROOM, Request(request) if request else None) and pays:
-                await self._charge(order)
-
-        return self.begin(serve())
+            self.requests[request].append(order_id)
+        return self.begin(
+            order_service.place_order(
+                self.orders,
+                FakeRoomTypes(),
+                self._payments,
+                booking,
+                request=Request(request) if request else None,
+                order_id=order_id,
+                attempt_id=new_id(),
+                card_no=CARD.number if pays else None,
+                unpaid_for=timedelta(minutes=15),
+                clock=self.clock,
+            )
+        )
 
     def pay(self, order_id: str) -> asyncio.Task[Any]:
         """A guest pays an order."""
-
-        async def serve() -> None:
-            order = await order_service.start_payment(
-                self.orders, order_id, owner="guest", attempt_id=new_id(), now=self.now
+        return self.begin(
+            order_service.pay_order(
+                self.orders,
+                self._payments,
+                order_id,
+                owner="guest",
+                attempt_id=new_id(),
+                card_no=CARD.number,
+                clock=self.clock,
             )
-            if order.status == orders.Status.PAYMENT_PENDING:
-                await self._charge(order)
+        )
 
-        return self.begin(serve())
-
-    async def _charge(self, order: orders.Order) -> None:
-        payments = order_clients.GrpcPayments(self._channel, timeout_seconds=FOREVER)
-        outcome = await payments.process(order, CARD.number)
-        await order_service.settle_payment(self.orders, order, outcome, now=self.now)
+    @property
+    def _payments(self) -> order_clients.GrpcPayments:
+        return order_clients.GrpcPayments(self._channel, timeout_seconds=FOREVER)
 
     def cancel(self, order_id: str) -> asyncio.Task[Any]:
         """A guest cancels."""
@@ -233,7 +239,7 @@ class Hotel:
     def expire(self) -> asyncio.Task[Any]:
         """The expiry job, a good while later. News of what was charged meanwhile may not have come yet."""
         self.now += timedelta(minutes=8)
-        payments = order_clients.GrpcPayments(self._channel, timeout_seconds=FOREVER)
+        payments = self._payments
 
         async def job() -> None:
             await order_service.watch_expiry(self.orders, payments)
@@ -507,9 +513,14 @@ class Request:
     request_id: str
 
     @property
-    def key(self) -> str:
+    def key(self) -> tuple[str, str, str]:
         """The primary key."""
-        return self.request_id
+        return "guest", "CreateOrderRequest", self.request_id
+
+    @property
+    def fingerprint(self) -> bytes:
+        """The same body each time."""
+        return b""
 
 
 async def _breathe() -> None:

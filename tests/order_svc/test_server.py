@@ -28,7 +28,6 @@ def server_over(database: Database) -> OrderServer:
         clock=lambda: datetime.now(UTC),
         today=today,
         unpaid_minutes=15,
-        committed=lambda: None,
     )
 
 

@@ -1,0 +1,46 @@
+"""What pay_svc does by itself, again and again. Every replica runs every job."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from gotohotel.database import TRANSIENT
+from pay_svc import service
+from pay_svc.domain import PaymentChanged, Payments, Processor, ProcessorUnavailable
+
+logger = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs of pay_svc. `clock` is the database's time."""
+
+    def __init__(
+        self,
+        payments: Payments,
+        processor: Processor,
+        *,
+        processor_timeout_seconds: float,
+        clock: Callable[[], datetime],
+    ) -> None:
+        self._payments = payments
+        self._processor = processor
+        self._timeout = processor_timeout_seconds
+        self._clock = clock
+
+    async def settle_payments(self) -> None:
+        """Finds out what became of attempts and cancels whose end is not stored."""
+        # An attempt younger than this may still be at the processor in a live call.
+        open_for = timedelta(seconds=2 * self._timeout + 1)
+        while order_ids := await self._payments.unsettled(open_for=open_for, at_most=20):
+            async with asyncio.TaskGroup() as tasks:
+                for order_id in order_ids:
+                    tasks.create_task(self._settle(order_id))
+
+    async def _settle(self, order_id: str) -> None:
+        try:
+            await service.settle_payment(
+                self._payments, self._processor, order_id, timeout_seconds=self._timeout, clock=self._clock
+            )
+        except (ProcessorUnavailable, PaymentChanged, *TRANSIENT) as error:
+            logger.warning("order %s: the payment is still unsettled: %r", order_id, error)

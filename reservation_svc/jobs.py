@@ -1,0 +1,37 @@
+"""What reservation_svc does by itself, again and again. Every replica runs every job."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from datetime import datetime
+
+from gotohotel.database import TRANSIENT
+from reservation_svc import service
+from reservation_svc.domain import PaymentNotCanceled, Payments, ReservationChanged
+from reservation_svc.store import PostgresReservations
+
+logger = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs of reservation_svc. `clock` is the database's time."""
+
+    def __init__(
+        self, reservations: PostgresReservations, payments: Payments, *, clock: Callable[[], datetime]
+    ) -> None:
+        self._reservations = reservations
+        self._payments = payments
+        self._clock = clock
+
+    async def finish_endings(self) -> None:
+        """Carries cancels and rejections through, the guest's and those that were interrupted."""
+        while order_ids := await self._reservations.due_endings(at_most=20):
+            async with asyncio.TaskGroup() as tasks:
+                for order_id in order_ids:
+                    tasks.create_task(self._finish_ending(order_id))
+
+    async def _finish_ending(self, order_id: str) -> None:
+        try:
+            await service.finish_ending(self._reservations, self._payments, order_id, clock=self._clock)
+        except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:
+            logger.warning("order %s: the cancel goes on later: %r", order_id, error)
