@@ -62,7 +62,7 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "def _order(event",
             "@policies.whenever(GuestGreeted)\n"
-            "def note_greeting(event: GuestGreeted, work: Work) -> None:\n"
+            "def note_greeting(event: GuestGreeted, work: UnitOfWork) -> None:\n"
             "    _order(event, work)\n\n\n"
             "def _order(event",
         ),
@@ -71,7 +71,7 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "def _add(event",
             "@policies.whenever(reservation_events.GuestGreeted)\n"
-            "def show_greeting(event: reservation_events.GuestGreeted, work: Work) -> None:\n"
+            "def show_greeting(event: reservation_events.GuestGreeted, work: UnitOfWork) -> None:\n"
             "    _add(event, work)\n\n\n"
             "def _add(event",
         ),

@@ -32,6 +32,8 @@ def scenario(
 
     def register(run: Callable[[Rig], Awaitable[None]]) -> Callable[[Rig], Awaitable[None]]:
         name = run.__name__.replace("_", "-")
+        if number in SCENARIOS:
+            raise ValueError(f"two scenarios have the number {number}")
         SCENARIOS[number] = Scenario(
             number=number, name=name, sentence=sentence, run=run, load=load, one_retry_helps=one_retry_helps
         )

@@ -76,14 +76,14 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
             break
         await asyncio.sleep(0.25)
     verdict.rest_seconds = time.monotonic() - began
-    books, found = await asyncio.to_thread(audit.check_books, stack)
+    books, found = await asyncio.to_thread(audit.check_snapshot, stack)
     verdict.violations = [f"{number}: {what}" for number, violations in found.items() for what in violations[:5]]
     verdict.violations += _out_of_order(books)[:5]
     compare(history, books, verdict)
     return verdict
 
 
-def _out_of_order(books: audit.Books) -> list[str]:
+def _out_of_order(books: audit.AuditSnapshot) -> list[str]:
     """Events that the relay put into the stream before an earlier one of the same aggregate."""
     last: dict[tuple[str, str], int] = {}
     found = []
@@ -108,7 +108,7 @@ async def _under_way(stack: Stack) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
-def compare(history: Iterable[Operation], books: audit.Books, verdict: Verdict) -> None:
+def compare(history: Iterable[Operation], books: audit.AuditSnapshot, verdict: Verdict) -> None:
     """Adds what the clients were told and the books do not bear out."""
     by_label: dict[str, list[Any]] = {}
     for order in books.orders.values():
@@ -142,7 +142,7 @@ def _only_order(orders: list[Any]) -> str:
     return str(orders[0]["id"]) if len(orders) == 1 else ""
 
 
-def _compare_refusals(operations: list[Operation], books: audit.Books, order_id: str, verdict: Verdict) -> None:
+def _compare_refusals(operations: list[Operation], books: audit.AuditSnapshot, order_id: str, verdict: Verdict) -> None:
     """What was refused for good by every call that asked for it must not have been done."""
     order, reservation = books.orders[order_id], books.reservations.get(order_id)
     if not any(operation.kind in ("book", "probe") or operation.label for operation in operations):
@@ -179,7 +179,7 @@ def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) 
         verdict.doubled.append(f"the request {operation.label!r} was refused, and yet made an order")
 
 
-def _compare_act(operation: Operation, books: audit.Books, standing: int, verdict: Verdict) -> None:
+def _compare_act(operation: Operation, books: audit.AuditSnapshot, standing: int, verdict: Verdict) -> None:
     order_id, kind = operation.order_id, operation.kind
     order, reservation = books.orders.get(order_id), books.reservations.get(order_id)
     if order is None:

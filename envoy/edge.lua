@@ -1,9 +1,9 @@
--- What Envoy's own filters let through, and services and their other callers must not see.
+-- Rejects or cleans what Envoy's own filters let through and what would disturb services and other callers.
 
 local GRPC_TIMEOUT = "^%d%d?%d?%d?%d?%d?%d?%d?[HMSmun]$"
-local LONGEST_BODY = 65536 -- bytes; as max_request_body_size in envoy.yaml
+local MAX_BODY_BYTES = 65536 -- bytes; as max_request_body_size in envoy.yaml
 local ENCODINGS = {identity = true, gzip = true, deflate = true}
--- Ids belong into the path or the body: in the query they would silently override the path's.
+-- Ids are not allowed in the query string: they would silently override the path's.
 local NOT_IN_A_QUERY = {id = true, orderId = true, order_id = true}
 
 local function refuse(handle, status, reason, message)
@@ -62,17 +62,17 @@ function envoy_on_request(handle)
     -- Marked here, because transcoding makes every call look like gRPC.
     headers:add("x-gotohotel-native-grpc", "1")
     if handle:streamInfo():protocol() ~= "HTTP/2" then
-      refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC comes over HTTP/2")
+      refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC requires HTTP/2")
     end
-  elseif (tonumber(headers:get("content-length") or 0) or 0) > LONGEST_BODY then
+  elseif (tonumber(headers:get("content-length") or 0) or 0) > MAX_BODY_BYTES then
     -- The transcoder's own limit is for what arrives at once: a body that comes in pieces may get past it.
-    refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the body is too large")
+    refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the request body is too large")
   elseif headers:get("upgrade") ~= nil then
-    refuse(handle, "400", "INVALID_ARGUMENT", "no other protocol is spoken here")
+    refuse(handle, "400", "INVALID_ARGUMENT", "protocol upgrade is not supported")
   elseif path:find("^/gotohotel%.") or path:find("^/grpc%.") then
     refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "this path is for gRPC")
   elseif has_id_in_query(path) then
-    refuse(handle, "400", "INVALID_ARGUMENT", "an id belongs into the path or the body")
+    refuse(handle, "400", "INVALID_ARGUMENT", "ids are not allowed in the query string")
   end
 end
 
@@ -88,14 +88,14 @@ function envoy_on_response(handle)
   end
   local text = body:getBytes(0, body:length())
   local field = text:match('"message":"([%a][%w_.]*):')
-  local message = "the request is not one that this call takes"
+  local message = "the request is not valid for this method"
   local violation = ""
   if field ~= nil then
     field = field:gsub("_(%l)", string.upper)
-    message = field .. " has not the type that it must have"
+    message = field .. " has the wrong type"
     violation = string.format(
       ',{"@type":"type.googleapis.com/google.rpc.BadRequest","fieldViolations":' ..
-      '[{"field":"%s","description":"has not the type that it must have"}]}', field)
+      '[{"field":"%s","description":"has the wrong type"}]}', field)
   end
   local refusal = string.format(
     '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..

@@ -1,18 +1,16 @@
 """Runs a service: settings from the environment, an ordered start, an ordered drain."""
 
 import asyncio
-import dataclasses
 import gc
 import logging
-import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any
 
 import asyncpg
 import nats.errors
@@ -27,6 +25,7 @@ from gotohotel.domain import first_id_at
 from gotohotel.outbox import KEEP_PUBLISHED, Relay
 from gotohotel.policies import Policies
 from gotohotel.rpc import RpcServer
+from gotohotel.settings import S, SettingRefused, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
@@ -59,48 +58,9 @@ SET heard_since = excluded.heard_since
 WHERE subscriptions.heard_since = '-infinity'
   AND excluded.heard_since > subscriptions.heard_since
 """
+DATABASE_GONE_SECONDS = 10.0  # a service whose database has not answered for so long is NOT_SERVING
 DECLARATION_SECONDS = 5.0  # how often a declaration that differs is compared again
 KEEP_INBOX_AND_REQUESTS = timedelta(days=30)
-
-
-class SettingRefused(Exception):
-    """A setting is missing or bad; says which one and what it takes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What every service is told by its environment. A service's variables share a prefix: ORDER_PORT, PAY_PORT, …"""
-
-    port: int
-    database_url: str
-    migration_url: str  # of the role that owns the schema; the run-time role can't change it
-    nats_url: str
-    host: str = "127.0.0.1"
-    pool_size: int = 10
-    drain_seconds: float = 20.0  # how long calls under way may take when the service is told to end
-    notice_seconds: float = 1.0  # how long it goes on taking calls then, until all have seen that it is NOT_SERVING
-    log_level: str = "INFO"
-
-
-S = TypeVar("S", bound=Settings)
-
-
-def read_settings(settings_type: type[S], prefix: str) -> S:
-    """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable."""
-    types = get_type_hints(settings_type)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(settings_type):
-        variable = f"{prefix}_{field.name.upper()}"
-        text = os.environ.get(variable)
-        if text is None:
-            if field.default is dataclasses.MISSING:
-                raise SettingRefused(f"The setting {variable} is missing.")
-            continue
-        try:
-            values[field.name] = types[field.name](text)
-        except (ValueError, KeyError):  # KeyError: no such time zone
-            raise SettingRefused(f"The setting {variable} takes {types[field.name].__name__}, not {text!r}.") from None
-    return settings_type(**values)
 
 
 class App:
@@ -122,6 +82,7 @@ class App:
         self._stopping = asyncio.Event()
         self._calls_ended = asyncio.Event()
         self._is_declared = True  # as far as is known
+        self._database_answered = time.monotonic()
         self._failure: Exception | None = None
 
     def serve(self, service: ServiceDescriptor, implementation: object) -> None:
@@ -227,13 +188,18 @@ class App:
                 await self._pause(2)
 
     async def _report_health(self) -> None:
-        """NOT_SERVING if a rollout must stop here, so that the replicas of the release before go on.
+        """NOT_SERVING if the database is gone, or if a rollout must stop here, so that the release before goes on.
 
-        That is: the consumer on the server is not as declared, or no event at all could be handled. A service that
-        has handled some goes on taking calls.
+        The latter is: the consumer on the server is not as declared, or no event at all could be handled. A service
+        that has handled some goes on taking calls.
         """
+        with suppress(*TRANSIENT):
+            await self.database.autocommit.fetchval("SELECT 1")
+            self._database_answered = time.monotonic()
+        has_database = time.monotonic() - self._database_answered < DATABASE_GONE_SECONDS
         can_handle = self._bus.has_handled or not self._bus.is_halted
-        await self._server.set_serving(self._is_declared and can_handle and not self._stopping.is_set())
+        serving = self._is_declared and can_handle and not self._stopping.is_set()
+        await self._server.set_serving(serving, has_database=has_database)
 
     async def _pause(self, seconds: float, until: asyncio.Event | None = None) -> None:
         """Waits so long, or until something comes true, or the service is told to end."""

@@ -31,7 +31,7 @@ from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Conflict
 from gotohotel.log import in_short
-from gotohotel.policies import Arrival, Policies
+from gotohotel.policies import Policies, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +78,7 @@ DEAD_LETTERS = StreamConfig(
 # A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
 PULL_SECONDS = 1.0
 PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
-# Whose a redriven event is: the others have handled it long ago, or have a dead letter of their own.
+# Header naming the only consumer of a redriven event: the others have handled it, or have a dead letter of their own.
 REDRIVE_FOR = "x-redrive-for"
 REQUEST_IS_OVER = ("404", "408")
 
@@ -249,7 +249,7 @@ class Bus:
 
     async def _handle(self, deliveries: Sequence[Msg], policies: Policies[Any], database: Database) -> None:
         """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
-        readable: list[tuple[Msg, Arrival]] = []
+        readable: list[tuple[Msg, ReceivedEvent]] = []
         for delivery in deliveries:
             if (delivery.headers or {}).get(REDRIVE_FOR, self._name) != self._name:
                 await self._settle(delivery.ack())
@@ -301,7 +301,7 @@ class Bus:
         await self._try_again(delivery, 2 * RETRY_SECONDS if soon else REDELIVERY_SECONDS[-1])
 
     async def _handle_one_by_one(
-        self, readable: list[tuple[Msg, Arrival]], error: Exception, policies: Policies[Any], database: Database
+        self, readable: list[tuple[Msg, ReceivedEvent]], error: Exception, policies: Policies[Any], database: Database
     ) -> None:
         """Finds the one among many that can't be handled; a single one goes to the dead letters."""
         if len(readable) > 1:
@@ -448,21 +448,23 @@ def is_poison(error: Exception) -> bool:
     return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
 
 
-def _read(delivery: Msg, policies: Policies[Any]) -> Arrival:
+def _read(delivery: Msg, policies: Policies[Any]) -> ReceivedEvent:
     headers = delivery.headers or {}
     message = policies.parse(delivery.subject, delivery.data)
     # The event's own id, not that of the message: an event that is sent again may travel in another message.
-    return Arrival(headers["ce-id"], headers["ce-subject"], headers.get("traceparent", ""), message)
+    return ReceivedEvent(headers["ce-id"], headers["ce-subject"], headers.get("traceparent", ""), message)
 
 
-async def _apply_despite_conflicts(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
+async def _apply_despite_conflicts(
+    arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database
+) -> None:
     """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
     async for attempt in until_saved():
         with attempt:
             await _apply(arrivals, policies, database)
 
 
-async def _apply(arrivals: Sequence[Arrival], policies: Policies[Any], database: Database) -> None:
+async def _apply(arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database) -> None:
     trace.enter_batch({arrival.aggregate_id: arrival.traceparent for arrival in arrivals})
     async with database.transaction() as connection:
         fresh = await inbox.claim(connection, [arrival.event_id for arrival in arrivals])

@@ -93,7 +93,7 @@ class RequestInProgress(Conflict):
 
 
 @dataclass(frozen=True, slots=True)
-class Claim:
+class IdempotencyKey:
     """Who asked for what under which id, and a keyed hash of the body (it may hold a card number)."""
 
     subject: str
@@ -107,7 +107,7 @@ class Claim:
         return self.subject, self.method, self.request_id
 
 
-class Requests:
+class IdempotencyStore:
     """The requests that a service has answered, or is answering."""
 
     def __init__(self, database: Database, secret: bytes) -> None:
@@ -119,14 +119,14 @@ class Requests:
         # Claims whose last call ended here without leaving an answer, and when; oldest first.
         self._ended: dict[tuple[str, str, str], float] = {}
 
-    def claim_of(self, request: Any, *, subject: str) -> Claim | None:
+    def claim_of(self, request: Any, *, subject: str) -> IdempotencyKey | None:
         """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
-        request_id = parse_key(request.request_id, "requestId", at_most=64)
+        request_id = parse_key(request.request_id, "requestId", limit=64)
         if not request_id:
             return None
         body = request.SerializeToString(deterministic=True)
         digest = hmac.new(self._secret, body, hashlib.sha256).digest()
-        return Claim(subject, request.DESCRIPTOR.name, request_id, digest)
+        return IdempotencyKey(subject, request.DESCRIPTOR.name, request_id, digest)
 
     async def once(
         self, request: Message, response_type: type[R], act: Callable[[Connection], Awaitable[R]], *, subject: str
@@ -166,7 +166,7 @@ class Requests:
         self,
         request: Message,
         response_type: type[R],
-        act: Callable[[Claim | None], Awaitable[R]],
+        act: Callable[[IdempotencyKey | None], Awaitable[R]],
         resume: Callable[[str], Awaitable[R]],
         *,
         subject: str,
@@ -195,7 +195,7 @@ class Requests:
             await self.keep_answer(claim, response)
             return response
 
-    async def _act_and_keep(self, claim: Claim, act: Callable[[], Awaitable[R]]) -> R:
+    async def _act_and_keep(self, claim: IdempotencyKey, act: Callable[[], Awaitable[R]]) -> R:
         try:
             response = await act()
         except Exception:
@@ -204,7 +204,7 @@ class Requests:
         await self.keep_answer(claim, response)
         return response
 
-    async def keep_answer(self, claim: Claim | None, response: Message) -> None:
+    async def keep_answer(self, claim: IdempotencyKey | None, response: Message) -> None:
         """Keeps the answer of an act that was committed before. If the database is away, what was done stands."""
         try:
             await self.answer(self._database.autocommit, claim, response)
@@ -213,11 +213,11 @@ class Requests:
             self._note_ended(claim)
 
     @contextmanager
-    def acting(self, claim: Claim | None) -> Iterator[None]:
+    def acting(self, claim: IdempotencyKey | None) -> Iterator[None]:
         """While a call acts under a claim, repetitions wait for it, in this process and in others (`renew`).
 
-        If it ends because the database is away, its claim may be stored all the same, and is then orphaned: as soon
-        as no other call acts under it, a repetition takes it over at once.
+        If it ends because the database is unavailable, its claim may have been stored all the same. It is then
+        orphaned: as soon as no other call acts under it, a repetition takes it over at once.
         """
         if claim is None:
             yield
@@ -241,7 +241,7 @@ class Requests:
         if keys:
             await self._database.autocommit.execute(RENEW, *(list(column) for column in zip(*keys, strict=True)))
 
-    def _note_ended(self, claim: Claim | None) -> None:
+    def _note_ended(self, claim: IdempotencyKey | None) -> None:
         if claim is not None:
             now = time.monotonic()
             while self._ended and now - next(iter(self._ended.values())) > ABANDONED_AFTER_SECONDS:
@@ -249,7 +249,7 @@ class Requests:
             self._ended.pop(claim.key, None)
             self._ended[claim.key] = now
 
-    async def _release(self, claim: Claim) -> None:
+    async def _release(self, claim: IdempotencyKey) -> None:
         """Gives the id back after a failure."""
         try:
             async with asyncio.timeout(RELEASE_SECONDS):
@@ -257,17 +257,17 @@ class Requests:
         except TRANSIENT:
             self._note_ended(claim)
 
-    async def claim(self, connection: Connection, claim: Claim) -> bool:
+    async def claim(self, connection: Connection, claim: IdempotencyKey) -> bool:
         """Claims the id. False if it is taken: `replay` then tells by what."""
         row = await connection.fetchval(CLAIM, *claim.key, claim.fingerprint)
         return row is not None
 
-    async def answer(self, connection: Connection, claim: Claim | None, response: Message) -> None:
+    async def answer(self, connection: Connection, claim: IdempotencyKey | None, response: Message) -> None:
         """Keeps the answer for the repetitions to come."""
         if claim is not None:
             await connection.execute(ANSWER, *claim.key, response.SerializeToString())
 
-    async def replay(self, claim: Claim, response_type: type[R]) -> R | None:
+    async def replay(self, claim: IdempotencyKey, response_type: type[R]) -> R | None:
         """The answer kept under an id that is taken, waiting for it while another call works on it.
 
         None if that call has ended without one: the id has passed to the caller, who carries on from what is stored.
@@ -291,11 +291,11 @@ class Requests:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
 
-    async def is_known(self, claim: Claim) -> bool:
+    async def is_known(self, claim: IdempotencyKey) -> bool:
         """Whether the id was used before."""
         return await self._database.autocommit.fetchrow(FIND, *claim.key) is not None
 
-    async def resource_of(self, claim: Claim) -> str:
+    async def resource_of(self, claim: IdempotencyKey) -> str:
         """What the claimed request made."""
         row = await self._database.autocommit.fetchrow(FIND, *claim.key)
         return str(row["resource_id"])

@@ -20,7 +20,7 @@ from gotohotel.domain import new_id
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25  # the safety net: a commit in this process wakes the relay at once
-WAVE = 500
+BATCH_SIZE = 500
 GATHER_SECONDS = 0.1
 KEEP_PUBLISHED = timedelta(days=3)  # so that events can be published again
 
@@ -50,7 +50,7 @@ WHERE locktype = 'advisory'
 """
 
 # One event an aggregate: its next one goes out only after this one is acknowledged.
-NEXT_WAVE = """
+NEXT_BATCH = """
 SELECT DISTINCT ON (aggregate_id)
     event_id,
     aggregate_id,
@@ -124,7 +124,7 @@ class Relay:
         self._bus = bus
         self._source = source
         self._work = asyncio.Event()
-        self._last_wave = False
+        self._last_batch = False
 
     def wake(self) -> None:
         """Says that something was committed."""
@@ -138,18 +138,18 @@ class Relay:
             except TRANSIENT as error:
                 logger.warning("relay: the database is away: %r", error)
                 await asyncio.sleep(1)
-            if self._last_wave:
+            if self._last_batch:
                 return
             await self._wait_for_nats()
 
     async def _wait_for_nats(self) -> None:
         """Whoever can't publish does not compete for the lock."""
-        while not self._bus.is_connected and not self._last_wave:  # noqa: ASYNC110 - both change elsewhere
+        while not self._bus.is_connected and not self._last_batch:  # noqa: ASYNC110 - both change elsewhere
             await asyncio.sleep(POLL_SECONDS)
 
     def finish(self) -> None:
         """Makes `run` return after one more look at what is unpublished."""
-        self._last_wave = True
+        self._last_batch = True
         self.wake()
 
     async def _relay_on_own_connection(self) -> None:
@@ -159,7 +159,7 @@ class Relay:
         )
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
-                if self._last_wave:
+                if self._last_batch:
                     return
                 await connection.fetch(EVICT, RELAY_LOCK)
                 await asyncio.sleep(RETRY_LOCK_SECONDS)
@@ -171,13 +171,13 @@ class Relay:
         """Sends what there is, for as long as it is acknowledged."""
         stuck_since: float | None = None  # when the stream first did not answer
         while True:
-            last = self._last_wave
+            last = self._last_batch
             self._work.clear()
             asked = time.monotonic()
-            waiting, sent = await self._send_wave(connection)
+            waiting, sent = await self._send_batch(connection)
             if sent:
                 stuck_since = None
-            if sent == WAVE:
+            if sent == BATCH_SIZE:
                 continue  # there is a backlog: nothing needs to be gathered
             if sent:
                 # The first event went out at once; those that follow on its heels go together.
@@ -201,9 +201,9 @@ class Relay:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._work.wait()
 
-    async def _send_wave(self, connection: Any) -> tuple[int, int]:
+    async def _send_batch(self, connection: Any) -> tuple[int, int]:
         """Publishes one wave: how many events there were to send, and how many of them the stream has acknowledged."""
-        rows = await connection.fetch(NEXT_WAVE, WAVE)
+        rows = await connection.fetch(NEXT_BATCH, BATCH_SIZE)
         if not rows or not self._bus.is_connected:
             return len(rows), 0
         sent = await self._bus.publish_all([(row["type"], row["payload"], self._headers(row)) for row in rows])

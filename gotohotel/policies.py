@@ -5,7 +5,7 @@ A service hands in `open_work`, which loads what a batch of events is about and 
     policies = Policies(open_work)
 
     @policies.whenever(PaymentApproved)
-    def take_reservation(event: PaymentApproved, work: Work) -> None: ...
+    def take_reservation(event: PaymentApproved, work: UnitOfWork) -> None: ...
 
 An event may have several policies; they run in the order in which they were registered, in one transaction.
 Policies are plain functions over loaded aggregates. One may see an event before the one that caused it, and
@@ -21,12 +21,12 @@ from google.protobuf.message import Message
 
 from gotohotel.database import Connection
 
-Work = TypeVar("Work")
+UnitOfWork = TypeVar("UnitOfWork")
 E = TypeVar("E", bound=Message)
 
 
 @dataclass(frozen=True, slots=True)
-class Arrival:
+class ReceivedEvent:
     """An event as it came in: its id, whose it is, and what it says."""
 
     event_id: str
@@ -35,19 +35,23 @@ class Arrival:
     message: Message
 
 
-class Policies(Generic[Work]):
+class Policies(Generic[UnitOfWork]):
     """A service's policies, by the type of event that they answer to."""
 
-    def __init__(self, open_work: Callable[[Connection, Sequence[Arrival]], AbstractAsyncContextManager[Work]]) -> None:
+    def __init__(
+        self, open_work: Callable[[Connection, Sequence[ReceivedEvent]], AbstractAsyncContextManager[UnitOfWork]]
+    ) -> None:
         self._open_work = open_work
-        self._handlers: dict[str, list[Callable[[Any, Work], None]]] = {}
+        self._handlers: dict[str, list[Callable[[Any, UnitOfWork], None]]] = {}
         self._types: dict[str, type[Message]] = {}
 
-    def whenever(self, event_type: type[E]) -> Callable[[Callable[[E, Work], None]], Callable[[E, Work], None]]:
+    def whenever(
+        self, event_type: type[E]
+    ) -> Callable[[Callable[[E, UnitOfWork], None]], Callable[[E, UnitOfWork], None]]:
         """Registers a function for a type of event, after those that are registered for it already."""
         subject = event_type.DESCRIPTOR.full_name
 
-        def register(handler: Callable[[E, Work], None]) -> Callable[[E, Work], None]:
+        def register(handler: Callable[[E, UnitOfWork], None]) -> Callable[[E, UnitOfWork], None]:
             self._handlers.setdefault(subject, []).append(handler)
             self._types[subject] = event_type
             return handler
@@ -63,12 +67,12 @@ class Policies(Generic[Work]):
         """Reads an event. Raises KeyError or DecodeError if it can't be read here."""
         return self._types[subject].FromString(payload)
 
-    async def apply(self, connection: Connection, arrivals: Sequence[Arrival]) -> None:
+    async def apply(self, connection: Connection, arrivals: Sequence[ReceivedEvent]) -> None:
         """Runs the policies of a batch inside the caller's transaction."""
         async with self._open_work(connection, arrivals) as work:
             self.run(arrivals, work)
 
-    def run(self, arrivals: Sequence[Arrival], work: Work) -> None:
+    def run(self, arrivals: Sequence[ReceivedEvent], work: UnitOfWork) -> None:
         """Runs the policies over what is loaded already."""
         for arrival in arrivals:
             for handler in self._handlers[arrival.message.DESCRIPTOR.full_name]:

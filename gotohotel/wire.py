@@ -13,7 +13,7 @@ from google.type import money_pb2
 
 from gotohotel.domain import Invalid, Money
 
-MOST_UNITS = 10**12
+MAX_UNITS = 10**12
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the first page is what comes before it
 
 
@@ -32,8 +32,8 @@ def money_to_proto(money: Money) -> money_pb2.Money:
 
 def money_from_proto(message: money_pb2.Money, field: str) -> Money:
     """The amount that a message holds. Raises Invalid naming the field."""
-    if not 0 <= message.units <= MOST_UNITS or not 0 <= message.nanos < 1_000_000_000:
-        raise Invalid(field, f"must be 0 to {MOST_UNITS} units and 0 to 999999999 nanos")
+    if not 0 <= message.units <= MAX_UNITS or not 0 <= message.nanos < 1_000_000_000:
+        raise Invalid(field, f"must be 0 to {MAX_UNITS} units and 0 to 999999999 nanos")
     try:
         return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
     except ValueError as error:

@@ -1,15 +1,14 @@
 """Puts mypage_svc together and runs it."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from gotohotel.app import App, Settings, run
+from gotohotel.app import App, run
 from gotohotel.mypage.v1 import mypage_service_pb2
+from gotohotel.settings import Settings
 from mypage_svc.policies import policies
 from mypage_svc.server import MyPageServer
 
 
-@dataclass(frozen=True, kw_only=True)
 class MyPageSettings(Settings):
     """MYPAGE_… in the environment."""
 

@@ -18,7 +18,7 @@ class MyPageNotFound(NotFound):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fact:
-    """One announced event: whose (order, pay or reservation), the how-manieth, which, when, and what it said."""
+    """One announced event: source (order, pay or reservation), sequence number, type, time, details."""
 
     source: str
     version: int

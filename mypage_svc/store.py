@@ -11,7 +11,7 @@ from typing import Any
 
 from gotohotel.database import Connection
 from gotohotel.domain import Money
-from gotohotel.policies import Arrival
+from gotohotel.policies import ReceivedEvent
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound
 
 # || merges by key, so a fact that is there already stays as it is, with what a newer release has written into it: no
@@ -87,16 +87,16 @@ class PostgresMyPages:
 
 
 @dataclass
-class Work:
+class UnitOfWork:
     """The facts that a batch of events tells, by order."""
 
     facts: defaultdict[str, list[Fact]] = field(default_factory=lambda: defaultdict(list))
 
 
 @asynccontextmanager
-async def open_work(connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[Work]:
+async def open_work(connection: Connection, _: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
     """Collects facts and merges them in one statement."""
-    work = Work()
+    work = UnitOfWork()
     yield work
     await PostgresMyPages(connection).merge(work.facts)
 

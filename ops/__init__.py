@@ -2,6 +2,7 @@
 
 __main__  the command line
 stack     the embedded stack under a supervisor
+events    the types of all events
 services  the table of services, from which the others take ports, users, secrets and settings
 postgres  its PostgreSQL: cluster, databases, roles
 nats_server    its NATS: configuration, users

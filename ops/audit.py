@@ -11,7 +11,7 @@ from importlib import import_module
 from typing import Any
 
 import asyncpg
-from google.protobuf.message import DecodeError, Message
+from google.protobuf.message import DecodeError
 
 from gotohotel.app import KEEP_INBOX_AND_REQUESTS
 from gotohotel.bus import DEAD_LETTERS
@@ -21,7 +21,8 @@ from gotohotel.outbox import VERSION_HEADER
 from gotohotel.policies import Policies
 from mypage_svc.domain import MyPage
 from mypage_svc.store import page_of
-from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES, part
+from ops.events import TYPES
+from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
 from ops.stack import Stack
 from ops.stream import StreamMessage, every_event, jetstream, messages_of
 from pay_svc.processor import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
@@ -31,7 +32,6 @@ PATIENCE_SECONDS = 15
 OLDEST_SAGA = timedelta(minutes=5)
 INBOX_REACHES_BACK = KEEP_INBOX_AND_REQUESTS - timedelta(days=1)
 POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
-EVENTS = [import_module(f"gotohotel.{part(name)}.v1.events_pb2") for name in PUBLISHERS]
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
 
@@ -39,12 +39,6 @@ SUBJECTS = ("owner", "subject")  # columns with ids of the tokens' issuer, who m
 LIVE = ("PAYMENT_PENDING", "PAID", "CONFIRMED")
 PAID = ("PAID", "CONFIRMED")
 ENDED = ("CANCELED", "REJECTED", "EXPIRED")
-
-TYPES: dict[str, type[Message]] = {
-    message.full_name: getattr(module, message.name)
-    for module in EVENTS
-    for message in module.DESCRIPTOR.message_types_by_name.values()
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +65,7 @@ class StreamEvent:
 
 
 @dataclass
-class Books:
+class AuditSnapshot:
     """Everything that the invariants speak of, read at one time."""
 
     orders: dict[str, Any] = field(default_factory=dict)
@@ -102,14 +96,15 @@ class Books:
         return (event for event in self.events if event.name in names and event.message is not None)
 
 
-INVARIANTS: dict[str, tuple[str, Callable[[Books], Iterable[str]]]] = {}
+INVARIANTS: dict[str, tuple[str, Callable[[AuditSnapshot], Iterable[str]]]] = {}
 
 
-def invariant(number: str, sentence: str) -> Callable[[Callable[[Books], Iterable[str]]], Any]:
+def invariant(number: str, sentence: str) -> Callable[[Callable[[AuditSnapshot], Iterable[str]]], Any]:
     """Registers a check: it yields a sentence for each violation."""
 
-    def register(check: Callable[[Books], Iterable[str]]) -> Callable[[Books], Iterable[str]]:
-        assert number not in INVARIANTS  # noqa: S101 - two checks of one number: the first would be forgotten
+    def register(check: Callable[[AuditSnapshot], Iterable[str]]) -> Callable[[AuditSnapshot], Iterable[str]]:
+        if number in INVARIANTS:
+            raise ValueError(f"two invariants have the number {number}")
         INVARIANTS[number] = (sentence, check)
         return check
 
@@ -117,7 +112,7 @@ def invariant(number: str, sentence: str) -> Callable[[Callable[[Books], Iterabl
 
 
 @invariant("A1", "every acknowledged order exists")
-def _a1(books: Books) -> Iterator[str]:
+def _orders_exist(books: AuditSnapshot) -> Iterator[str]:
     acknowledged = {
         "an answer": set(books.answered_orders),
         "the stream": {event.message.order_id for event in books.said("Ordered")},
@@ -132,7 +127,7 @@ def _a1(books: Books) -> Iterator[str]:
 
 
 @invariant("A2", "no reservation without a payment that was approved, no confirmed one without a live order")
-def _a2(books: Books) -> Iterator[str]:
+def _reservations_are_paid(books: AuditSnapshot) -> Iterator[str]:
     for order_id, reservation in books.reservations.items():
         payment, order = books.payments.get(order_id), books.orders.get(order_id)
         if reservation["booking"] is not None and (payment is None or payment["approved_at"] is None):
@@ -142,7 +137,7 @@ def _a2(books: Books) -> Iterator[str]:
 
 
 @invariant("A3", "what is charged matches the order's state, in the processor's own ledger")
-def _a3(books: Books) -> Iterator[str]:
+def _charges_match_orders(books: AuditSnapshot) -> Iterator[str]:
     for order_id, order in books.orders.items():
         charges = books.charges.get(order_id, [])
         standing = [charge for charge in charges if charge["refunded_at"] is None]
@@ -169,7 +164,7 @@ def _a3(books: Books) -> Iterator[str]:
 
 
 @invariant("A4", "for every night, held rooms = rooms of live orders <= capacity")
-def _a4(books: Books) -> Iterator[str]:
+def _held_nights_add_up(books: AuditSnapshot) -> Iterator[str]:
     live: Counter[tuple[str, Any]] = Counter()
     for order in books.orders.values():
         if order["status"] in LIVE:
@@ -210,7 +205,7 @@ def _days(first: Any, last: Any) -> list[Any]:
 
 
 @invariant("A5", "terminal states never changed")
-def _a5(books: Books) -> Iterator[str]:
+def _final_states_stay(books: AuditSnapshot) -> Iterator[str]:
     final = {
         "OrderExpired": (books.orders, "EXPIRED"),
         "PaymentCanceled": (books.payments, "CANCELED"),
@@ -231,7 +226,7 @@ def _a5(books: Books) -> Iterator[str]:
 
 
 @invariant("A6", "every outbox row is in the stream; versions per aggregate are 1..n")
-def _a6(books: Books) -> Iterator[str]:
+def _outbox_is_published(books: AuditSnapshot) -> Iterator[str]:
     in_stream = {event.event_id for event in books.events}
     for row in books.outbox:
         if str(row["event_id"]) not in in_stream:
@@ -251,7 +246,7 @@ def _a6(books: Books) -> Iterator[str]:
 
 
 @invariant("A7", "My page equals what the three owners say")
-def _a7(books: Books) -> Iterator[str]:
+def _my_page_agrees(books: AuditSnapshot) -> Iterator[str]:
     for order_id, order in books.orders.items():
         page = books.pages.get(order_id)
         if page is None or not page.booking:
@@ -292,7 +287,7 @@ def _a7(books: Books) -> Iterator[str]:
 
 
 @invariant("A9", "no saga is older than 5 minutes in a middle state")
-def _a9(books: Books) -> Iterator[str]:
+def _sagas_end(books: AuditSnapshot) -> Iterator[str]:
     old = books.now - OLDEST_SAGA
     yield from _never_reached_the_desk(books, old)
     for order_id, order in books.orders.items():
@@ -309,7 +304,7 @@ def _a9(books: Books) -> Iterator[str]:
             yield f"reservation {order_id} is ending since {reservation['ending_asked_at']}"
 
 
-def _never_reached_the_desk(books: Books, old: datetime) -> Iterator[str]:
+def _never_reached_the_desk(books: AuditSnapshot, old: datetime) -> Iterator[str]:
     for order_id, payment in books.payments.items():
         reservation = books.reservations.get(order_id)
         known = reservation is not None and (reservation["booking"] is not None or reservation["ending_status"])
@@ -318,12 +313,12 @@ def _never_reached_the_desk(books: Books, old: datetime) -> Iterator[str]:
 
 
 @invariant("A10", "no card number anywhere: tables, stream, logs")
-def _a10(books: Books) -> Iterator[str]:
+def _no_card_number(books: AuditSnapshot) -> Iterator[str]:
     yield from books.card_numbers
 
 
 @invariant("A11", "nothing is dead-lettered, and every event was handled by all who listen to it")
-def _a11(books: Books) -> Iterator[str]:
+def _events_are_handled(books: AuditSnapshot) -> Iterator[str]:
     yield from books.dead_letters
     for event in books.events:
         forgotten = event.published_at and event.published_at < books.now - INBOX_REACHES_BACK
@@ -344,10 +339,10 @@ Found = dict[str, list[str]]
 
 def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> Found:
     """The violations of each invariant, after waiting for what is on its way."""
-    return check_books(stack, patience_seconds=patience_seconds)[1]
+    return check_snapshot(stack, patience_seconds=patience_seconds)[1]
 
 
-def check_books(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[Books, Found]:
+def check_snapshot(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[AuditSnapshot, Found]:
     """The books too. What is found at one look and no longer at the next was on its way, and is not wrong."""
     books, seen = _look(stack)
     ends = time.monotonic() + patience_seconds  # from here on: a look at large books may take longer than that itself
@@ -360,7 +355,7 @@ def check_books(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> 
     return books, found
 
 
-def _look(stack: Stack) -> tuple[Books, Found]:
+def _look(stack: Stack) -> tuple[AuditSnapshot, Found]:
     books = asyncio.run(_read(stack))
     return books, {number: sorted(check(books)) for number, (_, check) in INVARIANTS.items()}
 
@@ -380,8 +375,8 @@ def report(stack: Stack) -> bool:
 # ---------------------------------------------------------------------------------------------- reading the books
 
 
-async def _read(stack: Stack) -> Books:
-    books = Books()
+async def _read(stack: Stack) -> AuditSnapshot:
+    books = AuditSnapshot()
     # The stream last: whatever it knows more than the databases is on its way, and found at the next look.
     for database in (*SERVICES, SANDBOX):
         connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=3, command_timeout=60)
@@ -406,7 +401,7 @@ async def _read(stack: Stack) -> Books:
 CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
 
 
-async def _read_orders(connection: Any, books: Books) -> None:
+async def _read_orders(connection: Any, books: AuditSnapshot) -> None:
     books.orders = {str(row["id"]): row for row in await connection.fetch("SELECT * FROM orders")}
     owners = {order["owner"] for order in books.orders.values()}
     books.odd_subjects = {owner for owner in owners if _shows_a_card(owner, books) and not _is_a_card(owner)}
@@ -420,20 +415,20 @@ async def _read_orders(connection: Any, books: Books) -> None:
     books.answered_orders = [order_service_pb2.Order.FromString(row["response"]).id for row in answers]
 
 
-async def _read_payments(connection: Any, books: Books) -> None:
+async def _read_payments(connection: Any, books: AuditSnapshot) -> None:
     books.payments = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM payments")}
 
 
-async def _read_reservations(connection: Any, books: Books) -> None:
+async def _read_reservations(connection: Any, books: AuditSnapshot) -> None:
     books.catalogue = await connection.fetch(CATALOGUE)
     books.reservations = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM reservations")}
 
 
-async def _read_pages(connection: Any, books: Books) -> None:
+async def _read_pages(connection: Any, books: AuditSnapshot) -> None:
     books.pages = {str(row["order_id"]): page_of(row) for row in await connection.fetch("SELECT * FROM mypages")}
 
 
-async def _read_ledger(connection: Any, books: Books) -> None:
+async def _read_ledger(connection: Any, books: AuditSnapshot) -> None:
     for row in await connection.fetch("SELECT * FROM ledger WHERE outcome = 'CHARGED'"):
         books.charges[row["order_id"]].append(row)
 
@@ -447,7 +442,7 @@ _READERS = {
 }
 
 
-async def _search_tables(connection: Any, database: str, books: Books) -> None:
+async def _search_tables(connection: Any, database: str, books: AuditSnapshot) -> None:
     """Every value of every table, bytes included."""
     tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     for (table,) in tables:
@@ -460,7 +455,7 @@ async def _search_tables(connection: Any, database: str, books: Books) -> None:
                     books.card_numbers.append(f"a card number in {database}.{table}.{column}")
 
 
-async def _read_stream(stack: Stack, books: Books) -> None:
+async def _read_stream(stack: Stack, books: AuditSnapshot) -> None:
     seen: set[str] = set()
     async with jetstream(stack) as js:
         async for message in every_event(stack, js):
@@ -492,7 +487,7 @@ def _stream_event(message: StreamMessage) -> StreamEvent | None:
         return None
 
 
-def _search_logs(stack: Stack, books: Books) -> None:
+def _search_logs(stack: Stack, books: AuditSnapshot) -> None:
     for file in sorted((stack.home / "log").iterdir()):
         for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
             if _shows_a_card(line, books):
@@ -505,7 +500,7 @@ def _is_a_card(text: str) -> bool:
     return re.fullmatch(r"\d{13,19}", digits) is not None and passes_luhn(digits)
 
 
-def _shows_a_card(text: str, books: Books) -> bool:
+def _shows_a_card(text: str, books: AuditSnapshot) -> bool:
     """The program's own test, and one that does not depend on it: the sandbox's numbers, whatever signs are in them."""
     for subject in books.odd_subjects:
         text = text.replace(subject, " ")

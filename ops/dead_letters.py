@@ -9,8 +9,8 @@ from nats.js import JetStreamContext
 from nats.js.errors import BadRequestError, NotFoundError
 
 from gotohotel.bus import DEAD_LETTERS, EVENTS, REDRIVE_FOR
-from ops.audit import TYPES
 from ops.errors import StackError
+from ops.events import TYPES
 from ops.stack import Stack
 from ops.stream import jetstream
 

@@ -58,6 +58,7 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         values,
         LUA=FOLDER / "edge.lua",
+        HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
         LOCAL_REPLY_MAPPERS=mappers,
         PAY_HOST=pay_host,
@@ -81,7 +82,7 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
     as_body: dict[str, object] = {
-        "filter": _has_status(http),
+        "filter": _is_no_health_answer_with(http) if http == 503 else _has_status(http),
         "body_format_override": {
             "json_format": {"code": code, "message": message, "details": as_json},
             "content_type": "application/json",
@@ -99,6 +100,12 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
 def _has_status(http: int) -> dict[str, object]:
     value = {"default_value": http, "runtime_key": "local_reply.status"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _is_no_health_answer_with(http: int) -> dict[str, object]:
+    """healthz.lua has written that body."""
+    healthz = {"name": ":path", "string_match": {"prefix": "/healthz"}, "invert_match": True}
+    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": healthz}}]}}
 
 
 def _is_grpc_with(http: int) -> dict[str, object]:

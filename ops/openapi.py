@@ -46,14 +46,14 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
 REFUSALS = {
     400: "A field is wrong (INVALID_ARGUMENT) or the state forbids it (FAILED_PRECONDITION).",
     401: "No token, or not a good one.",
-    403: "The caller's role may not do this.",
+    403: "The caller's role does not permit this call.",
     404: "There is no such thing, or it is somebody else's.",
     409: "Somebody else was faster (ABORTED), or the request id was used with another body (ALREADY_EXISTS).",
     413: "The body is too large.",
     429: "Too many requests; see RetryInfo.",
     431: "The headers are too large.",
     503: "A part can't be reached now; see RetryInfo.",
-    504: "The call took too long; ask what became of it.",
+    504: "Deadline exceeded; the outcome is unknown: fetch the resource before retrying.",
 }
 ERROR_SCHEMA = {
     "type": "object",

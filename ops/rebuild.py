@@ -13,7 +13,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 import mypage_svc
 from gotohotel.bus import EVENTS, is_poison
 from gotohotel.database import statements_of
-from gotohotel.policies import Arrival
+from gotohotel.policies import ReceivedEvent
 from mypage_svc.policies import policies
 from ops.errors import StackError
 from ops.stack import Stack
@@ -104,7 +104,7 @@ async def _catch_up(connection: Any, events: "_Events") -> None:
         await _apply(connection, arrivals, events)
 
 
-async def _apply(connection: Any, arrivals: Sequence[Arrival], events: "_Events") -> None:
+async def _apply(connection: Any, arrivals: Sequence[ReceivedEvent], events: "_Events") -> None:
     try:
         async with connection.transaction():
             await policies.apply(connection, arrivals)
@@ -115,7 +115,7 @@ async def _apply(connection: Any, arrivals: Sequence[Arrival], events: "_Events"
             events.skipped += await _is_skipped(connection, arrival)
 
 
-async def _is_skipped(connection: Any, arrival: Arrival) -> bool:
+async def _is_skipped(connection: Any, arrival: ReceivedEvent) -> bool:
     try:
         async with connection.transaction():
             await policies.apply(connection, [arrival])
@@ -144,9 +144,9 @@ class _Events:
         self._archive_ends = await archived_until(self._stack, self._js)
         self._pull = await self._js.pull_subscribe("", stream=EVENTS.name, config=reader)
 
-    def archived(self) -> Iterator[list[Arrival]]:
+    def archived(self) -> Iterator[list[ReceivedEvent]]:
         """What was moved out of the stream, in batches."""
-        batch: list[Arrival] = []
+        batch: list[ReceivedEvent] = []
         for archive in self._archived:
             for message in archive.read():
                 if message.subject in policies.subjects:
@@ -158,9 +158,9 @@ class _Events:
         self.count += len(batch)
         yield batch
 
-    async def next_batch(self) -> list[Arrival]:
+    async def next_batch(self) -> list[ReceivedEvent]:
         """The next events, up to the last one that is in the stream now; none when all are read."""
-        arrivals: list[Arrival] = []
+        arrivals: list[ReceivedEvent] = []
         while not arrivals:
             info = await self._pull.consumer_info()
             if info.delivered and info.delivered.consumer_seq != self._received:
@@ -174,9 +174,9 @@ class _Events:
         self.count += len(arrivals)
         return arrivals
 
-    def _read(self, subject: str, headers: Mapping[str, str], data: bytes) -> list[Arrival]:
+    def _read(self, subject: str, headers: Mapping[str, str], data: bytes) -> list[ReceivedEvent]:
         try:
-            return [Arrival(headers["ce-id"], headers["ce-subject"], "", policies.parse(subject, data))]
+            return [ReceivedEvent(headers["ce-id"], headers["ce-subject"], "", policies.parse(subject, data))]
         except (KeyError, DecodeError):
             self.skipped += 1  # unreadable: a dead letter
             return []

@@ -59,7 +59,7 @@ PROCESSES = {
 LISTENS_TOO = {"envoy": ("egress", "admin")}
 START_SECONDS = 60
 MIN_STREAM_BYTES, MAX_STREAM_BYTES = 256 * 1024**2, 16 * 1024**3
-LONGEST_HOME = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
+MAX_HOME_LENGTH = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
 
 CATALOGUE = {
     "Normal": (80_000, 40, 2),
@@ -395,7 +395,7 @@ class Stack:
             "RATE_LIMIT": 5000,
             "SUBJECT_RATE_LIMIT": 1000,
             "SUBJECT_BURST": 2000,
-            "MOST_SUBJECTS": 10_000,
+            "MAX_SUBJECTS": 10_000,
             "JWT_ISSUER": tokens.ISSUER,
             "JWKS": jwks,
             "DESCRIPTORS": Path(gotohotel.__file__).parent / "descriptors.binpb",
@@ -479,7 +479,7 @@ def _home_setting() -> Path:
         usable = False
     if not usable or not re.fullmatch(r"[\w./@+=:~-]+", str(home)):
         raise StackError(f"The setting GOTOHOTEL_HOME takes a folder without blanks, quotes and %, not {text[:100]!r}.")
-    if len(str(home)) > LONGEST_HOME:
+    if len(str(home)) > MAX_HOME_LENGTH:
         raise StackError(f"The path {home} is too long for a socket in it; set GOTOHOTEL_HOME to a shorter one.")
     return home
 

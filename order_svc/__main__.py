@@ -1,14 +1,17 @@
 """Puts order_svc together and runs it."""
 
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from gotohotel.app import App, Settings, run
-from gotohotel.idempotency import RENEW_SECONDS, Requests
+from pydantic import Field
+
+from gotohotel.app import App, run
+from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc import open_client
+from gotohotel.settings import Settings, Timeout
 from order_svc.clients import GrpcPayments
 from order_svc.jobs import Jobs
 from order_svc.policies import policies
@@ -16,16 +19,15 @@ from order_svc.server import OrderServer
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 
-@dataclass(frozen=True, kw_only=True)
 class OrderSettings(Settings):
     """ORDER_… in the environment."""
 
     pay_target: str  # the gateway's egress listener, host:port
     fingerprint_key: str  # keys the hashes of request bodies
-    pay_timeout_seconds: float = 3.0
-    unpaid_minutes: float = 15.0
-    expiry_every_seconds: float = 5.0
-    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # noqa: RUF009 - the property's; immutable
+    pay_timeout_seconds: Timeout = 3.0
+    unpaid_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 15.0
+    expiry_every_seconds: Timeout = 5.0
+    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
 
 
 async def compose(app: App, settings: OrderSettings) -> None:
@@ -35,7 +37,7 @@ async def compose(app: App, settings: OrderSettings) -> None:
         return app.clock.now().astimezone(settings.time_zone).date()
 
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
-    requests = Requests(app.database, settings.fingerprint_key.encode())
+    requests = IdempotencyStore(app.database, settings.fingerprint_key.encode())
     room_types = PostgresRoomTypes(app.database)
     payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)
     server = OrderServer(

@@ -46,7 +46,7 @@ class GrpcPayments:
         )
         try:
             payment = await self._client.call(
-                PROCESS_PAYMENT, request, pb.Payment, at_most_seconds=self._timeout_seconds
+                PROCESS_PAYMENT, request, pb.Payment, timeout_seconds=self._timeout_seconds
             )
         except CallFailed as error:
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
@@ -61,7 +61,7 @@ class GrpcPayments:
         request = pb.ClosePaymentRequest(order_id=order_id)
         try:
             answer = await self._client.call(
-                CLOSE_PAYMENT, request, pb.ClosePaymentResponse, at_most_seconds=self._timeout_seconds
+                CLOSE_PAYMENT, request, pb.ClosePaymentResponse, timeout_seconds=self._timeout_seconds
             )
         except CallFailed as error:
             logger.warning("order %s: pay_svc did not say whether it is paid: %s", order_id, error)
@@ -79,7 +79,7 @@ class GrpcPayments:
         try:
             request = pb.CheckAvailabilityRequest()
             await self._client.call(
-                CHECK_AVAILABILITY, request, pb.CheckAvailabilityResponse, at_most_seconds=PROBE_SECONDS
+                CHECK_AVAILABILITY, request, pb.CheckAvailabilityResponse, timeout_seconds=PROBE_SECONDS
             )
         except CallFailed as error:
             return error.code not in UNREACHABLE

@@ -8,8 +8,8 @@ from typing import Protocol
 
 from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState
 
-MOST_NIGHTS = 28
-MOST_DAYS_AHEAD = 365
+MAX_NIGHTS = 28
+MAX_DAYS_AHEAD = 365
 
 
 class OrderNotFound(NotFound):
@@ -79,11 +79,11 @@ class Stay:
     def starting(cls, check_in: date | None, check_out: date | None, *, today: date) -> "Stay":
         """The stay that a guest asks for; omitted dates mean tonight, one night. Raises Invalid."""
         first = check_in or today
-        if not today <= first <= today + timedelta(days=MOST_DAYS_AHEAD):
-            raise Invalid("checkIn", f"must be today or at most {MOST_DAYS_AHEAD} days ahead")
+        if not today <= first <= today + timedelta(days=MAX_DAYS_AHEAD):
+            raise Invalid("checkIn", f"must be today or at most {MAX_DAYS_AHEAD} days ahead")
         last = check_out or first + timedelta(days=1)
-        if not 1 <= (last - first).days <= MOST_NIGHTS:
-            raise Invalid("checkOut", f"must be 1 to {MOST_NIGHTS} nights after checkIn")
+        if not 1 <= (last - first).days <= MAX_NIGHTS:
+            raise Invalid("checkOut", f"must be 1 to {MAX_NIGHTS} nights after checkIn")
         return cls(first, last)
 
 
@@ -149,8 +149,11 @@ DECLINES = {
 
 
 def declined(reason: str) -> PaymentError:
-    """Why an attempt that pay_svc calls declined did not succeed."""
-    return PaymentError(reason=reason, message=DECLINES[reason]) if reason in DECLINES else PAY_LATER
+    """Why an attempt that pay_svc calls declined did not succeed; a reason that is not known here is CARD_DECLINED."""
+    if reason == PAY_LATER.reason:
+        return PAY_LATER
+    known = reason if reason in DECLINES else "CARD_DECLINED"
+    return PaymentError(reason=known, message=DECLINES[known])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

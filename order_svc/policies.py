@@ -14,7 +14,7 @@ from gotohotel.reservation.v1.events_pb2 import (
 )
 from gotohotel.wire import money_from_proto
 from order_svc.domain import Order, RoomType
-from order_svc.store import Work, open_work
+from order_svc.store import UnitOfWork, open_work
 
 logger = logging.getLogger(__name__)
 
@@ -24,42 +24,42 @@ class _OrderEvent(Protocol):
     occur_time: Any
 
 
-policies: Policies[Work] = Policies(open_work)
+policies: Policies[UnitOfWork] = Policies(open_work)
 
 
 @policies.whenever(PaymentApproved)
-def mark_paid(event: PaymentApproved, work: Work) -> None:
+def mark_paid(event: PaymentApproved, work: UnitOfWork) -> None:
     _order(event, work).note_payment_approved(_time(event))
 
 
 @policies.whenever(PaymentDeclined)
-def record_decline(event: PaymentDeclined, work: Work) -> None:
+def record_decline(event: PaymentDeclined, work: UnitOfWork) -> None:
     _order(event, work).note_payment_declined(event.attempt_id, event.reason, at=_time(event))
 
 
 @policies.whenever(PaymentCanceled)
-def record_refund(event: PaymentCanceled, work: Work) -> None:
+def record_refund(event: PaymentCanceled, work: UnitOfWork) -> None:
     refunded = money_from_proto(event.refunded_amount, "refundedAmount")
     _order(event, work).note_payment_canceled(_time(event), refunded)
 
 
 @policies.whenever(ReservationConfirmed)
-def mark_confirmed(event: ReservationConfirmed, work: Work) -> None:
+def mark_confirmed(event: ReservationConfirmed, work: UnitOfWork) -> None:
     _order(event, work).note_confirmed(_time(event), event.confirmation_no)
 
 
 @policies.whenever(ReservationRejected)
-def mark_rejected(event: ReservationRejected, work: Work) -> None:
+def mark_rejected(event: ReservationRejected, work: UnitOfWork) -> None:
     _order(event, work).note_rejected(_time(event))
 
 
 @policies.whenever(ReservationCanceled)
-def mark_reservation_canceled(event: ReservationCanceled, work: Work) -> None:
+def mark_reservation_canceled(event: ReservationCanceled, work: UnitOfWork) -> None:
     _order(event, work).note_reservation_canceled(_time(event))
 
 
 @policies.whenever(RoomTypeChanged)
-def copy_room_type(event: RoomTypeChanged, work: Work) -> None:
+def copy_room_type(event: RoomTypeChanged, work: UnitOfWork) -> None:
     work.room_types.append(
         RoomType(
             id=event.id,
@@ -72,7 +72,7 @@ def copy_room_type(event: RoomTypeChanged, work: Work) -> None:
     )
 
 
-def _order(event: _OrderEvent, work: Work) -> Order:
+def _order(event: _OrderEvent, work: UnitOfWork) -> Order:
     # Nobody else can know of an order before it is stored here: a missing one is a permanent error.
     return work.orders[event.order_id]
 

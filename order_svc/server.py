@@ -8,7 +8,7 @@ from typing import Any
 
 from gotohotel.database import Database
 from gotohotel.domain import Invalid, new_id, parse_id, parse_text, passes_luhn
-from gotohotel.idempotency import Claim, Requests
+from gotohotel.idempotency import IdempotencyKey, IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import DESK, GUEST, Caller, allow
 from gotohotel.wire import money_to_proto, parse_page, timestamp
@@ -25,7 +25,7 @@ class OrderServer:
     def __init__(
         self,
         database: Database,
-        requests: Requests,
+        requests: IdempotencyStore,
         room_types: PostgresRoomTypes,
         payments: Payments,
         *,
@@ -63,7 +63,7 @@ class OrderServer:
     async def CreateOrder(self, request: pb.CreateOrderRequest, caller: Caller) -> pb.Order:
         card_no = _card_number(request.card_no) if request.card_no else None
 
-        async def place(claim: Claim | None) -> pb.Order:
+        async def place(claim: IdempotencyKey | None) -> pb.Order:
             booking = self._booking(request, caller)
             return _order(
                 *await service.place_order(
@@ -130,7 +130,7 @@ class OrderServer:
     @allow(GUEST, DESK)
     async def CancelOrder(self, request: pb.CancelOrderRequest, caller: Caller) -> pb.Order:
         order_id = parse_id(request.order_id, "orderId")
-        reason = parse_text(request.reason, "reason", at_most=200)
+        reason = parse_text(request.reason, "reason", limit=200)
 
         async def cancel(connection: Any) -> pb.Order:
             orders = PostgresOrders(connection)
@@ -150,7 +150,7 @@ class OrderServer:
             owner=caller.subject,
             name=_required_text(request.name, "name"),
             phone_no=_phone_number(request.phone_no),
-            room_type=parse_text(request.room_type, "roomType", at_most=64),
+            room_type=parse_text(request.room_type, "roomType", limit=64),
             guest_cnt=_guests(request.guest_cnt),
             stay=self._stay(request),
         )
@@ -172,14 +172,14 @@ def _date(text: str, field: str) -> date | None:
 
 
 def _required_text(value: str, field: str) -> str:
-    text = parse_text(value, field, at_most=100)
+    text = parse_text(value, field, limit=100)
     if not text:
         raise Invalid(field, "is required")
     return text
 
 
 def _phone_number(value: str) -> str:
-    text = parse_text(value, "phoneNo", at_most=20)
+    text = parse_text(value, "phoneNo", limit=20)
     if text and not re.fullmatch(r"\+?\d(?:-?\d){6,14}", text, re.ASCII):
         raise Invalid("phoneNo", "must have 7 to 15 digits, with an optional + before and dashes between them")
     return text

@@ -12,12 +12,12 @@ import asyncpg
 from gotohotel.database import Connection, Database
 from gotohotel.domain import Invalid, Money
 from gotohotel.outbox import as_columns, insert_statement
-from gotohotel.policies import Arrival
+from gotohotel.policies import ReceivedEvent
 from order_svc import wire
 from order_svc.domain import (
     FACTS,
-    MOST_DAYS_AHEAD,
-    MOST_NIGHTS,
+    MAX_DAYS_AHEAD,
+    MAX_NIGHTS,
     Booking,
     Facts,
     Order,
@@ -490,14 +490,14 @@ class PostgresRoomTypes:
         async with self._database.transaction() as connection:
             row = await connection.fetchrow(LOCK_ROOM_TYPE, room_type)
             nights = await connection.fetch(CHANGE_CAPACITY, room_type, row["capacity"])
-            await connection.execute(OPEN_NIGHTS, room_type, row["capacity"], today, MOST_DAYS_AHEAD + MOST_NIGHTS + 2)
+            await connection.execute(OPEN_NIGHTS, room_type, row["capacity"], today, MAX_DAYS_AHEAD + MAX_NIGHTS + 2)
             await connection.execute(APPLIED, room_type, row["version"])
         if closed := [night["night"].isoformat() for night in nights if night["closed"]]:
             logger.warning("%s: more is sold than its capacity of %d; closed: %s", room_type, row["capacity"], closed)
 
 
 @dataclass
-class Work:
+class UnitOfWork:
     """What a batch of events is about: orders, loaded and saved together, and changed room types."""
 
     orders: Mapping[str, Order]
@@ -505,11 +505,11 @@ class Work:
 
 
 @asynccontextmanager
-async def open_work(connection: Connection, arrivals: Sequence[Arrival]) -> AsyncIterator[Work]:
+async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
     """Loads the orders that events are about, and saves those that changed."""
     orders = PostgresOrders(connection)
     ids = {str(getattr(arrival.message, "order_id", "")) for arrival in arrivals} - {""}
-    work = Work(await orders.find(sorted(ids)) if ids else {})
+    work = UnitOfWork(await orders.find(sorted(ids)) if ids else {})
     before = {order.id: _changes(order) for order in work.orders.values()}
     yield work
     # Room types first, in one order for all: whoever holds an order or a night waits for no room type.

@@ -1,27 +1,29 @@
 """Puts pay_svc together and runs it."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from gotohotel.app import App, Settings, run
+from pydantic import Field
+
+from gotohotel.app import App, run
 from gotohotel.database import migrate, open_database
 from gotohotel.pay.v1 import pay_service_pb2
+from gotohotel.settings import Settings, Timeout
 from pay_svc.jobs import Jobs
 from pay_svc.processor import SANDBOX_MIGRATIONS, SandboxProcessor
 from pay_svc.server import PayServer
 from pay_svc.store import PostgresPayments
 
 
-@dataclass(frozen=True, kw_only=True)
 class PaySettings(Settings):
     """PAY_… in the environment."""
 
     sandbox_database_url: str  # the sandbox processor's own books
     fingerprint_key: str  # keys the hashes of card numbers
-    currency: str = "KRW"  # of a cancel that comes before any charge
-    processor_timeout_seconds: float = 2.0
-    settle_every_seconds: float = 2.0
-    sandbox_delay_ms: int = 0  # every charge sleeps a random 0…N ms
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a cancel that comes before any charge
+    processor_timeout_seconds: Timeout = 2.0
+    settle_every_seconds: Timeout = 2.0
+    sandbox_delay_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # every charge sleeps a random 0…N ms
 
 
 async def compose(app: App, settings: PaySettings) -> None:

@@ -65,7 +65,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CardTrace:
+class MaskedCard:
     """What is kept of a card: brand, last four digits, and a keyed hash to recognise it by."""
 
     brand: str
@@ -136,7 +136,7 @@ class Payment(Aggregate):
         created_at: datetime,
         updated_at: datetime,
         booking: Booking | None = None,
-        card: CardTrace | None = None,
+        card: MaskedCard | None = None,
         attempt_id: str | None = None,
         attempt_open_since: datetime | None = None,
         decline_reason: str = "",
@@ -181,7 +181,7 @@ class Payment(Aggregate):
         return self.status == Status.DECLINED and not ends and self.attempt_id != attempt_id
 
     def start_attempt(
-        self, attempt_id: str, *, amount: Money, booking: Booking, card: CardTrace, started_at: datetime
+        self, attempt_id: str, *, amount: Money, booking: Booking, card: MaskedCard, started_at: datetime
     ) -> bool:
         """Records the intent, before the processor is called. Returns False if this attempt may not be made."""
         if not self.may_be_tried(attempt_id):
@@ -252,7 +252,7 @@ class Payments(Protocol):
     async def save(self, payment: Payment) -> None:
         """Saves changes and announces what happened."""
 
-    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+    async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
         """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
 
 

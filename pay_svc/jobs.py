@@ -32,7 +32,7 @@ class Jobs:
         """Finds out what became of attempts and cancels whose end is not stored."""
         # An attempt younger than this may still be at the processor in a live call.
         open_for = timedelta(seconds=2 * self._timeout + 1)
-        while order_ids := await self._payments.unsettled(open_for=open_for, at_most=20):
+        while order_ids := await self._payments.unsettled(open_for=open_for, limit=20):
             async with asyncio.TaskGroup() as tasks:
                 for order_id in order_ids:
                     tasks.create_task(self._settle(order_id))

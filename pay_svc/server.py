@@ -14,7 +14,7 @@ from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timesta
 from pay_svc import service
 from pay_svc.domain import (
     Card,
-    CardTrace,
+    MaskedCard,
     Payment,
     Processor,
     ProcessorUnavailable,
@@ -60,7 +60,7 @@ class PayServer:
             amount=money_from_proto(request.amount, "amount"),
             booking=booking_from_proto(request.booking),
             card=card,
-            card_trace=self._trace_of(card),
+            masked_card=self._trace_of(card),
             timeout_seconds=self._timeout,
             clock=self._clock,
         )
@@ -105,9 +105,9 @@ class PayServer:
         token = page.next_token([payment.order_id for payment in payments])
         return pb.ListPaymentsResponse(payments=map(_payment, payments), next_page_token=token)
 
-    def _trace_of(self, card: Card) -> CardTrace:
+    def _trace_of(self, card: Card) -> MaskedCard:
         fingerprint = hmac.new(self._fingerprint_key, card.number.encode(), hashlib.sha256).digest()
-        return CardTrace(brand=card.brand, last4=card.last4, fingerprint=fingerprint)
+        return MaskedCard(brand=card.brand, last4=card.last4, fingerprint=fingerprint)
 
 
 def _payment(payment: Payment) -> pb.Payment:

@@ -10,8 +10,8 @@ from gotohotel.domain import Money, new_id
 from pay_svc.domain import (
     Booking,
     Card,
-    CardTrace,
     Charge,
+    MaskedCard,
     Payment,
     Payments,
     Processor,
@@ -33,7 +33,7 @@ async def process_payment(
     amount: Money,
     booking: Booking,
     card: Card,
-    card_trace: CardTrace,
+    masked_card: MaskedCard,
     timeout_seconds: float,
     clock: Clock,
 ) -> Payment:
@@ -44,10 +44,10 @@ async def process_payment(
     now = clock()
     zero = Money.zero(amount.currency)
     payment = Payment(id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now)
-    payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now)
+    payment.start_attempt(attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now)
     if not await payments.add(payment):
         payment = await payments.find(order_id) or payment
-        if not payment.start_attempt(attempt_id, amount=amount, booking=booking, card=card_trace, started_at=now):
+        if not payment.start_attempt(attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now):
             return payment
         await payments.save(payment)
     try:

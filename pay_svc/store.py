@@ -10,7 +10,7 @@ from gotohotel.database import Connection
 from gotohotel.domain import Money
 from gotohotel.outbox import as_columns, insert_statement
 from pay_svc import wire
-from pay_svc.domain import Booking, CardTrace, Payment, PaymentChanged, PaymentNotFound
+from pay_svc.domain import Booking, MaskedCard, Payment, PaymentChanged, PaymentNotFound
 
 BOOKING_FIELDS = tuple(field.name for field in fields(Booking))
 COLUMNS = """
@@ -164,9 +164,9 @@ class PostgresPayments:
             raise PaymentChanged()
         payment.revision += 1
 
-    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+    async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
         """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
-        return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, at_most)]
+        return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, limit)]
 
 
 def _values(payment: Payment) -> tuple[Any, ...]:
@@ -197,7 +197,7 @@ def _booking(text: str) -> Booking:
 def _payment(row: Any) -> Payment:
     card = None
     if row["card_brand"] is not None:
-        card = CardTrace(brand=row["card_brand"], last4=row["card_last4"], fingerprint=row["card_fingerprint"])
+        card = MaskedCard(brand=row["card_brand"], last4=row["card_last4"], fingerprint=row["card_fingerprint"])
     return Payment(
         id=str(row["id"]),
         order_id=str(row["order_id"]),

@@ -1,12 +1,15 @@
 """Puts reservation_svc together and runs it."""
 
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-from gotohotel.app import App, Settings, run
-from gotohotel.idempotency import RENEW_SECONDS, Requests
+from pydantic import Field
+
+from gotohotel.app import App, run
+from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
 from gotohotel.reservation.v1 import reservation_service_pb2
 from gotohotel.rpc import open_client
+from gotohotel.settings import Settings, Timeout
 from reservation_svc.clients import GrpcPayments
 from reservation_svc.jobs import Jobs
 from reservation_svc.policies import policies
@@ -14,21 +17,20 @@ from reservation_svc.server import ReservationServer
 from reservation_svc.store import PostgresReservations
 
 
-@dataclass(frozen=True, kw_only=True)
 class ReservationSettings(Settings):
     """RESERVATION_… in the environment."""
 
     pay_target: str  # the gateway's egress listener, host:port
     fingerprint_key: str  # keys the hashes of request bodies
-    pay_timeout_seconds: float = 6.0  # a cancel may have to ask the processor three times
-    currency: str = "KRW"  # the property's
-    currency_digits: int = 0  # how many decimals its amounts have (ISO 4217)
+    pay_timeout_seconds: Timeout = 6.0  # a cancel may have to ask the processor three times
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # the property's
+    currency_digits: Annotated[int, Field(ge=0, le=9)] = 0  # how many decimals its amounts have (ISO 4217)
 
 
 async def compose(app: App, settings: ReservationSettings) -> None:
     """Builds the service out of its parts."""
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
-    requests = Requests(app.database, settings.fingerprint_key.encode())
+    requests = IdempotencyStore(app.database, settings.fingerprint_key.encode())
     payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)
     server = ReservationServer(
         app.database,

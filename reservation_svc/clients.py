@@ -18,6 +18,6 @@ class GrpcPayments:
         """Has the payment canceled. Raises PaymentNotCanceled."""
         request = pb.CancelPaymentRequest(order_id=order_id)
         try:
-            await self._client.call(CANCEL_PAYMENT, request, pb.Payment, at_most_seconds=self._timeout_seconds)
+            await self._client.call(CANCEL_PAYMENT, request, pb.Payment, timeout_seconds=self._timeout_seconds)
         except CallFailed as error:
             raise PaymentNotCanceled(str(error), never_asked=error.never_sent) from error

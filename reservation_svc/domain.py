@@ -170,10 +170,10 @@ class Reservation(Aggregate):
             return True
         if self.ending.status != status:
             raise ReservationEnding()
-        self.bind_ending()
+        self.make_ending_irrevocable()
         return False
 
-    def bind_ending(self) -> None:
+    def make_ending_irrevocable(self) -> None:
         """pay_svc may have heard of the ending: from now on it is carried through."""
         if self.ending is not None:
             self.ending = replace(self.ending, binding=True)
@@ -189,7 +189,7 @@ class Reservation(Aggregate):
         if self.ending is None:
             self.ending = Ending(status=Status.CANCELED, reason=reason, asked_at=at, binding=True)
             self.updated_at = at
-        self.bind_ending()
+        self.make_ending_irrevocable()
 
     def end(self, ending: Ending, *, at: datetime) -> None:
         """The payment is canceled, and with it the reservation, in whatever way was asked first. Safe to repeat."""
@@ -206,7 +206,7 @@ class Reservation(Aggregate):
             raise ReservationEnded()
 
 
-HIGHEST_RATE = 1_000_000_000  # so that the longest stay costs less than what any message may hold
+MAX_RATE = 1_000_000_000  # so that the longest stay costs less than what any message may hold
 
 
 class RoomType(Aggregate):
@@ -241,7 +241,7 @@ class RoomType(Aggregate):
         at: datetime,
     ) -> "RoomType":
         """A new room type. Raises Invalid naming the field."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(room_type_id, "id", at_most=64)):
+        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(room_type_id, "id", limit=64)):
             raise Invalid("id", "must have 1 to 64 letters, digits, - and _")
         room_type = cls(
             id=room_type_id,
@@ -259,8 +259,8 @@ class RoomType(Aggregate):
             raise Invalid("capacity", "must be 0 to 10000")
         if not 1 <= max_guests <= 100:
             raise Invalid("maxGuests", "must be 1 to 100")
-        if nightly_rate.amount > HIGHEST_RATE:
-            raise Invalid("nightlyRate", f"must be at most {HIGHEST_RATE}")
+        if nightly_rate.amount > MAX_RATE:
+            raise Invalid("nightlyRate", f"must be at most {MAX_RATE}")
         self.display_name = display_name or self.id
         self.capacity = capacity
         self.max_guests = max_guests

@@ -25,7 +25,7 @@ class Jobs:
 
     async def finish_endings(self) -> None:
         """Carries cancels and rejections through, the guest's and those that were interrupted."""
-        while order_ids := await self._reservations.due_endings(at_most=20):
+        while order_ids := await self._reservations.due_endings(limit=20):
             async with asyncio.TaskGroup() as tasks:
                 for order_id in order_ids:
                     tasks.create_task(self._finish_ending(order_id))

@@ -7,13 +7,13 @@ from gotohotel.pay.v1.events_pb2 import PaymentApproved
 from gotohotel.policies import Policies
 from gotohotel.wire import money_from_proto
 from reservation_svc.domain import Booking
-from reservation_svc.store import Work, open_work
+from reservation_svc.store import UnitOfWork, open_work
 
-policies: Policies[Work] = Policies(open_work)
+policies: Policies[UnitOfWork] = Policies(open_work)
 
 
 @policies.whenever(PaymentApproved)
-def take_reservation(event: PaymentApproved, work: Work) -> None:
+def take_reservation(event: PaymentApproved, work: UnitOfWork) -> None:
     """A paid booking reaches the desk; an unpaid one never does."""
     booking = Booking(
         name=event.booking.name,
@@ -28,16 +28,16 @@ def take_reservation(event: PaymentApproved, work: Work) -> None:
 
 
 @policies.whenever(OrderCanceled)
-def cancel_reservation(event: OrderCanceled, work: Work) -> None:
+def cancel_reservation(event: OrderCanceled, work: UnitOfWork) -> None:
     """The guest canceled: the job that finishes endings has the payment canceled, then the reservation."""
     _end(event, work, reason=event.reason)
 
 
 @policies.whenever(OrderExpired)
-def cancel_unpaid_reservation(event: OrderExpired, work: Work) -> None:
+def cancel_unpaid_reservation(event: OrderExpired, work: UnitOfWork) -> None:
     """The order was not paid in time: should a charge have come through all the same, it goes back."""
     _end(event, work, reason="not paid in time")
 
 
-def _end(event: Any, work: Work, *, reason: str) -> None:
+def _end(event: Any, work: UnitOfWork, *, reason: str) -> None:
     work.reservation(event.order_id).note_order_ended(reason, at=work.now)

@@ -8,7 +8,7 @@ from typing import Any
 
 from gotohotel.database import Database
 from gotohotel.domain import Invalid, parse_id, parse_text
-from gotohotel.idempotency import Requests
+from gotohotel.idempotency import IdempotencyStore
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
 from gotohotel.rpc import DESK, Caller, Unavailable, allow
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
@@ -34,7 +34,7 @@ class ReservationServer:
     def __init__(
         self,
         database: Database,
-        requests: Requests,
+        requests: IdempotencyStore,
         payments: Payments,
         *,
         currency: str,
@@ -94,7 +94,7 @@ class ReservationServer:
         rate = money_from_proto(request.nightly_rate, "nightlyRate")
         if rate.currency != self._currency or rate.amount != round(rate.amount, self._currency_digits):
             raise Invalid("nightlyRate", f"must be in {self._currency} with {self._currency_digits} decimals")
-        display_name = parse_text(request.display_name, "displayName", at_most=100)
+        display_name = parse_text(request.display_name, "displayName", limit=100)
 
         async def upsert(connection: Any) -> pb.RoomType:
             return _room_type(
@@ -116,7 +116,7 @@ class ReservationServer:
     ) -> pb.Reservation:
         """The payment first, then the reservation."""
         order_id = parse_id(request.order_id, "orderId")
-        reason = parse_text(request.reason, "reason", at_most=200)
+        reason = parse_text(request.reason, "reason", limit=200)
 
         async def end() -> pb.Reservation:
             try:

@@ -55,7 +55,7 @@ async def end_reservation(
         if asked_first and error.never_asked:
             reservation.withdraw_ending(at=now)
         else:
-            reservation.bind_ending()
+            reservation.make_ending_irrevocable()
         with suppress(ReservationChanged):
             await reservations.save(reservation)
         raise

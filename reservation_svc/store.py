@@ -11,7 +11,7 @@ from typing import Any
 from gotohotel.database import Connection
 from gotohotel.domain import Money
 from gotohotel.outbox import as_columns, insert_statement
-from gotohotel.policies import Arrival
+from gotohotel.policies import ReceivedEvent
 from reservation_svc import wire
 from reservation_svc.domain import (
     Booking,
@@ -194,9 +194,9 @@ class PostgresReservations:
         statement, statuses = (LIST, ()) if status is None else (LIST_OF_STATUS, (status,))
         return [_reservation(row) for row in await self._connection.fetch(statement, before, size, *statuses)]
 
-    async def due_endings(self, *, at_most: int) -> list[str]:
+    async def due_endings(self, *, limit: int) -> list[str]:
         """Orders whose reservation's ending is to be carried on now."""
-        return [str(row["order_id"]) for row in await self._connection.fetch(DUE_ENDINGS, at_most)]
+        return [str(row["order_id"]) for row in await self._connection.fetch(DUE_ENDINGS, limit)]
 
     async def save(self, *reservations: Reservation) -> None:
         """Saves new ones and changes, and announces what happened.
@@ -243,7 +243,7 @@ class PostgresRoomTypes:
 
 
 @dataclass
-class Work:
+class UnitOfWork:
     """What a batch of events is about: the reservations of their orders, made where there are none."""
 
     reservations: dict[str, Reservation]
@@ -257,11 +257,11 @@ class Work:
 
 
 @asynccontextmanager
-async def open_work(connection: Connection, arrivals: Sequence[Arrival]) -> AsyncIterator[Work]:
+async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
     """Loads the reservations that events are about, and saves those that are new or changed."""
     reservations = PostgresReservations(connection)
     loaded = await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))
-    work = Work(dict(loaded), await connection.fetchval(NOW))
+    work = UnitOfWork(dict(loaded), await connection.fetchval(NOW))
     before = {reservation.order_id: _values(reservation) for reservation in work.reservations.values()}
     yield work
     changed = (r for r in work.reservations.values() if _values(r) != before.get(r.order_id))

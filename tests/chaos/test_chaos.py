@@ -14,7 +14,7 @@ from chaos.load import OK, REFUSED, Operation
 from chaos.rig import Rig
 from chaos.scenario import SCENARIOS, Scenario
 from chaos.verdict import Verdict, compare
-from ops.audit import Books
+from ops.audit import AuditSnapshot
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
 # Those that are over in a few seconds.
@@ -118,7 +118,7 @@ def test_an_answer_that_the_books_do_not_bear_out_is_found(
     """What a client was told is compared with what is there."""
     verdict = Verdict()
 
-    compare([operation], Books(orders={str(row["id"]): row for row in orders}), verdict)
+    compare([operation], AuditSnapshot(orders={str(row["id"]): row for row in orders}), verdict)
 
     assert bool(verdict.lost) == (found == "lost")
     assert bool(verdict.doubled) == (found == "doubled")

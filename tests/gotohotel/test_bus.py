@@ -26,7 +26,7 @@ from gotohotel.database import Connection, Database
 from gotohotel.domain import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.outbox import OutboxRow, Relay, as_columns, insert_statement
-from gotohotel.policies import Arrival, Policies
+from gotohotel.policies import Policies, ReceivedEvent
 from tests.conftest import ROOT, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -100,7 +100,7 @@ class Seen:
             work.append(event.order_id)
 
     @asynccontextmanager
-    async def _open_work(self, connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[list[str]]:
+    async def _open_work(self, connection: Connection, _: Sequence[ReceivedEvent]) -> AsyncIterator[list[str]]:
         work: list[str] = []
         yield work
         await connection.execute("SELECT 1")
@@ -389,7 +389,7 @@ async def test_a_value_that_fits_no_column_is_poison(
     seen = Seen()
 
     @asynccontextmanager
-    async def open_work(connection: Connection, _: Sequence[Arrival]) -> AsyncIterator[list[str]]:
+    async def open_work(connection: Connection, _: Sequence[ReceivedEvent]) -> AsyncIterator[list[str]]:
         work: list[str] = []
         yield work
         await connection.fetch("SELECT $1::uuid[]", work)

@@ -1,4 +1,4 @@
-"""Requests that are repeated, on real PostgreSQL."""
+"""IdempotencyStore that are repeated, on real PostgreSQL."""
 
 import asyncio
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from gotohotel import idempotency, rpc
 from gotohotel.database import Database
 from gotohotel.domain import Invalid
-from gotohotel.idempotency import RequestIdReused, Requests
+from gotohotel.idempotency import IdempotencyStore, RequestIdReused
 from gotohotel.order.v1.order_service_pb2 import CancelOrderRequest, Order
 
 
@@ -34,7 +34,7 @@ class Counter:
 
 async def test_the_same_request_many_times_at_once_acts_once(order_database: Database) -> None:
     """Everybody gets the one answer, whether the act is one transaction or several."""
-    requests = Requests(order_database, b"key")
+    requests = IdempotencyStore(order_database, b"key")
 
     methods: list[Any] = [requests.once, requests.in_steps]
     for number, method in enumerate(methods):
@@ -49,7 +49,7 @@ async def test_the_same_request_many_times_at_once_acts_once(order_database: Dat
 
 async def test_the_same_id_with_another_body_is_refused(order_database: Database) -> None:
     """A client's mistake must not pass for a repetition."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     await requests.once(request(), Order, counter.in_transaction, subject="alice")
 
     with pytest.raises(RequestIdReused):
@@ -60,7 +60,7 @@ async def test_the_same_id_with_another_body_is_refused(order_database: Database
 
 async def test_another_callers_id_is_another_request(order_database: Database) -> None:
     """Guests choose ids without knowing of one another."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
 
     await requests.once(request(), Order, counter.in_transaction, subject="alice")
     await requests.once(request(), Order, counter.in_transaction, subject="bob")
@@ -70,7 +70,7 @@ async def test_another_callers_id_is_another_request(order_database: Database) -
 
 async def test_a_request_that_failed_can_be_made_again(order_database: Database) -> None:
     """Only answers are kept, not errors."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
 
     async def fail(*_: Any) -> Order:
         raise ZeroDivisionError
@@ -87,7 +87,7 @@ async def test_a_request_that_failed_can_be_made_again(order_database: Database)
 
 async def test_a_request_whose_process_died_is_taken_over(order_database: Database) -> None:
     """A claim without an answer, older than any call lives, passes to whoever repeats the request."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     claim = requests.claim_of(request(), subject="alice")
     assert claim is not None
     await requests.claim(order_database.autocommit, claim)
@@ -103,7 +103,7 @@ async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_
     order_database: Database, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
     """Giving the id back, or keeping the answer, was impossible: nobody has to wait until it counts as abandoned."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     away = "SELECT pg_sleep(5) WHERE concat($1::text, $2::text, $3::text) <> ''"
 
     async def fail() -> Order:
@@ -131,7 +131,7 @@ async def test_what_was_noted_of_ended_calls_is_forgotten(
 ) -> None:
     """Once anybody may take a claim over, nothing about it needs to be kept in memory."""
     monkeypatch.setattr(idempotency, "ABANDONED_AFTER_SECONDS", -1)
-    requests = Requests(order_database, b"key")
+    requests = IdempotencyStore(order_database, b"key")
     for number in range(5):
         requests._note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
 
@@ -142,7 +142,7 @@ async def test_a_claim_whose_answer_was_lost_is_nobodys(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The database has stored it, and the call has ended without knowing: a repetition carries on at once."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     stored = requests.claim
 
     async def lose_the_answer(*arguments: Any) -> bool:
@@ -162,14 +162,14 @@ async def test_a_claim_whose_answer_was_lost_is_nobodys(
 async def test_a_long_request_id_is_refused(order_database: Database) -> None:
     """64 characters are enough for any UUID."""
     with pytest.raises(Invalid, match="requestId"):
-        Requests(order_database, b"key").claim_of(request(request_id="x" * 65), subject="alice")
+        IdempotencyStore(order_database, b"key").claim_of(request(request_id="x" * 65), subject="alice")
 
 
 async def test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """While a call acts, a repetition waits for it, whatever became of another repetition."""
-    requests, acting = Requests(order_database, b"key"), asyncio.Event()
+    requests, acting = IdempotencyStore(order_database, b"key"), asyncio.Event()
     counter, finish = Counter(), asyncio.Event()
 
     async def slow() -> Order:
@@ -198,7 +198,7 @@ async def _time_out(*_: Any) -> bool:
 
 async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Database) -> None:
     """It waits for as long as a live call may go without renewing its claim, not for a call's whole deadline."""
-    dead, alive, counter = Requests(order_database, b"key"), Requests(order_database, b"key"), Counter()
+    dead, alive, counter = IdempotencyStore(order_database, b"key"), IdempotencyStore(order_database, b"key"), Counter()
     claim = dead.claim_of(request(), subject="alice")
     assert claim is not None
     await dead.claim(order_database.autocommit, claim)
@@ -208,7 +208,7 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
     with dead.acting(claim):
         dead._live[claim.key] = (1, -1e6)  # it has been at it for long
         await dead.renew()
-        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * rpc.LONGEST_CALL_SECONDS
+        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * rpc.MAX_CALL_SECONDS
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await alive.in_steps(request(), Order, counter.in_steps, subject="alice")
@@ -220,7 +220,7 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
 
 async def test_of_two_repetitions_one_takes_an_orphaned_request_over(order_database: Database) -> None:
     """The other waits for its answer."""
-    requests, counter = Requests(order_database, b"key"), Counter()
+    requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     claim = requests.claim_of(request(), subject="alice")
     assert claim is not None
     await requests.claim(order_database.autocommit, claim)

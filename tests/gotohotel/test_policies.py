@@ -5,11 +5,11 @@ from contextlib import asynccontextmanager
 
 from gotohotel.database import Connection
 from gotohotel.order.v1.events_pb2 import OrderCanceled
-from gotohotel.policies import Arrival, Policies
+from gotohotel.policies import Policies, ReceivedEvent
 
 
 @asynccontextmanager
-async def open_list(_: Connection, __: Sequence[Arrival]) -> AsyncIterator[list[str]]:
+async def open_list(_: Connection, __: Sequence[ReceivedEvent]) -> AsyncIterator[list[str]]:
     """A unit of work that only notes what ran."""
     yield []
 
@@ -21,7 +21,7 @@ def test_an_event_may_have_several_policies() -> None:
     policies.whenever(OrderCanceled)(lambda event, ran: ran.append(f"second {event.order_id}"))
     ran: list[str] = []
 
-    policies.run([Arrival("e", "o", "", OrderCanceled(order_id="o"))], ran)
+    policies.run([ReceivedEvent("e", "o", "", OrderCanceled(order_id="o"))], ran)
 
     assert ran == ["first o", "second o"]
     assert policies.subjects == ["gotohotel.order.v1.OrderCanceled"]

@@ -48,12 +48,12 @@ def implementation(act: Act) -> object:
 
 
 @asynccontextmanager
-async def served(act: Act, *, most_calls: int = 100) -> AsyncIterator[Any]:
+async def served(act: Act, *, max_calls: int = 100) -> AsyncIterator[Any]:
     """A channel to a server of that service."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RpcServer(port=port, host="127.0.0.1", most_calls=most_calls)
+    server = RpcServer(port=port, host="127.0.0.1", max_calls=max_calls)
     server.add(SERVICE, implementation(act))
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -169,7 +169,7 @@ async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
         await end.wait()
         return pb.Order()
 
-    async with served(work, most_calls=1) as channel:
+    async with served(work, max_calls=1) as channel:
         calling = asyncio.ensure_future(call(channel))
         await asyncio.wait_for(began.wait(), timeout=5)
         calling.cancel()
@@ -256,7 +256,7 @@ def implementation_for_services(act: Act) -> object:
 
 async def cancel(client: RpcClient) -> pb.Order:
     """A call as one service makes it to another."""
-    return await client.call(CANCEL, pb.CancelOrderRequest(order_id="o"), pb.Order, at_most_seconds=2)
+    return await client.call(CANCEL, pb.CancelOrderRequest(order_id="o"), pb.Order, timeout_seconds=2)
 
 
 def test_retries_are_a_tenth_of_the_calls() -> None:

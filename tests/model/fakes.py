@@ -247,14 +247,14 @@ class FakePayments(Table):
         """As PostgresPayments.save."""
         await self.step(lambda: self.put(payment.order_id, payment, pay_wire.outbox_rows(payment)))
 
-    async def unsettled(self, *, open_for: timedelta, at_most: int) -> list[str]:
+    async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
         """As PostgresPayments.unsettled, but as if all of them were old: a live try may be settled under its feet."""
         assert open_for == timedelta(0)
         return [
             key
             for key, payment in self.rows.items()
             if payment.attempt_open_since or (payment.cancel_asked_at and not payment.canceled_at)
-        ][:at_most]
+        ][:limit]
 
 
 class FakeReservations(Table):
@@ -290,7 +290,7 @@ class FakeReservations(Table):
     def bind_due(self, order_id: str) -> None:
         """What PostgresReservations.due_endings does to a row."""
         reservation = self.rows[order_id]
-        reservation.bind_ending()
+        reservation.make_ending_irrevocable()
         reservation.revision += 1
 
 

@@ -19,13 +19,13 @@ from grpc.aio import AioRpcError, Metadata
 from gotohotel.domain import new_id
 from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
-from gotohotel.policies import Arrival, Policies
+from gotohotel.policies import Policies, ReceivedEvent
 from gotohotel.rpc import CallFailed
 from gotohotel.wire import money_from_proto
 from mypage_svc import policies as mypage_policies
 from mypage_svc import store as mypage_store
 from mypage_svc.domain import Fact, MyPage
-from ops.audit import INVARIANTS, Books, StreamEvent
+from ops.audit import INVARIANTS, AuditSnapshot, StreamEvent
 from order_svc import clients as order_clients
 from order_svc import domain as orders
 from order_svc import policies as order_policies
@@ -58,7 +58,7 @@ from tests.model.fakes import (
 
 CHECKED = ("A2", "A3", "A4", "A5", "A7")
 FOREVER = 1e6  # seconds: in memory a time-out is one of the fates
-TRACE = pay.CardTrace(brand="VISA", last4="4242", fingerprint=b"")
+TRACE = pay.MaskedCard(brand="VISA", last4="4242", fingerprint=b"")
 
 
 class FakeChannel:
@@ -67,10 +67,10 @@ class FakeChannel:
     def __init__(self, hotel: "Hotel") -> None:
         self._hotel = hotel
 
-    async def call(self, path: str, request: Any, response_type: Any, *, at_most_seconds: float) -> Message:
+    async def call(self, path: str, request: Any, response_type: Any, *, timeout_seconds: float) -> Message:
         """As RpcClient.call."""
         assert response_type in (pay_pb.Payment, pay_pb.ClosePaymentResponse, pay_pb.CheckAvailabilityResponse)
-        assert at_most_seconds
+        assert timeout_seconds
         fate = await self._hotel.steps.pause()
         if fate == FAILS:
             raise _call_failed(never_sent=True)
@@ -116,7 +116,7 @@ class FakeChannel:
                 amount=money_from_proto(request.amount, "amount"),
                 booking=pay_wire.booking_from_proto(request.booking),
                 card=pay.Card(request.card_no),
-                card_trace=TRACE,
+                masked_card=TRACE,
                 timeout_seconds=FOREVER,
                 clock=clock,
             )
@@ -286,7 +286,7 @@ class Hotel:
 
     def unsettled(self) -> list[str]:
         """What that job finds."""
-        found = self.run(self.payments.unsettled(open_for=timedelta(0), at_most=100))
+        found = self.run(self.payments.unsettled(open_for=timedelta(0), limit=100))
         return [order_id for order_id in found if not self._is_busy(f"settle {order_id}")]
 
     def finish_ending(self, order_id: str) -> asyncio.Task[Any]:
@@ -341,22 +341,22 @@ class Hotel:
             consumer.pending.remove(place)
 
     def _handle(self, name: str, policies: Policies[Any], row: OutboxRow) -> None:
-        arrival = Arrival(_event_id(row), row.aggregate_id, "", row.message)
+        arrival = ReceivedEvent(_event_id(row), row.aggregate_id, "", row.message)
         order_id = row.aggregate_id
         if name == "order":
             order = self.orders.load(order_id)
             before = copy.deepcopy(vars(order))
-            policies.run([arrival], order_store.Work({order_id: order}))
+            policies.run([arrival], order_store.UnitOfWork({order_id: order}))
             if vars(order) != before:
                 self._at_once(self.orders.save(order))
         elif name == "reservation":
-            work = reservation_store.Work({}, self.now)
+            work = reservation_store.UnitOfWork({}, self.now)
             if order_id in self.reservations.rows:
                 work.reservations[order_id] = self.reservations.load(order_id)
             policies.run([arrival], work)
             self._at_once(self.reservations.save(*work.reservations.values()))
         else:
-            policies.run([arrival], mypage_store.Work(self.facts))
+            policies.run([arrival], mypage_store.UnitOfWork(self.facts))
 
     # ------------------------------------------------------------------------------------------ time
 
@@ -462,9 +462,9 @@ class Hotel:
                 found.append(f"the request {request} made several orders")
         return found
 
-    def books(self) -> Books:
+    def books(self) -> AuditSnapshot:
         """As the audit reads them from the databases."""
-        books = Books()
+        books = AuditSnapshot()
         for key, order in self.orders.rows.items():
             booking = order.booking
             books.orders[key] = {

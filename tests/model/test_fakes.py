@@ -8,7 +8,7 @@ import pytest
 
 from gotohotel.database import Database
 from gotohotel.domain import Money, new_id
-from gotohotel.idempotency import Claim
+from gotohotel.idempotency import IdempotencyKey
 from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RequestTaken, RoomType, SoldOut, Stay
 from order_svc.store import PostgresOrders
 from pay_svc import domain as pay
@@ -105,7 +105,7 @@ async def test_orders_are_saved_by_who_is_first(orders: Any) -> None:
 @BOTH
 async def test_a_request_places_one_order(orders: Any) -> None:
     """And a price that is out of date places none."""
-    claim = Claim("guest", "CreateOrderRequest", "r1", b"")
+    claim = IdempotencyKey("guest", "CreateOrderRequest", "r1", b"")
     assert await orders.place(an_order(), ROOM, claim)
     with pytest.raises(RequestTaken):
         await orders.place(an_order(), ROOM, claim)
@@ -163,7 +163,7 @@ async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any
     with pytest.raises(pay.PaymentChanged):
         await payments.save(hers)
 
-    assert await payments.unsettled(open_for=timedelta(0), at_most=10) == [order_id]
+    assert await payments.unsettled(open_for=timedelta(0), limit=10) == [order_id]
     assert (await payments.find(order_id)).canceled_at is None
 
 

@@ -171,7 +171,7 @@ GUARDS = [
     Guard(
         name="an aggregate's later event waits for its earlier one",
         owner=outbox,
-        attribute="NEXT_WAVE",
+        attribute="NEXT_BATCH",
         line="DISTINCT ON (aggregate_id)",
         without="",
         test=test_bus.test_a_later_event_waits_for_an_earlier_one,
@@ -313,7 +313,7 @@ GUARDS = [
     ),
     Guard(
         name="the claim of a live call is not orphaned by a duplicate",
-        owner=idempotency.Requests,
+        owner=idempotency.IdempotencyStore,
         attribute="replay",
         line=" and claim.key not in self._live",
         without="",

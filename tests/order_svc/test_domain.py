@@ -323,3 +323,19 @@ def test_a_stored_stay_is_not_judged_by_todays_limit() -> None:
         Stay.starting(stay.check_in, stay.check_out, today=TODAY)
 
     assert stay.nights == 40
+
+
+@pytest.mark.parametrize(
+    ("reason", "said"),
+    [
+        ("INSUFFICIENT_FUNDS", "INSUFFICIENT_FUNDS"),
+        ("PAYMENT_UNAVAILABLE", "PAYMENT_UNAVAILABLE"),
+        ("STOLEN_CARD", "CARD_DECLINED"),
+    ],
+)
+def test_a_reason_that_is_not_known_means_another_card(reason: str, said: str) -> None:
+    """A newer processor's reason is a decline, not an outage: paying again with the same card does not help."""
+    error = declined(reason)
+
+    assert error.reason == said
+    assert (error.retry_after_seconds is None) == (said != "PAYMENT_UNAVAILABLE")

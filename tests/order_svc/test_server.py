@@ -3,7 +3,7 @@
 from datetime import UTC, date, datetime
 
 from gotohotel.database import Database
-from gotohotel.idempotency import Requests
+from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc import Caller
 from order_svc.server import OrderServer
@@ -22,7 +22,7 @@ def server_over(database: Database) -> OrderServer:
 
     return OrderServer(
         database,
-        Requests(database, b"key"),
+        IdempotencyStore(database, b"key"),
         PostgresRoomTypes(database),
         Closing(),
         clock=lambda: datetime.now(UTC),

@@ -14,7 +14,7 @@ from gotohotel.app import PRUNE
 from gotohotel.database import Database
 from gotohotel.domain import Invalid, Money, first_id_at, new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled
-from gotohotel.policies import Arrival
+from gotohotel.policies import ReceivedEvent
 from gotohotel.reservation.v1.events_pb2 import RoomTypeChanged
 from order_svc import service
 from order_svc.domain import (
@@ -48,7 +48,7 @@ async def change_room_type(database: Database, capacity: int, version: int = 1) 
         max_guests=4,
         nightly_rate=Money("KRW", Decimal(1000)),
     )
-    arrival = Arrival(new_id(), "roomTypes/Prime", "", RoomTypeChanged(id="Prime"))
+    arrival = ReceivedEvent(new_id(), "roomTypes/Prime", "", RoomTypeChanged(id="Prime"))
     async with database.transaction() as connection, open_work(connection, [arrival]) as work:
         work.room_types.append(room_type)
     await PostgresRoomTypes(database).apply_changes(TODAY)
@@ -443,7 +443,7 @@ async def test_room_types_and_orders_change_in_one_order_of_locks(order_database
     jobs = PostgresRoomTypes(order_database)
 
     async def change(version: int, cancel: Sequence[Order]) -> None:
-        arrivals = [Arrival(new_id(), order.id, "", OrderCanceled(order_id=order.id)) for order in cancel]
+        arrivals = [ReceivedEvent(new_id(), order.id, "", OrderCanceled(order_id=order.id)) for order in cancel]
         async with order_database.transaction() as batch, open_work(batch, arrivals) as work:
             work.room_types += [replace(types[name], version=version, capacity=50 + version % 3) for name in names]
             for order in work.orders.values():

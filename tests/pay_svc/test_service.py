@@ -10,7 +10,17 @@ from gotohotel.database import Database
 from gotohotel.domain import Invalid, Money, new_id
 from gotohotel.order.v1 import events_pb2 as order_events
 from pay_svc import service, wire
-from pay_svc.domain import AttemptOpen, Booking, Card, CardTrace, Charge, Payment, ProcessorUnavailable, Refusal, Status
+from pay_svc.domain import (
+    AttemptOpen,
+    Booking,
+    Card,
+    Charge,
+    MaskedCard,
+    Payment,
+    ProcessorUnavailable,
+    Refusal,
+    Status,
+)
 from pay_svc.processor import SandboxProcessor
 from pay_svc.store import PostgresPayments
 
@@ -43,7 +53,7 @@ class Desk:
             amount=AMOUNT,
             booking=BOOKING,
             card=card,
-            card_trace=CardTrace(brand=card.brand, last4=card.last4, fingerprint=b"f"),
+            masked_card=MaskedCard(brand=card.brand, last4=card.last4, fingerprint=b"f"),
             timeout_seconds=1,
             clock=clock,
         )
@@ -236,13 +246,13 @@ async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: 
     for desk in (stuck, other):
         await desk.payments.add(_asked_to_cancel(desk.order_id))
 
-    seen = [await stuck.payments.unsettled(open_for=timedelta(0), at_most=1) for _ in range(3)]
+    seen = [await stuck.payments.unsettled(open_for=timedelta(0), limit=1) for _ in range(3)]
 
     assert seen == [[stuck.order_id], [other.order_id], []]
     payment = await stuck.payments.find(stuck.order_id)
     assert payment is not None
     await stuck.payments.save(payment)
-    assert await stuck.payments.unsettled(open_for=timedelta(0), at_most=1) == [stuck.order_id]
+    assert await stuck.payments.unsettled(open_for=timedelta(0), limit=1) == [stuck.order_id]
 
 
 async def test_a_try_that_may_still_be_at_the_processor_is_left_alone(pay_database: Database) -> None:
@@ -251,8 +261,8 @@ async def test_a_try_that_may_still_be_at_the_processor_is_left_alone(pay_databa
     desk.processor = processor
     await desk.pay(GOOD)
 
-    assert await desk.payments.unsettled(open_for=timedelta(minutes=1), at_most=1) == []
-    assert await desk.payments.unsettled(open_for=timedelta(0), at_most=1) == [desk.order_id]
+    assert await desk.payments.unsettled(open_for=timedelta(minutes=1), limit=1) == []
+    assert await desk.payments.unsettled(open_for=timedelta(0), limit=1) == [desk.order_id]
 
 
 def _asked_to_cancel(order_id: str) -> Payment:
@@ -392,7 +402,7 @@ def test_a_payment_is_not_canceled_while_an_attempt_is_open() -> None:
     payment = Payment(
         id=new_id(), order_id=new_id(), amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now
     )
-    card = CardTrace(brand="VISA", last4="4242", fingerprint=b"")
+    card = MaskedCard(brand="VISA", last4="4242", fingerprint=b"")
     assert payment.start_attempt(new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now)
 
     with pytest.raises(AttemptOpen):

@@ -70,7 +70,7 @@ class Desk:
 
     async def run_the_job(self) -> None:
         await self.database.autocommit.execute("UPDATE reservations SET next_try_at = now()")
-        for order_id in await self.reservations.due_endings(at_most=10):
+        for order_id in await self.reservations.due_endings(limit=10):
             await service.finish_ending(self.reservations, self.payments, order_id, clock=lambda: NOW)
 
     async def status(self) -> Status:

@@ -34,7 +34,7 @@ async def test_an_ending_that_is_carried_through_can_no_longer_be_withdrawn(rese
     reservations = PostgresReservations(reservation_database.autocommit)
     asked = await ending(reservations)
 
-    assert await reservations.due_endings(at_most=10) == [asked.order_id]
+    assert await reservations.due_endings(limit=10) == [asked.order_id]
 
     stored = (await reservations.find([asked.order_id]))[asked.order_id]
     assert stored.ending == replace(asked.ending, binding=True) if asked.ending else False

@@ -5,6 +5,7 @@ import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import Any
 
 import httpx
 import psutil
@@ -128,6 +129,24 @@ def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name
     wait_for(books_again)
     wait_for(lambda: pid_of(hotel, name) not in (0, pid))
     hotel.page_with(before["id"], status="PAID", reservationStatus="RECEIVED")
+
+
+def healthz(hotel: Hotel) -> tuple[int, dict[str, Any]]:
+    """What the gateway says of the system's health; it needs no token."""
+    answer = httpx.get(f"{hotel.stack.gateway_url}/healthz", timeout=10)
+    return answer.status_code, answer.json()
+
+
+def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
+    """And what is missing: the service, or its database once that is away for ten seconds."""
+    well = (200, {"status": "SERVING"})
+    assert healthz(hotel) == well
+    with stopped(hotel, "order_svc"):
+        assert healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["order_svc"]})
+    wait_for(lambda: healthz(hotel) == well)
+    with stopped(hotel, "postgres"):
+        wait_for(lambda: healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["postgres"]}))
+    wait_for(lambda: healthz(hotel) == well)
 
 
 def attempt(hotel: Hotel, guest: Client) -> str:

@@ -1,0 +1,45 @@
+"""A service's settings: read from the environment once, and refused by name if they are not valid."""
+
+from typing import Annotated, Literal, TypeVar
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
+
+
+class SettingRefused(Exception):
+    """A setting is missing or not valid; says which one and why, and never shows its value: it may be a secret."""
+
+
+class Settings(BaseSettings):
+    """The settings of every service: PREFIX_… environment variables, such as ORDER_PORT or PAY_PORT."""
+
+    model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="GOTOHOTEL_SERVICE_")
+
+    port: Port
+    database_url: str
+    migration_url: str  # of the role that owns the schema; the run-time role can't change it
+    nats_url: str
+    host: str = "127.0.0.1"
+    pool_size: Annotated[int, Field(ge=2, le=1000)] = 10
+    drain_seconds: Seconds = 20.0  # how long calls under way may take when the service is told to end
+    notice_seconds: Seconds = 1.0  # how long it goes on taking calls then, until all have seen that it is NOT_SERVING
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def read_settings(settings_type: type[S], prefix: str) -> S:
+    """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable."""
+    try:
+        return settings_type(_env_prefix=f"{prefix}_")  # type: ignore[call-arg]  # BaseSettings takes it
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        variable = f"{prefix}_{first['loc'][0]}".upper()
+        if first["type"] == "missing":
+            raise SettingRefused(f"The setting {variable} is missing.") from None
+        raise SettingRefused(f"The setting {variable} is not valid: {first['msg']}.") from None
