@@ -147,7 +147,7 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until something comes true; fails the test if it does not."""
-    async with within(10):
+    async with within(30):  # what an ended consumer held comes again after ACK_WAIT_SECONDS
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
 
