@@ -210,7 +210,8 @@ class Stack:
             for name, ready in (("postgres", self._postgres_answers), ("nats", self._nats_answers)):
                 self._start(name)
                 self._wait(name, ready)
-            self.migrate()
+            if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
+                self.migrate()  # never under services that run, perhaps of the release before
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
@@ -245,7 +246,7 @@ class Stack:
             if not self.is_up:
                 return
             pid = self._supervisor("getPID")
-            for name in reversed(PROCESSES):
+            for name in reversed(self._known_processes()):  # the running stack may be of another release
                 self._stop(name)
             self._supervisor("shutdown")
             _wait_until(lambda: not _is_alive(pid), "supervisord does not end", seconds=30)
@@ -309,7 +310,9 @@ class Stack:
             self._supervisor("stopProcess", name)
 
     def _known_processes(self) -> dict[str, Any]:
-        return {info["name"]: info for info in self._supervisor("getAllProcessInfo")}
+        """What the running supervisor knows, in the order of starting."""
+        infos = sorted(self._supervisor("getAllProcessInfo"), key=lambda info: _place(info["name"]))
+        return {info["name"]: info for info in infos}
 
     def _refuse_unknown_processes(self) -> None:
         if missing := sorted(set(PROCESSES) - set(self._known_processes())):
@@ -496,6 +499,11 @@ def _ids(client: httpx.Client, path: str, key: str) -> set[str]:
     """What a list of the gateway's names."""
     lists: dict[str, list[dict[str, str]]] = client.get(path).raise_for_status().json()
     return {entry[key] for entries in lists.values() for entry in entries}
+
+
+def _place(name: str) -> int:
+    """Where a process stands in the order of starting; one that only another release knows is among the services."""
+    return list(PROCESSES).index(name if name in PROCESSES else next(iter(SERVICES)))
 
 
 def _is_free(port: int) -> bool:

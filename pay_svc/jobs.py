@@ -6,8 +6,9 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from gotohotel.database import TRANSIENT
+from gotohotel.domain import Conflict
 from pay_svc import service
-from pay_svc.domain import PaymentChanged, Payments, Processor, ProcessorUnavailable
+from pay_svc.domain import Payments, Processor, ProcessorUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -42,5 +43,5 @@ class Jobs:
             await service.settle_payment(
                 self._payments, self._processor, order_id, timeout_seconds=self._timeout, clock=self._clock
             )
-        except (ProcessorUnavailable, PaymentChanged, *TRANSIENT) as error:
+        except (ProcessorUnavailable, Conflict, *TRANSIENT) as error:
             logger.warning("order %s: the payment is still unsettled: %r", order_id, error)

@@ -17,6 +17,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from ops import services
+from ops.errors import StackError
 from ops.stack import PROCESSES, Stack
 from tests.conftest import Client, Hotel
 
@@ -41,7 +42,9 @@ def gotohotel(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment(stack), capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_data_survives_down_and_up_beside_another_stack(hotel: Hotel, home: Path) -> None:
+def test_data_survives_down_and_up_beside_another_stack(
+    hotel: Hotel, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A second stack with its own folder and ports; an order of its is there again after a restart."""
     second = Stack.on_free_ports(home)
     try:
@@ -50,7 +53,12 @@ def test_data_survives_down_and_up_beside_another_stack(hotel: Hotel, home: Path
         order = guest.post("/orders", {"name": "A", "roomType": "Prime", "cardNo": "4242424242424242"})
         guest.close()
         assert gotohotel(second, "up").returncode == 0  # again: nothing to do
-        assert gotohotel(second, "down").returncode == 0
+        with monkeypatch.context() as newer:  # a release with one service more finds this one running
+            newer.setitem(PROCESSES, "review_svc", "nats")
+            newer.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
+            with pytest.raises(StackError, match="without review_svc"):
+                second.up()
+            second.down()
         assert {line.split()[1] for line in gotohotel(second, "status").stdout.splitlines()[1:]} == {"STOPPED"}
 
         assert gotohotel(second, "up").returncode == 0
@@ -212,6 +220,13 @@ def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
 
         own = {name, services.owner(name), services.nats_password(name), services.fingerprint_key(name)}
         assert held <= own | ({services.SANDBOX} if name == "pay_svc" else set())
+
+
+def test_starting_what_runs_already_does_not_migrate_under_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be the release before that runs."""
+    monkeypatch.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
+
+    stack.up()
 
 
 def test_migrating_again_changes_nothing(stack: Stack) -> None:
