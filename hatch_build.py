@@ -22,7 +22,7 @@ def compile_protos() -> None:
     describe = ["--include_imports", "--include_source_info", "--descriptor_set_out=gotohotel/descriptors.binpb"]
     subprocess.run([*protoc, *describe, *sources, *details], cwd=ROOT, check=True)
     sys.path.insert(0, str(ROOT))
-    from ops import openapi
+    from gotohotel import openapi
 
     openapi.write(ROOT / "gotohotel" / "descriptors.binpb", ROOT / "gotohotel" / "openapi.json")
 

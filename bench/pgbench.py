@@ -13,11 +13,13 @@ from pathlib import Path
 
 import asyncpg
 
+from gotohotel.columns import Statement
 from gotohotel.database import KERNEL_MIGRATIONS, SESSION, migrate
 from ops import postgres
 from ops.stack import Stack
-from order_svc import store as orders
-from pay_svc import processor
+from order_svc.domain import FACTS
+from order_svc.store import orders
+from pay_svc import sandbox
 from pay_svc import store as payments
 
 ROOT = Path(__file__).parents[1]
@@ -31,7 +33,7 @@ SCHEMAS = {
 MIGRATIONS = {
     "order_svc": (KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations"),
     "pay_svc": (KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations"),
-    "sandbox": (processor.SANDBOX_MIGRATIONS,),
+    "sandbox": (sandbox.MIGRATIONS,),
 }
 
 # pgbench's variables: a new id for the order and for each of its two events.
@@ -81,65 +83,58 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
 def order_path() -> str:
     """pgbench's script: the services' own statements, their parameters written in."""
     order_id = "lpad(to_hex((:order_no)::bigint), 32, '0')::uuid"
-    card = ["'VISA'::text", "'4242'::text", f"{PAYLOAD}", order_id]
-    booking = '\'{"name": "Bench", "room_type": "Bench", "guest_cnt": 2}\'::jsonb'
-    open_try = [booking, "'KRW'::text", "1::numeric", "0::numeric", "'PENDING'::text", *card, "now()"]
-    closed_try = [booking, "'KRW'::text", "1::numeric", "0::numeric", "'APPROVED'::text", *card, "NULL::timestamptz"]
-    none = "NULL::timestamptz"
-    place = [
-        *(["NULL::text"] * 3),
-        *("NULL::bytea", "NULL::text", order_id, "'bench'::text", "'Bench'::text", "''::text", f"'{ROOM_TYPE}'::text"),
-        *("2::integer", "(current_date + :night::integer)", "(current_date + :night::integer + 1)", "'KRW'::text"),
-        *("1::numeric", "'PAYMENT_PENDING'::text", order_id, "now()", "now()", "now() + interval '15 minutes'", "1"),
-        *_events(1, f"{order_id}::text"),
-    ]
-    paid = [
-        *(f"ARRAY[{order_id}]", "ARRAY[1::bigint]", "ARRAY[1::bigint]", "ARRAY['PAID'::text]", "ARRAY[0::numeric]"),
-        "ARRAY[now()]",
-        *([f"ARRAY[{none}]"] * 6),
-        *("ARRAY[''::text]", "ARRAY[NULL::text]", "ARRAY[NULL::text]", "ARRAY[NULL::integer]", f"ARRAY[{order_id}]"),
-        *(f"ARRAY[{none}]", "ARRAY[now()]", "ARRAY[true]"),
-        *_events(0, "''"),
-    ]
+    card = {"card_brand": "'VISA'", "card_last4": "'4242'", "card_fingerprint": PAYLOAD}
+    booking = '\'{"name": "Bench", "room_type": "Bench", "guest_cnt": 2}\''
+    unset = dict.fromkeys((*orders.CHANGES.names, *orders.CLAIM_COLUMNS, *payments.COLUMNS.names), "NULL")
+    common = {
+        **unset, **card,
+        **dict.fromkeys(("id", "order_id", "attempt_id"), order_id),
+        **dict.fromkeys(("created_at", "updated_at"), "now()"),
+        **dict.fromkeys(("owner", "name"), "'bench'"),
+        **dict.fromkeys(("phone_no", "decline_reason", "approval_no", "confirmation_no"), "''"),
+        "booking": booking, "currency": "'KRW'", "amount": "1", "refunded": "0", "version": "0", "revision": "1",
+    }  # fmt: skip
+    order = {
+        **common, "room_type": f"'{ROOM_TYPE}'", "room_type_version": "1", "guest_cnt": "2",
+        "check_in": "(current_date + :night::integer)", "check_out": "(current_date + :night::integer + 1)",
+        "status": "'PAYMENT_PENDING'", "attempt_until": "now()", "expires_at": "now() + interval '15 minutes'",
+    }  # fmt: skip
+    paid = {**common, "version": "1", "status": "'PAID'", FACTS[0]: "now()", "holds_nights": "true"}
+    changes = {f":{column}": f"ARRAY[{value}]" for column, value in paid.items()}
+    entry = [order_id, "'CHARGE'", f"{order_id}::text", "''", "'KRW'", "1::numeric", "'0123456789AB'"]
+    one_event, no_event = _events(f"ARRAY[{order_id}::text]"), _events("")
     statements = [
-        ("order_svc", orders.PLACE, place),
+        ("order_svc", _filled(orders.PLACE, {**order, "resource_id": "NULL", **one_event})),
         (
             "pay_svc",
-            payments.ADD,
-            [
-                *(order_id, order_id, "now()", "'bench'::text", *open_try, "''::text", "''::text"),
-                *(none, none, none, none, "0::bigint", "now()"),
-                *_events(0, "''"),
-            ],
+            _filled(payments.ADD, {**common, "status": "'PENDING'", "attempt_open_since": "now()", **no_event}),
         ),
-        (
-            "sandbox",
-            processor.ENTER,
-            [order_id, "'CHARGE'", f"{order_id}::text", "''", "'KRW'", "1::numeric", "'0123456789AB'"],
-        ),
-        (
-            "pay_svc",
-            payments.SAVE,
-            [
-                *(order_id, "1::bigint", "'bench'::text", *closed_try, "''::text", "'1'::text"),
-                *("now()", none, none, none, "1::bigint", "now()"),
-                *_events(1, f"{order_id}::text"),
-            ],
-        ),
-        ("order_svc", orders.SAVE, paid),
+        ("sandbox", re.sub(r"\$(\d+)", lambda match: f"({entry[int(match[1]) - 1]})", sandbox.ENTER)),
+        ("pay_svc", _filled(payments.SAVE, {**common, "status": "'APPROVED'", "version": "1", **one_event})),
+        ("order_svc", _filled(orders.SAVE, {**{name[1:]: value for name, value in changes.items()}, **no_event})),
     ]
-    return HEAD + "".join(_with_parameters(schema, sql, values) for schema, sql, values in statements)
+    return HEAD + "".join(_with_schema(schema, sql) for schema, sql in statements)
 
 
-def _events(count: int, aggregate_id: str) -> list[str]:
-    """The seven columns of so many outbox rows."""
-    values = ["uuidv7()", aggregate_id, "1::bigint", "'type'::text", PAYLOAD, "'trace'::text", "now()"]
-    types = ["uuid", "text", "bigint", "text", "bytea", "text", "timestamptz"]
-    return [f"ARRAY[{value if count else ''}]::{type_}[]" for value, type_ in zip(values, types, strict=True)]
+def _events(aggregate_ids: str) -> dict[str, str]:
+    """The outbox's parameters: one row for an aggregate, or none for ""."""
+    one = {
+        "event_ids": "ARRAY[uuidv7()]",
+        "aggregate_ids": aggregate_ids,
+        "aggregate_versions": "ARRAY[1]",
+        "types": "ARRAY['type']",
+        "payloads": f"ARRAY[{PAYLOAD}]",
+        "traceparents": "ARRAY['trace']",
+        "occurred_ats": "ARRAY[now()]",
+    }
+    return one if aggregate_ids else dict.fromkeys(one, "'{}'")
 
 
-def _with_parameters(schema: str, sql: str, values: list[str]) -> str:
-    sql = re.sub(r"\$(\d+)", lambda match: f"({values[int(match[1]) - 1]})", sql)
+def _filled(statement: Statement, values: dict[str, str]) -> str:
+    return re.sub(r"(?<!:):([a-z]\w*)", lambda found: f"({values[found[1]]})", statement.source)
+
+
+def _with_schema(schema: str, sql: str) -> str:
     for table in SCHEMAS[schema]:
         sql = re.sub(rf"(FROM|INTO|UPDATE|JOIN|OF) {table}\b", rf"\1 {schema}.{table}", sql)
     # FOR UPDATE OF takes a name, not a schema.

@@ -14,7 +14,7 @@ import asyncpg
 import psutil
 
 from chaos.links import Links
-from gotohotel.bus import EVENTS
+from gotohotel.bus.streams import EVENTS
 from gotohotel.database import TRANSIENT
 from ops.stack import PROCESSES, Stack, accepts
 from ops.stream import jetstream

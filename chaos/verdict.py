@@ -9,7 +9,7 @@ from typing import Any
 
 from chaos.load import OK, Operation
 from chaos.nemesis import query
-from gotohotel.bus import EVENTS
+from gotohotel.bus.streams import EVENTS
 from gotohotel.database import TRANSIENT
 from ops import audit
 from ops.errors import StackError

@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,21 @@ import nats.errors
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 
-from gotohotel import log
-from gotohotel.bus import HALTED_SECONDS, Bus, ConsumerHalted, ConsumerLost, DeclarationDiffers
+from gotohotel import idempotency, inbox, log, outbox
+from gotohotel.bus.connection import Bus
+from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, ConsumerLost
+from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
 from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
-from gotohotel.domain import first_id_at
-from gotohotel.outbox import KEEP_PUBLISHED, Relay
+from gotohotel.outbox import Relay
 from gotohotel.policies import Policies
-from gotohotel.rpc import RpcServer
+from gotohotel.rpc.server import RpcServer
 from gotohotel.settings import S, SettingRefused, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
-# Old rows go in small batches, so that no delete holds locks or bloats the log for long. Events' ids are UUIDv7: the
-# oldest are found by the primary key.
-PRUNE = {
-    "outbox": """
-    DELETE FROM outbox
-    WHERE event_id IN (
-        SELECT event_id FROM outbox WHERE event_id < $1 AND published_at < $2 ORDER BY event_id LIMIT 1000
-    )
-    """,
-    "inbox": """
-    DELETE FROM inbox
-    WHERE event_id IN (SELECT event_id FROM inbox WHERE event_id < $1 ORDER BY event_id LIMIT 1000)
-    """,
-    "requests": """
-    DELETE FROM requests
-    WHERE (subject, method, request_id) IN (
-        SELECT subject, method, request_id FROM requests WHERE claimed_at < $1 ORDER BY claimed_at LIMIT 1000
-    )
-    """,
-}
-NOTE_SUBSCRIPTIONS = """
-INSERT INTO subscriptions (subject, heard_since)
-SELECT subject, CASE WHEN subject = ANY($2::text[]) THEN now() ELSE '-infinity' END
-FROM unnest($1::text[]) AS subject
-ON CONFLICT (subject) DO UPDATE  -- a replica that found the consumer widened already may have been faster
-SET heard_since = excluded.heard_since
-WHERE subscriptions.heard_since = '-infinity'
-  AND excluded.heard_since > subscriptions.heard_since
-"""
 DATABASE_GONE_SECONDS = 10.0  # a service whose database has not answered for so long is NOT_SERVING
 DECLARATION_SECONDS = 5.0  # how often a declaration that differs is compared again
-KEEP_INBOX_AND_REQUESTS = timedelta(days=30)
 
 
 class App:
@@ -76,7 +46,7 @@ class App:
         self._relay = Relay(settings.database_url, self._bus, source=name)
         database.after_commits(self._follow_commit)
         self._server = RpcServer(port=settings.port, host=settings.host)
-        self._policies: Policies[Any] | None = None
+        self._consumer: Consumer | None = None
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
         self._stopping = asyncio.Event()
@@ -91,7 +61,7 @@ class App:
 
     def listen(self, policies: Policies[Any]) -> None:
         """Runs these policies on the events that they name."""
-        self._policies = policies
+        self._consumer = Consumer(self._bus, policies, self.database)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
         """Runs a job again and again, and at once after a commit if it `follows_commits`.
@@ -115,8 +85,7 @@ class App:
             asyncio.get_running_loop().add_signal_handler(name, self._stopping.set)
 
         await self.clock.synchronize(self.database, at_any_price=True)
-        for prune in (self._prune_outbox, self._prune_inbox, self._prune_requests):
-            self.every(3600, prune)
+        self.every(3600, self._prune)
         self.every(600, self._bus.watch_the_stream)
         self.every(1, self._report_health)
         self.every(SYNCHRONIZE_SECONDS, self._synchronize_clock)
@@ -170,12 +139,11 @@ class App:
         while not self._stopping.is_set():
             try:
                 await self._bus.connect(self._stopping)
-                if self._policies is None or self._stopping.is_set():
+                if self._consumer is None or self._stopping.is_set():
                     return
-                added = await self._bus.declare_consumer(self._policies.subjects)
+                await self._consumer.declare()
                 self._is_declared = True
-                await self.database.autocommit.execute(NOTE_SUBSCRIPTIONS, self._policies.subjects, added)
-                await self._bus.consume(self._policies, self.database, stopping=self._stopping)
+                await self._consumer.run(self._stopping)
             except DeclarationDiffers as error:
                 logger.critical("no events are taken: %s", error)
                 self._is_declared = False
@@ -197,7 +165,7 @@ class App:
             await self.database.autocommit.fetchval("SELECT 1")
             self._database_answered = time.monotonic()
         has_database = time.monotonic() - self._database_answered < DATABASE_GONE_SECONDS
-        can_handle = self._bus.has_handled or not self._bus.is_halted
+        can_handle = self._consumer is None or self._consumer.has_handled or not self._consumer.is_halted
         serving = self._is_declared and can_handle and not self._stopping.is_set()
         await self._server.set_serving(serving, has_database=has_database)
 
@@ -221,20 +189,9 @@ class App:
     async def _synchronize_clock(self) -> None:
         await self.clock.synchronize(self.database)
 
-    async def _prune_outbox(self) -> None:
-        before = self.clock.now() - KEEP_PUBLISHED
-        # By both: what waited for NATS was published later than it was written.
-        await self._prune("outbox", first_id_at(before), before)
-
-    async def _prune_inbox(self) -> None:
-        await self._prune("inbox", first_id_at(self.clock.now() - KEEP_INBOX_AND_REQUESTS))
-
-    async def _prune_requests(self) -> None:
-        await self._prune("requests", self.clock.now() - KEEP_INBOX_AND_REQUESTS)
-
-    async def _prune(self, table: str, *before: object) -> None:
-        while await self.database.autocommit.execute(PRUNE[table], *before) == "DELETE 1000":  # noqa: ASYNC110
-            await asyncio.sleep(0.1)  # leaves room between batches
+    async def _prune(self) -> None:
+        for component in (outbox, inbox, idempotency):
+            await component.prune(self.database, now=self.clock.now())
 
 
 def _calm_the_garbage_collector() -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import asyncpg
+from asyncpg.pool import PoolConnectionProxy
 
 logger = logging.getLogger(__name__)
 
@@ -53,11 +54,14 @@ SESSION = {
 }
 
 
+Row = asyncpg.Record
+
+
 class Connection(Protocol):
     """What stores use: a connection inside a transaction, or the pool, where each statement is one of its own."""
 
-    async def fetch(self, query: str, *args: object) -> list[Any]: ...
-    async def fetchrow(self, query: str, *args: object) -> Any: ...
+    async def fetch(self, query: str, *args: object) -> list[Row]: ...
+    async def fetchrow(self, query: str, *args: object) -> Row | None: ...
     async def fetchval(self, query: str, *args: object) -> Any: ...
     async def execute(self, query: str, *args: object) -> str: ...
 
@@ -65,17 +69,17 @@ class Connection(Protocol):
 class _Autocommit:
     """The pool as a Connection: each statement takes a connection for itself."""
 
-    def __init__(self, pool: Any, committed: Callable[[], None]) -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", committed: Callable[[], None]) -> None:
         self._pool = pool
         self._committed = committed
 
-    async def fetch(self, query: str, *args: object) -> list[Any]:
+    async def fetch(self, query: str, *args: object) -> list[Row]:
         async with _acquired(self._pool) as connection:
-            rows: list[Any] = await connection.fetch(query, *args)
+            rows = await connection.fetch(query, *args)
         self._note(query, bool(rows))
         return rows
 
-    async def fetchrow(self, query: str, *args: object) -> Any:
+    async def fetchrow(self, query: str, *args: object) -> Row | None:
         async with _acquired(self._pool) as connection:
             row = await connection.fetchrow(query, *args)
         self._note(query, row is not None)
@@ -89,7 +93,7 @@ class _Autocommit:
 
     async def execute(self, query: str, *args: object) -> str:
         async with _acquired(self._pool) as connection:
-            status: str = await connection.execute(query, *args)
+            status = await connection.execute(query, *args)
         self._note(query, not status.endswith(" 0"))
         return status
 
@@ -101,7 +105,7 @@ class _Autocommit:
 class Database:
     """A service's own database. Waiting for a connection, the statement and giving it back are each bounded."""
 
-    def __init__(self, pool: Any) -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]") -> None:
         self._pool = pool
         self._autocommit = _Autocommit(pool, self._committed)
         self._listeners: list[Callable[[], None]] = []
@@ -128,7 +132,7 @@ class Database:
 
 
 @asynccontextmanager
-async def _acquired(pool: Any) -> AsyncIterator[Any]:
+async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionProxy[Row]"]:
     connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
     try:
         yield connection
@@ -137,7 +141,7 @@ async def _acquired(pool: Any) -> AsyncIterator[Any]:
         await pool.release(connection, timeout=RELEASE_SECONDS)
 
 
-async def _keep_session(_: Any) -> None:
+async def _keep_session(_: object) -> None:
     """Stands in for asyncpg's reset, which costs a round trip: nothing here changes a session."""
 
 
@@ -161,6 +165,12 @@ async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator
                 await pool.close()
         except TimeoutError:
             pool.terminate()
+
+
+async def delete_in_batches(database: Database, statement: str, *before: object) -> None:
+    """Repeats a DELETE of at most 1000 rows until none is left, so that none holds locks or bloats the log for long."""
+    while await database.autocommit.execute(statement, *before) == "DELETE 1000":  # noqa: ASYNC110
+        await asyncio.sleep(0.1)  # leaves room between batches
 
 
 CREATE_MIGRATIONS_TABLE = """
@@ -232,7 +242,9 @@ class Migration:
     sql: str
 
 
-async def _apply_patiently(connection: Any, migration: Migration, patience_seconds: float) -> None:
+async def _apply_patiently(
+    connection: "asyncpg.Connection[Row]", migration: Migration, patience_seconds: float
+) -> None:
     ends = time.monotonic() + patience_seconds
     while True:
         try:
@@ -251,7 +263,7 @@ def statements_of(sql: str) -> list[str]:
     return list(filter(str.strip, sql.split(";\n"))) if sql.startswith(OUTSIDE_TRANSACTION) else [sql]
 
 
-async def _apply(connection: Any, migration: Migration) -> None:
+async def _apply(connection: "asyncpg.Connection[Row]", migration: Migration) -> None:
     if migration.sql.startswith(OUTSIDE_TRANSACTION):
         for statement in statements_of(migration.sql):
             await connection.execute(statement)

@@ -8,12 +8,14 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from gotohotel.database import TRANSIENT, Connection, Database
-from gotohotel.domain import AlreadyExists, Conflict, DomainError, parse_key
+from gotohotel.database import TRANSIENT, Connection, Database, delete_in_batches
+from gotohotel.domain import AlreadyExists, Conflict, DomainError
+from gotohotel.texts import parse_key
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +84,20 @@ WHERE subject = $1
 """
 
 R = TypeVar("R", bound=Message)
+
+
+PRUNE = """
+DELETE FROM requests
+WHERE (subject, method, request_id) IN (
+    SELECT subject, method, request_id FROM requests WHERE claimed_at < $1 ORDER BY claimed_at LIMIT 1000
+)
+"""
+KEEP = timedelta(days=30)
+
+
+async def prune(database: Database, *, now: datetime) -> None:
+    """Forgets request ids of more than thirty days ago."""
+    await delete_in_batches(database, PRUNE, now - KEEP)
 
 
 class RequestIdReused(AlreadyExists):
@@ -297,5 +313,5 @@ class IdempotencyStore:
 
     async def resource_of(self, claim: IdempotencyKey) -> str:
         """What the claimed request made."""
-        row = await self._database.autocommit.fetchrow(FIND, *claim.key)
+        [row] = await self._database.autocommit.fetch(FIND, *claim.key)
         return str(row["resource_id"])

@@ -1,8 +1,10 @@
 """Remembers which events were handled, in the transaction of their effects."""
 
 from collections.abc import Sequence
+from datetime import datetime, timedelta
 
-from gotohotel.database import Connection
+from gotohotel.database import Connection, Database, delete_in_batches
+from gotohotel.ids import first_id_at
 
 # A competing transaction that claims the same event makes this one wait for its end.
 CLAIM = """
@@ -13,6 +15,19 @@ ORDER BY event_id
 ON CONFLICT DO NOTHING
 RETURNING event_id
 """
+
+
+# Events' ids are UUIDv7: the oldest are found by the primary key.
+PRUNE = """
+DELETE FROM inbox
+WHERE event_id IN (SELECT event_id FROM inbox WHERE event_id < $1 ORDER BY event_id LIMIT 1000)
+"""
+KEEP = timedelta(days=30)
+
+
+async def prune(database: Database, *, now: datetime) -> None:
+    """Forgets what was handled more than thirty days ago."""
+    await delete_in_batches(database, PRUNE, first_id_at(now - KEEP))
 
 
 async def claim(connection: Connection, event_ids: Sequence[str]) -> set[str]:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 
 import asyncpg
 
-from gotohotel.domain import find_card_numbers
+from gotohotel.cards import find_card_numbers
 
 # asyncpg repeats a value that does not fit its parameter.
 _VALUE = re.compile(r"(invalid input for query argument \$\d+|invalid input (?:syntax|value) for [^:]*): .*", re.DOTALL)

@@ -13,9 +13,9 @@ import asyncpg
 from google.protobuf.message import Message
 
 from gotohotel import trace
-from gotohotel.bus import Bus
-from gotohotel.database import SESSION, TRANSIENT
-from gotohotel.domain import new_id
+from gotohotel.bus.connection import Bus
+from gotohotel.database import SESSION, TRANSIENT, Database, Row, delete_in_batches
+from gotohotel.ids import first_id_at, new_id
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +71,23 @@ SET published_at = now()
 WHERE event_id = ANY($1::uuid[])
 """
 
-# The part of a service's SAVE statement that writes the rows; the columns come as arrays.
-INSERT_FROM_ARRAYS = """
+# Events' ids are UUIDv7: the oldest are found by the primary key. The time is compared too: what waited for NATS was
+# published later than it was written.
+PRUNE = """
+DELETE FROM outbox
+WHERE event_id IN (
+    SELECT event_id FROM outbox WHERE event_id < $1 AND published_at < $2 ORDER BY event_id LIMIT 1000
+)
+"""
+
+# The part of a service's statement that writes the rows; a condition may follow.
+INSERT_OUTBOX = """
 INSERT INTO outbox (event_id, aggregate_id, aggregate_version, type, payload, traceparent, occurred_at)
 SELECT event_id, aggregate_id, aggregate_version, type, payload, traceparent, occurred_at
-FROM unnest({events}) AS event (
-    event_id, aggregate_id, aggregate_version, type, payload, traceparent, occurred_at
-)
+FROM unnest(
+    :event_ids::uuid[], :aggregate_ids::text[], :aggregate_versions::bigint[], :types::text[], :payloads::bytea[],
+    :traceparents::text[], :occurred_ats::timestamptz[]
+) AS event (event_id, aggregate_id, aggregate_version, type, payload, traceparent, occurred_at)
 """
 
 
@@ -91,29 +101,24 @@ class OutboxRow:
     occurred_at: datetime
 
 
-def as_columns(rows: Iterable[OutboxRow]) -> list[list[Any]]:
-    """The columns of INSERT_FROM_ARRAYS, one list each."""
-    columns: list[list[Any]] = [[] for _ in range(7)]
-    for row in rows:
-        values = (
-            new_id(),
-            row.aggregate_id,
-            row.version,
-            row.message.DESCRIPTOR.full_name,
-            row.message.SerializeToString(),
-            trace.of(row.aggregate_id),
-            row.occurred_at,
-        )
-        for column, value in zip(columns, values, strict=True):
-            column.append(value)
-    return columns
+def outbox_values(rows: Iterable[OutboxRow]) -> dict[str, list[Any]]:
+    """The parameters of INSERT_OUTBOX."""
+    events = list(rows)
+    return {
+        "event_ids": [new_id() for _ in events],
+        "aggregate_ids": [event.aggregate_id for event in events],
+        "aggregate_versions": [event.version for event in events],
+        "types": [event.message.DESCRIPTOR.full_name for event in events],
+        "payloads": [event.message.SerializeToString() for event in events],
+        "traceparents": [trace.of(event.aggregate_id) for event in events],
+        "occurred_ats": [event.occurred_at for event in events],
+    }
 
 
-def insert_statement(first_parameter: int) -> str:
-    """INSERT_FROM_ARRAYS with its seven array parameters numbered from `first_parameter`."""
-    types = ("uuid", "text", "bigint", "text", "bytea", "text", "timestamptz")
-    events = ", ".join(f"${first_parameter + offset}::{type_}[]" for offset, type_ in enumerate(types))
-    return INSERT_FROM_ARRAYS.format(events=events)
+async def prune(database: Database, *, now: datetime) -> None:
+    """Deletes what was published more than three days ago."""
+    before = now - KEEP_PUBLISHED
+    await delete_in_batches(database, PRUNE, first_id_at(before), before)
 
 
 class Relay:
@@ -167,7 +172,7 @@ class Relay:
         finally:
             await connection.close(timeout=2)
 
-    async def _relay(self, connection: Any) -> None:
+    async def _relay(self, connection: "asyncpg.Connection[Row]") -> None:
         """Sends what there is, for as long as it is acknowledged."""
         stuck_since: float | None = None  # when the stream first did not answer
         while True:
@@ -201,7 +206,7 @@ class Relay:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._work.wait()
 
-    async def _send_batch(self, connection: Any) -> tuple[int, int]:
+    async def _send_batch(self, connection: "asyncpg.Connection[Row]") -> tuple[int, int]:
         """Publishes one wave: how many events there were to send, and how many of them the stream has acknowledged."""
         rows = await connection.fetch(NEXT_BATCH, BATCH_SIZE)
         if not rows or not self._bus.is_connected:
@@ -214,7 +219,7 @@ class Relay:
             logger.error("relay: %d events were not acknowledged and wait", len(rows) - len(published))
         return len(rows), len(published)
 
-    def _headers(self, row: Any) -> dict[str, str]:
+    def _headers(self, row: Row) -> dict[str, str]:
         event_id = str(row["event_id"])
         return {
             "Nats-Msg-Id": event_id,

@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PoolSize = Annotated[int, Field(ge=2, le=1000)]
 Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
@@ -24,19 +25,20 @@ class Settings(BaseSettings):
     migration_url: str  # of the role that owns the schema; the run-time role can't change it
     nats_url: str
     host: str = "127.0.0.1"
-    pool_size: Annotated[int, Field(ge=2, le=1000)] = 10
+    pool_size: PoolSize = 10
     drain_seconds: Seconds = 20.0  # how long calls under way may take when the service is told to end
     notice_seconds: Seconds = 1.0  # how long it goes on taking calls then, until all have seen that it is NOT_SERVING
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 
-S = TypeVar("S", bound=Settings)
+S = TypeVar("S", bound="Settings")
+B = TypeVar("B", bound=BaseSettings)
 
 
-def read_settings(settings_type: type[S], prefix: str) -> S:
+def read_settings(settings_type: type[B], prefix: str) -> B:
     """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable."""
     try:
-        return settings_type(_env_prefix=f"{prefix}_")  # type: ignore[call-arg]  # BaseSettings takes it
+        return settings_type(_env_prefix=f"{prefix}_")
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         variable = f"{prefix}_{first['loc'][0]}".upper()

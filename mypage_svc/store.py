@@ -9,7 +9,7 @@ from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from gotohotel.database import Connection
+from gotohotel.database import Connection, Row
 from gotohotel.domain import Money
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound
@@ -112,7 +112,7 @@ def _to_json(fact: Fact) -> dict[str, Any]:
     return value
 
 
-def page_of(row: Any) -> MyPage:
+def page_of(row: Row) -> MyPage:
     """The page that a row holds."""
     return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()))
 

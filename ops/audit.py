@@ -13,9 +13,9 @@ from typing import Any
 import asyncpg
 from google.protobuf.message import DecodeError
 
-from gotohotel.app import KEEP_INBOX_AND_REQUESTS
-from gotohotel.bus import DEAD_LETTERS
-from gotohotel.domain import find_card_numbers, passes_luhn
+from gotohotel import inbox
+from gotohotel.bus.streams import DEAD_LETTERS
+from gotohotel.cards import find_card_numbers, passes_luhn
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.outbox import VERSION_HEADER
 from gotohotel.policies import Policies
@@ -25,12 +25,12 @@ from ops.events import TYPES
 from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
 from ops.stack import Stack
 from ops.stream import StreamMessage, every_event, jetstream, messages_of
-from pay_svc.processor import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
+from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
 
 # What is on its way when the audit begins is not wrong: it looks again for so long before it reports.
 PATIENCE_SECONDS = 15
 OLDEST_SAGA = timedelta(minutes=5)
-INBOX_REACHES_BACK = KEEP_INBOX_AND_REQUESTS - timedelta(days=1)
+INBOX_REACHES_BACK = inbox.KEEP - timedelta(days=1)
 POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)

@@ -8,7 +8,8 @@ from google.protobuf.text_format import MessageToString
 from nats.js import JetStreamContext
 from nats.js.errors import BadRequestError, NotFoundError
 
-from gotohotel.bus import DEAD_LETTERS, EVENTS, REDRIVE_FOR
+from gotohotel.bus.consumer import REDRIVE_FOR
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
 from ops.errors import StackError
 from ops.events import TYPES
 from ops.stack import Stack

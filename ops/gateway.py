@@ -2,14 +2,22 @@
 
 import base64
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+import gotohotel
+from gotohotel.rpc import access
+from ops.services import part
+
 FOLDER = Path(__file__).parents[1] / "envoy"
+DESCRIPTORS = Path(gotohotel.__file__).parent / "descriptors.binpb"
 
 # What Envoy itself says of the error, where that is worth reading.
 ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
@@ -54,16 +62,72 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
     """The configuration for these values and these services' (host, port). Raises KeyError for a missing value."""
     clusters = "".join(CLUSTER.format(name=name, host=host, port=port) for name, (host, port) in services.items())
     pay_host, pay_port = services["pay_svc"]
+    rpcs = list(_public_rpcs(services))
     mappers = "\n".join(_mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         values,
+        DESCRIPTORS=DESCRIPTORS,
         LUA=FOLDER / "edge.lua",
         HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
+        ROUTES="\n".join(map(_route, rpcs)),
+        ANYBODY_RULES="\n".join(_rule(path) for rpc in rpcs if rpc.needs_no_token for path in rpc.paths),
+        TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
         LOCAL_REPLY_MAPPERS=mappers,
         PAY_HOST=pay_host,
         PAY_PORT=pay_port,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PublicRpc:
+    """An RPC that callers may reach from outside, and the cluster that serves it."""
+
+    cluster: str
+    service: str  # full name
+    name: str
+    needs_no_token: bool
+    json_paths: list[str]
+
+    @property
+    def paths(self) -> list[str]:
+        """As gRPC and as JSON calls ask for it."""
+        return [f"/{self.service}/{self.name}", *self.json_paths]
+
+
+def _public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
+    """What the compiled protos declare for these services."""
+    clusters = {f"gotohotel.{part(name)}.v1": name for name in services}
+    for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        for service in file.service if file.package in clusters else ():
+            for method in service.method:
+                if access.is_public(method.options):
+                    yield PublicRpc(
+                        clusters[file.package],
+                        f"{file.package}.{service.name}",
+                        method.name,
+                        access.ANYBODY in access.allowed_roles(method.options),
+                        [binding.path for binding in access.bindings(method.options)],
+                    )
+
+
+def _route(rpc: PublicRpc) -> str:
+    route = {
+        "name": rpc.name,
+        "match": {"path": rpc.paths[0]},
+        "route": {
+            "cluster": rpc.cluster,
+            "timeout": "12s",
+            "max_stream_duration": {"grpc_timeout_header_max": "10s"},
+        },
+    }
+    return f"                        - {json.dumps(route)}"
+
+
+def _rule(path: str) -> str:
+    """No token is asked for at this path; {field} stands for any text without a slash."""
+    regex = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
+    return f"                        - {json.dumps({'match': {'safe_regex': {'regex': regex}}})}"
 
 
 def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:

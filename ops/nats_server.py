@@ -8,7 +8,7 @@ from pathlib import Path
 import nats
 from nats.js.errors import APIError, NotFoundError
 
-from gotohotel.bus import DEAD_LETTERS, EVENTS
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
 from ops.errors import StackError
 from ops.services import OPERATOR, SERVICES, part
 

@@ -11,7 +11,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig
 
 import mypage_svc
-from gotohotel.bus import EVENTS, is_poison
+from gotohotel.bus.consumer import is_poison
+from gotohotel.bus.streams import EVENTS
 from gotohotel.database import statements_of
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.policies import policies

@@ -5,7 +5,7 @@ from typing import Any
 
 import asyncpg
 
-from gotohotel.domain import first_id_at
+from gotohotel.ids import first_id_at
 from ops.errors import StackError
 from ops.services import PUBLISHERS
 from ops.stack import Stack

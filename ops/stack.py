@@ -401,7 +401,6 @@ class Stack:
             "MAX_SUBJECTS": 10_000,
             "JWT_ISSUER": tokens.ISSUER,
             "JWKS": jwks,
-            "DESCRIPTORS": Path(gotohotel.__file__).parent / "descriptors.binpb",
             "ACCESS_LOG": self.home / "log" / "access.log",
         }
         (self.home / "envoy.yaml").write_text(gateway.render(values, services))

@@ -19,7 +19,7 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
-from gotohotel.bus import EVENTS
+from gotohotel.bus.streams import EVENTS
 from ops.errors import StackError
 from ops.stack import Stack
 

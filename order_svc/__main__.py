@@ -10,7 +10,7 @@ from pydantic import Field
 from gotohotel.app import App, run
 from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2
-from gotohotel.rpc import open_client
+from gotohotel.rpc.client import open_client
 from gotohotel.settings import Settings, Timeout
 from order_svc.clients import GrpcPayments
 from order_svc.jobs import Jobs

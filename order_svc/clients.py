@@ -6,7 +6,7 @@ from datetime import UTC
 import grpc
 
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import CallFailed, RpcClient
+from gotohotel.rpc.client import CallFailed, RpcClient
 from gotohotel.wire import money_from_proto, money_to_proto
 from order_svc.domain import (
     IN_PROGRESS,

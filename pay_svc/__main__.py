@@ -6,11 +6,10 @@ from typing import Annotated
 from pydantic import Field
 
 from gotohotel.app import App, run
-from gotohotel.database import migrate, open_database
 from gotohotel.pay.v1 import pay_service_pb2
 from gotohotel.settings import Settings, Timeout
 from pay_svc.jobs import Jobs
-from pay_svc.processor import SANDBOX_MIGRATIONS, SandboxProcessor
+from pay_svc.processor import PROCESSORS
 from pay_svc.server import PayServer
 from pay_svc.store import PostgresPayments
 
@@ -18,21 +17,18 @@ from pay_svc.store import PostgresPayments
 class PaySettings(Settings):
     """PAY_… in the environment."""
 
-    sandbox_database_url: str  # the sandbox processor's own books
+    processor: Annotated[str, Field(pattern=f"^({'|'.join(PROCESSORS)})$")] = (
+        "sandbox"  # the adapter; it has its own settings
+    )
     fingerprint_key: str  # keys the hashes of card numbers
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a cancel that comes before any charge
     processor_timeout_seconds: Timeout = 2.0
     settle_every_seconds: Timeout = 2.0
-    sandbox_delay_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # every charge sleeps a random 0…N ms
 
 
 async def compose(app: App, settings: PaySettings) -> None:
     """Builds the service out of its parts."""
-    await migrate(settings.sandbox_database_url, SANDBOX_MIGRATIONS)
-    ledger = await app.resources.enter_async_context(
-        open_database(settings.sandbox_database_url, name="sandbox processor", pool_size=settings.pool_size)
-    )
-    processor = SandboxProcessor(ledger, delay_ms=settings.sandbox_delay_ms)
+    processor = await app.resources.enter_async_context(PROCESSORS[settings.processor]())
     server = PayServer(
         app.database,
         processor,

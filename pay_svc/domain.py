@@ -6,9 +6,8 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Protocol
 
-from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, passes_luhn
-
-UNAVAILABLE = "PAYMENT_UNAVAILABLE"
+from gotohotel.cards import passes_luhn
+from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound
 
 
 class PaymentNotFound(NotFound):
@@ -29,6 +28,19 @@ class RefundPending(Conflict):
 
 class ProcessorUnavailable(Exception):
     """The card processor gave no answer, or an error for one: whether it did what it was asked is unknown."""
+
+
+class DeclineReason(StrEnum):
+    """Why an attempt did not succeed: gotohotel.pay.v1.DeclineReason. What it does not have is CARD_DECLINED."""
+
+    CARD_DECLINED = "CARD_DECLINED"
+    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
+    EXPIRED_CARD = "EXPIRED_CARD"
+    PAYMENT_UNAVAILABLE = "PAYMENT_UNAVAILABLE"
+
+    @classmethod
+    def _missing_(cls, _: object) -> "DeclineReason":
+        return cls.CARD_DECLINED
 
 
 class Status(StrEnum):
@@ -96,9 +108,9 @@ class Charge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The processor did not take the money, and for this try never will."""
+    """The processor did not take the money, and for this attempt never will."""
 
-    reason: str
+    reason: DeclineReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,7 +136,7 @@ class PaymentCanceled(Event):
 
 
 class Payment(Aggregate):
-    """An order's payment. One try at a time: another begins only when the truth of the last one is known."""
+    """An order's payment. One attempt at a time: another begins only when the outcome of the last one is known."""
 
     def __init__(
         self,
@@ -139,6 +151,7 @@ class Payment(Aggregate):
         card: MaskedCard | None = None,
         attempt_id: str | None = None,
         attempt_open_since: datetime | None = None,
+        created_attempt_id: str | None = None,
         decline_reason: str = "",
         approval_no: str = "",
         approved_at: datetime | None = None,
@@ -159,6 +172,7 @@ class Payment(Aggregate):
         self.card = card
         self.attempt_id = attempt_id
         self.attempt_open_since = attempt_open_since
+        self.created_attempt_id = created_attempt_id
         self.decline_reason = decline_reason
         self.approval_no = approval_no
         self.approved_at = approved_at
@@ -176,7 +190,7 @@ class Payment(Aggregate):
         return Status.PENDING if self.attempt_open_since else Status.DECLINED
 
     def may_be_tried(self, attempt_id: str) -> bool:
-        """Whether this try may go to the processor: not once it ends, not beside another, not a second time."""
+        """Whether this attempt may go to the processor: not once it ends, not beside another, not a second time."""
         ends = self.cancel_asked_at or self.close_asked_at
         return self.status == Status.DECLINED and not ends and self.attempt_id != attempt_id
 
@@ -194,6 +208,18 @@ class Payment(Aggregate):
         self.decline_reason = ""
         self.updated_at = started_at
         return True
+
+    def note_created(self, attempt_id: str) -> bool:
+        """The processor has answered to know this attempt. Returns False if it is not open any more."""
+        if self.attempt_id != attempt_id or self.attempt_open_since is None:
+            return False
+        self.created_attempt_id = attempt_id
+        return True
+
+    @property
+    def was_confirmed(self) -> bool:
+        """Whether the open attempt may have been confirmed: the card goes out only once `note_created` is stored."""
+        return self.created_attempt_id is not None and self.created_attempt_id == self.attempt_id
 
     def settle_attempt(self, attempt_id: str, outcome: Charge | Refusal, *, at: datetime) -> bool:
         """Records the outcome of an open attempt. Returns False, and changes nothing, if it is known already."""
@@ -215,7 +241,8 @@ class Payment(Aggregate):
     def close(self, *, at: datetime) -> None:
         """From here on no attempt begins. Canceled for good, unless it is charged or an attempt is still open.
 
-        An open attempt's truth decides: uncharged, it closes the payment; charged, the payment stands. Safe to repeat.
+        The outcome of an open attempt decides: uncharged, it closes the payment; charged, the payment stands. Safe to
+        repeat.
         """
         if self.close_asked_at is None and not self.cancel_asked_at:
             self.close_asked_at = at
@@ -223,7 +250,7 @@ class Payment(Aggregate):
             self.cancel(at=at)
 
     def ask_cancel(self, *, at: datetime) -> None:
-        """From here on no try begins; what was charged is to be given back."""
+        """From here on no attempt begins; what was charged is to be given back."""
         if self.cancel_asked_at is None:
             self.cancel_asked_at = at
             self.updated_at = at
@@ -253,23 +280,35 @@ class Payments(Protocol):
         """Saves changes and announces what happened."""
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
-        """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
+        """Orders whose payment has had an open attempt or an unfinished cancel for that long, and is due now."""
 
 
 class Processor(Protocol):
-    """The card processor. What an adapter must promise:
+    """The card processor: a payment is created under a key, then confirmed with the card, or canceled.
 
-    - A key is charged at most once, however often and however late `charge` reaches the processor.
-    - `settle` tells the truth of a key and makes it final: if there is no charge, there never will be one.
-    - `refund` may be repeated; a charge that was given back already counts as done.
+    What every adapter must promise:
+    - A key is charged at most once, however often and however late `confirm` reaches the processor.
+    - What `cancel` and `confirm` return of a key is final.
+    - `create`, `confirm`, `cancel` and `refund` may be repeated.
     - Whatever can't be told apart from "maybe it happened" raises ProcessorUnavailable.
+
+    A processor that can't close a key which it has never seen says so in `closes_unseen_keys`: then pay_svc stores that
+    the processor has answered `create` before it sends the card (Payment.note_created).
     """
 
-    async def charge(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
-        """Charges the card once under this key, with the order as the reference."""
+    closes_unseen_keys: bool
 
-    async def settle(self, key: str) -> Charge | Refusal:
-        """What became of this key, for good."""
+    async def create(self, key: str, *, order_id: str, amount: Money) -> None:
+        """Announces a payment under this key, with the order as the reference. Charges nothing."""
+
+    async def confirm(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
+        """Charges the card, once under this key. A canceled key is refused."""
+
+    async def cancel(self, key: str) -> Charge | Refusal:
+        """Closes a key that is not charged, and says what became of it: nothing follows that changes this.
+
+        Raises ProcessorUnavailable as long as the processor can't tell.
+        """
 
     async def refund(self, key: str) -> None:
-        """Gives back all that was charged under this key."""
+        """Gives back all that was charged under this key; a charge that was given back already counts as done."""

@@ -7,9 +7,9 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gotohotel.database import Database
-from gotohotel.domain import parse_id
+from gotohotel.ids import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import DESK, GUEST, SERVICE, Caller, allow
+from gotohotel.rpc.identity import Caller
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
 from pay_svc.domain import (
@@ -49,7 +49,6 @@ class PayServer:
         self._timeout = processor_timeout_seconds
         self._clock = clock
 
-    @allow(SERVICE)
     async def ProcessPayment(self, request: pb.ProcessPaymentRequest, _: Caller) -> pb.Payment:
         card = Card(request.card_no)
         payment = await service.process_payment(
@@ -66,7 +65,6 @@ class PayServer:
         )
         return _payment(payment)
 
-    @allow(SERVICE)
     async def CancelPayment(self, request: pb.CancelPaymentRequest, _: Caller) -> pb.Payment:
         order_id = parse_id(request.order_id, "orderId")
         try:
@@ -83,22 +81,18 @@ class PayServer:
             raise RefundPending() from None
         return _payment(payment)
 
-    @allow(SERVICE)
     async def ClosePayment(self, request: pb.ClosePaymentRequest, _: Caller) -> pb.ClosePaymentResponse:
         order_id = parse_id(request.order_id, "orderId")
         payment = await service.close_payment(self._payments, order_id, currency=self._currency, clock=self._clock)
         return _closure(payment)
 
-    @allow(SERVICE)
     async def CheckAvailability(self, _: pb.CheckAvailabilityRequest, __: Caller) -> pb.CheckAvailabilityResponse:
         await self._payments.find(NO_ORDER)  # a database that is away is an error
         return pb.CheckAvailabilityResponse()
 
-    @allow(GUEST, DESK)
     async def GetPayment(self, request: pb.GetPaymentRequest, caller: Caller) -> pb.Payment:
         return _payment(await self._payments.get(parse_id(request.order_id, "orderId"), owner=caller.owner))
 
-    @allow(GUEST, DESK)
     async def ListPayments(self, request: pb.ListPaymentsRequest, caller: Caller) -> pb.ListPaymentsResponse:
         page = parse_page(request)
         payments = await self._payments.page(owner=caller.owner, before=page.before, size=page.size)

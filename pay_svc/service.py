@@ -6,13 +6,16 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gotohotel.conflicts import is_repetition, until_saved
-from gotohotel.domain import Money, new_id
+from gotohotel.domain import Money
+from gotohotel.ids import new_id
 from pay_svc.domain import (
     Booking,
     Card,
     Charge,
+    DeclineReason,
     MaskedCard,
     Payment,
+    PaymentChanged,
     Payments,
     Processor,
     ProcessorUnavailable,
@@ -37,9 +40,9 @@ async def process_payment(
     timeout_seconds: float,
     clock: Clock,
 ) -> Payment:
-    """Charges the order, unless it is charged, canceled, or another try is under way: then as it is.
+    """Charges the order, unless it is charged, canceled, or another attempt is open: then as it is.
 
-    The answer is PENDING if the processor could not even be asked for the truth; settle_payment will.
+    The result is PENDING if the processor can't tell what became of the attempt; settle_payment will ask again.
     """
     now = clock()
     zero = Money.zero(amount.currency)
@@ -50,22 +53,29 @@ async def process_payment(
         if not payment.start_attempt(attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now):
             return payment
         await payments.save(payment)
+    outcome = None
     try:
         async with asyncio.timeout(timeout_seconds):
-            outcome = await processor.charge(attempt_id, order_id=order_id, amount=amount, card=card)
+            await processor.create(attempt_id, order_id=order_id, amount=amount)
+            if not processor.closes_unseen_keys:
+                # Whoever settles the attempt meanwhile makes this save fail: then the card is not sent.
+                payment.note_created(attempt_id)
+                await payments.save(payment)
+            outcome = await processor.confirm(attempt_id, order_id=order_id, amount=amount, card=card)
     except (ProcessorUnavailable, TimeoutError) as error:
         logger.warning("order %s: the processor's answer is unknown: %r", order_id, error)
-        try:
-            outcome = await _ask_for_the_truth(processor, attempt_id, timeout_seconds)
-        except ProcessorUnavailable:
-            return payment
-    return await _settle(payments, payment, attempt_id, outcome, clock)
+    except PaymentChanged:
+        return await payments.find(order_id) or payment
+    try:
+        return await _settle(payments, processor, payment, outcome, timeout_seconds=timeout_seconds, clock=clock)
+    except ProcessorUnavailable:
+        return payment
 
 
 async def close_payment(payments: Payments, order_id: str, *, currency: str, clock: Clock) -> Payment:
     """Closes an order's payment unless something is, or may still be, charged; answers what it is. Safe to repeat.
 
-    No attempt begins after it. One that is open stays open until settle_payment knows its truth, which then decides.
+    No attempt begins after it. One that is open stays open until settle_payment knows its outcome, which then decides.
     """
     now = clock()
     nothing = _untried(order_id, currency, at=now)
@@ -114,13 +124,11 @@ def _untried(order_id: str, currency: str, *, at: datetime) -> Payment:
 async def settle_payment(
     payments: Payments, processor: Processor, order_id: str, *, timeout_seconds: float, clock: Clock
 ) -> None:
-    """Brings an open try or an unfinished cancel to its end by asking the processor."""
+    """Brings an open attempt or an unfinished cancel to its end by asking the processor."""
     payment = await payments.find(order_id)
     if payment is None:
         return
-    if payment.attempt_open_since and payment.attempt_id:
-        outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
-        payment = await _settle(payments, payment, payment.attempt_id, outcome, clock)
+    payment = await _settle(payments, processor, payment, timeout_seconds=timeout_seconds, clock=clock)
     if payment.cancel_asked_at:
         await _finish_cancel(payments, processor, payment, timeout_seconds, clock)
 
@@ -130,9 +138,7 @@ async def _finish_cancel(
 ) -> Payment:
     if payment.canceled_at:
         return payment
-    if payment.attempt_open_since and payment.attempt_id:
-        outcome = await _ask_for_the_truth(processor, payment.attempt_id, timeout_seconds)
-        payment = await _settle(payments, payment, payment.attempt_id, outcome, clock)
+    payment = await _settle(payments, processor, payment, timeout_seconds=timeout_seconds, clock=clock)
     if payment.approved_at and payment.attempt_id:
         try:
             async with asyncio.timeout(timeout_seconds):
@@ -144,22 +150,39 @@ async def _finish_cancel(
     return payment
 
 
-async def _ask_for_the_truth(processor: Processor, attempt_id: str, timeout_seconds: float) -> Charge | Refusal:
-    try:
-        async with asyncio.timeout(timeout_seconds):
-            return await processor.settle(attempt_id)
-    except TimeoutError:
-        raise ProcessorUnavailable("no answer in time") from None
-
-
 async def _settle(
-    payments: Payments, payment: Payment, attempt_id: str, outcome: Charge | Refusal, clock: Clock
+    payments: Payments,
+    processor: Processor,
+    payment: Payment,
+    outcome: Charge | Refusal | None = None,
+    *,
+    timeout_seconds: float,
+    clock: Clock,
 ) -> Payment:
-    """Stores a try's truth, unless somebody else has done so or gone further."""
+    """Stores what became of the open attempt: the outcome if it is known, else what the processor says.
+
+    Changes nothing if somebody else has stored it. Raises ProcessorUnavailable if the processor can't tell.
+    """
+    attempt_id = payment.attempt_id
     async for attempt in until_saved():
         with attempt:
             if is_repetition(attempt):
                 payment = await payments.find(payment.order_id) or payment
-            if payment.settle_attempt(attempt_id, outcome, at=clock()):
+            if attempt_id is None or payment.attempt_id != attempt_id or payment.attempt_open_since is None:
+                return payment
+            found = outcome or await _what_became_of_it(processor, payment, attempt_id, timeout_seconds)
+            if payment.settle_attempt(attempt_id, found, at=clock()):
                 await payments.save(payment)
     return payment
+
+
+async def _what_became_of_it(
+    processor: Processor, payment: Payment, attempt_id: str, timeout_seconds: float
+) -> Charge | Refusal:
+    if not processor.closes_unseen_keys and not payment.was_confirmed:
+        return Refusal(reason=DeclineReason.PAYMENT_UNAVAILABLE)  # and once this is stored nobody sends the card
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await processor.cancel(attempt_id)
+    except TimeoutError:
+        raise ProcessorUnavailable("no answer in time") from None

@@ -4,86 +4,89 @@ import base64
 import json
 from dataclasses import asdict, fields
 from datetime import timedelta
-from typing import Any
 
-from gotohotel.database import Connection
+from gotohotel.columns import Column, Columns, Statement
+from gotohotel.database import Connection, Row
 from gotohotel.domain import Money
-from gotohotel.outbox import as_columns, insert_statement
+from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from pay_svc import wire
 from pay_svc.domain import Booking, MaskedCard, Payment, PaymentChanged, PaymentNotFound
 
 BOOKING_FIELDS = tuple(field.name for field in fields(Booking))
-COLUMNS = """
-    id, order_id, booking, currency, amount, refunded, card_brand, card_last4, card_fingerprint, attempt_id,
-    attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at, canceled_at, close_asked_at, version,
-    revision, created_at, updated_at
-"""
+
+
+def _booking_json(booking: Booking) -> str:
+    return json.dumps({**asdict(booking), "unknown": base64.b64encode(booking.unknown).decode()})
+
+
+COLUMNS = Columns[Payment](
+    Column("owner", "text", lambda payment: payment.booking.owner if payment.booking else ""),
+    Column("booking", "jsonb", lambda payment: _booking_json(payment.booking) if payment.booking else None),
+    Column("currency", "text", lambda payment: payment.amount.currency),
+    Column("amount", "numeric", lambda payment: payment.amount.amount),
+    Column("refunded", "numeric", lambda payment: payment.refunded.amount),
+    Column("status", "text", lambda payment: payment.status.value),
+    Column("card_brand", "text", lambda payment: payment.card.brand if payment.card else None),
+    Column("card_last4", "text", lambda payment: payment.card.last4 if payment.card else None),
+    Column("card_fingerprint", "bytea", lambda payment: payment.card.fingerprint if payment.card else None),
+    Column("attempt_id", "uuid", lambda payment: payment.attempt_id),
+    Column("attempt_open_since", "timestamptz", lambda payment: payment.attempt_open_since),
+    Column("created_attempt_id", "uuid", lambda payment: payment.created_attempt_id),
+    Column("decline_reason", "text", lambda payment: payment.decline_reason),
+    Column("approval_no", "text", lambda payment: payment.approval_no),
+    Column("approved_at", "timestamptz", lambda payment: payment.approved_at),
+    Column("cancel_asked_at", "timestamptz", lambda payment: payment.cancel_asked_at),
+    Column("canceled_at", "timestamptz", lambda payment: payment.canceled_at),
+    Column("close_asked_at", "timestamptz", lambda payment: payment.close_asked_at),
+    Column("version", "bigint", lambda payment: payment.version),
+    Column("updated_at", "timestamptz", lambda payment: payment.updated_at),
+)
+STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
+CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
 
 # The primary key makes it one payment per order: of two calls at once, one adds and the other finds it.
-ADD = f"""
+ADD = Statement(f"""
 WITH added AS (
-    INSERT INTO payments (
-        order_id, id, created_at, owner, booking, currency, amount, refunded, status, card_brand, card_last4,
-        card_fingerprint, attempt_id, attempt_open_since, decline_reason, approval_no, approved_at, cancel_asked_at,
-        canceled_at, close_asked_at, version, updated_at
-    )
-    VALUES (
-        $1, $2, $3, $4, $5::jsonb, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22
-    )
+    INSERT INTO payments (order_id, id, created_at, {COLUMNS.listed})
+    VALUES (:order_id::uuid, :id::uuid, :created_at::timestamptz, {COLUMNS.parameters})
     ON CONFLICT DO NOTHING
     RETURNING order_id
 ),
 announced AS (
-    {insert_statement(23)} WHERE EXISTS (SELECT FROM added)
+    {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM added)
 )
 SELECT count(*) FROM added
-"""
+""")
 
 # What a newer release has added to a stored booking stays in it.
-SAVE = f"""
+SAVE = Statement(f"""
 WITH saved AS (
     UPDATE payments
     SET revision = revision + 1,
-        owner = $3,
-        booking = coalesce(booking || $4::jsonb, $4::jsonb, booking),
-        currency = $5,
-        amount = $6,
-        refunded = $7,
-        status = $8,
-        card_brand = $9,
-        card_last4 = $10,
-        card_fingerprint = $11,
-        attempt_id = $12,
-        attempt_open_since = $13,
-        decline_reason = $14,
-        approval_no = $15,
-        approved_at = $16,
-        cancel_asked_at = $17,
-        canceled_at = $18,
-        close_asked_at = $19,
-        version = $20,
-        updated_at = $21,
+        booking = coalesce(payments.booking || new.booking, new.booking, payments.booking),
+        {CHANGED},
         next_try_at = now(),
         tries = 0
-    WHERE order_id = $1
-      AND revision = $2
+    FROM (SELECT {COLUMNS.parameters}) AS new ({COLUMNS.listed})
+    WHERE order_id = :order_id::uuid
+      AND revision = :revision::bigint
     RETURNING order_id
 ),
 announced AS (
-    {insert_statement(22)} WHERE EXISTS (SELECT FROM saved)
+    {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
 )
 SELECT count(*) FROM saved
-"""
+""")
 
 FIND = f"""
-SELECT {COLUMNS}
+SELECT {STORED}
 FROM payments
 WHERE order_id = $1
   AND ($2::text IS NULL OR owner = $2)
 """
 
 LIST = f"""
-SELECT {COLUMNS}
+SELECT {STORED}
 FROM payments
 WHERE order_id < $1
 ORDER BY order_id DESC
@@ -92,7 +95,7 @@ LIMIT $2
 
 # A statement of its own: one for both could use no index for the owner.
 LIST_OF_OWNER = f"""
-SELECT {COLUMNS}
+SELECT {STORED}
 FROM payments
 WHERE owner = $3
   AND order_id < $1
@@ -129,9 +132,15 @@ class PostgresPayments:
     async def add(self, payment: Payment) -> bool:
         """Adds an order's first payment, with what it announces. False if the order has one already."""
         added = await self._connection.fetchval(
-            ADD,
-            *(payment.order_id, payment.id, payment.created_at, *_values(payment)),
-            *as_columns(wire.outbox_rows(payment)),
+            *ADD.bind(
+                {
+                    "order_id": payment.order_id,
+                    "id": payment.id,
+                    "created_at": payment.created_at,
+                    **COLUMNS.values(payment),
+                    **outbox_values(wire.outbox_rows(payment)),
+                }
+            ),
         )
         payment.revision = 1
         return bool(added)
@@ -156,35 +165,22 @@ class PostgresPayments:
     async def save(self, payment: Payment) -> None:
         """Saves changes and announces what happened. Raises PaymentChanged if somebody saved in between."""
         saved = await self._connection.fetchval(
-            SAVE,
-            *(payment.order_id, payment.revision, *_values(payment)),
-            *as_columns(wire.outbox_rows(payment)),
+            *SAVE.bind(
+                {
+                    "order_id": payment.order_id,
+                    "revision": payment.revision,
+                    **COLUMNS.values(payment),
+                    **outbox_values(wire.outbox_rows(payment)),
+                }
+            ),
         )
         if not saved:
             raise PaymentChanged()
         payment.revision += 1
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
-        """Orders whose payment has had an open try or an unfinished cancel for that long, and is to be tried now."""
+        """Orders whose payment has had an open attempt or an unfinished cancel for that long, and is due now."""
         return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, limit)]
-
-
-def _values(payment: Payment) -> tuple[Any, ...]:
-    """The changing columns, in the order in which ADD and SAVE name them."""
-    booking, card = payment.booking, payment.card
-    return (
-        booking.owner if booking else "",
-        _booking_json(booking) if booking else None,
-        *(payment.amount.currency, payment.amount.amount, payment.refunded.amount, payment.status.value),
-        *((card.brand, card.last4, card.fingerprint) if card else (None, None, None)),
-        *(payment.attempt_id, payment.attempt_open_since, payment.decline_reason, payment.approval_no),
-        *(payment.approved_at, payment.cancel_asked_at, payment.canceled_at, payment.close_asked_at),
-        *(payment.version, payment.updated_at),
-    )
-
-
-def _booking_json(booking: Booking) -> str:
-    return json.dumps({**asdict(booking), "unknown": base64.b64encode(booking.unknown).decode()})
 
 
 def _booking(text: str) -> Booking:
@@ -194,7 +190,7 @@ def _booking(text: str) -> Booking:
     return Booking(**{**known, "unknown": base64.b64decode(stored.get("unknown", ""))})
 
 
-def _payment(row: Any) -> Payment:
+def _payment(row: Row) -> Payment:
     card = None
     if row["card_brand"] is not None:
         card = MaskedCard(brand=row["card_brand"], last4=row["card_last4"], fingerprint=row["card_fingerprint"])
@@ -209,6 +205,7 @@ def _payment(row: Any) -> Payment:
         card=card,
         attempt_id=str(row["attempt_id"]) if row["attempt_id"] else None,
         attempt_open_since=row["attempt_open_since"],
+        created_attempt_id=str(row["created_attempt_id"]) if row["created_attempt_id"] else None,
         decline_reason=row["decline_reason"],
         approval_no=row["approval_no"],
         approved_at=row["approved_at"],

@@ -8,7 +8,7 @@ from pydantic import Field
 from gotohotel.app import App, run
 from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
 from gotohotel.reservation.v1 import reservation_service_pb2
-from gotohotel.rpc import open_client
+from gotohotel.rpc.client import open_client
 from gotohotel.settings import Settings, Timeout
 from reservation_svc.clients import GrpcPayments
 from reservation_svc.jobs import Jobs

@@ -1,7 +1,7 @@
 """Calls to pay_svc, through the gateway's egress listener."""
 
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import CallFailed, RpcClient
+from gotohotel.rpc.client import CallFailed, RpcClient
 from reservation_svc.domain import PaymentNotCanceled
 
 CANCEL_PAYMENT = "/gotohotel.pay.v1.PayService/CancelPayment"

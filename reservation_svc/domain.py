@@ -7,7 +7,8 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState, parse_text
+from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState
+from gotohotel.texts import parse_text
 
 
 class ReservationNotFound(NotFound):

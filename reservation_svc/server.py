@@ -4,13 +4,15 @@ import logging
 import secrets
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
-from gotohotel.database import Database
-from gotohotel.domain import Invalid, parse_id, parse_text
+from gotohotel.database import Connection, Database
+from gotohotel.domain import Invalid
 from gotohotel.idempotency import IdempotencyStore
+from gotohotel.ids import parse_id
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
-from gotohotel.rpc import DESK, Caller, Unavailable, allow
+from gotohotel.rpc.identity import Caller
+from gotohotel.rpc.status import Unavailable
+from gotohotel.texts import parse_text
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from reservation_svc import service
 from reservation_svc.domain import (
@@ -50,7 +52,6 @@ class ReservationServer:
         self._currency_digits = currency_digits
         self._clock = clock
 
-    @allow(DESK)
     async def ListReservations(self, request: pb.ListReservationsRequest, _: Caller) -> pb.ListReservationsResponse:
         page = parse_page(request)
         if request.status not in pb.Reservation.Status.values():
@@ -60,16 +61,14 @@ class ReservationServer:
         token = page.next_token([reservation.order_id for reservation in reservations])
         return pb.ListReservationsResponse(reservations=map(_reservation, reservations), next_page_token=token)
 
-    @allow(DESK)
     async def GetReservation(self, request: pb.GetReservationRequest, _: Caller) -> pb.Reservation:
         return _reservation(await self._reservations.get(parse_id(request.order_id, "orderId")))
 
-    @allow(DESK)
     async def ConfirmReservation(self, request: pb.ConfirmReservationRequest, caller: Caller) -> pb.Reservation:
         order_id = parse_id(request.order_id, "orderId")
         number = "".join(secrets.choice(CONFIRMATION_ALPHABET) for _ in range(10))
 
-        async def confirm(connection: Any) -> pb.Reservation:
+        async def confirm(connection: Connection) -> pb.Reservation:
             reservations = PostgresReservations(connection)
             return _reservation(
                 await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=self._clock())
@@ -77,26 +76,22 @@ class ReservationServer:
 
         return await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
 
-    @allow(DESK)
     async def RejectReservation(self, request: pb.RejectReservationRequest, caller: Caller) -> pb.Reservation:
         return await self._end(request, caller, Status.REJECTED)
 
-    @allow(DESK)
     async def CancelReservation(self, request: pb.CancelReservationRequest, caller: Caller) -> pb.Reservation:
         return await self._end(request, caller, Status.CANCELED)
 
-    @allow(DESK)
     async def ListRoomTypes(self, _: pb.ListRoomTypesRequest, __: Caller) -> pb.ListRoomTypesResponse:
         return pb.ListRoomTypesResponse(room_types=map(_room_type, await self._room_types.all()))
 
-    @allow(DESK)
     async def UpsertRoomType(self, request: pb.UpsertRoomTypeRequest, caller: Caller) -> pb.RoomType:
         rate = money_from_proto(request.nightly_rate, "nightlyRate")
         if rate.currency != self._currency or rate.amount != round(rate.amount, self._currency_digits):
             raise Invalid("nightlyRate", f"must be in {self._currency} with {self._currency_digits} decimals")
         display_name = parse_text(request.display_name, "displayName", limit=100)
 
-        async def upsert(connection: Any) -> pb.RoomType:
+        async def upsert(connection: Connection) -> pb.RoomType:
             return _room_type(
                 await service.set_room_type(
                     PostgresRoomTypes(connection),

@@ -6,11 +6,11 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
-from gotohotel.database import Connection
+from gotohotel.columns import Column, Columns, Statement
+from gotohotel.database import Connection, Row
 from gotohotel.domain import Money
-from gotohotel.outbox import as_columns, insert_statement
+from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from gotohotel.policies import ReceivedEvent
 from reservation_svc import wire
 from reservation_svc.domain import (
@@ -25,19 +25,54 @@ from reservation_svc.domain import (
 )
 
 BOOKING_FIELDS = ("name", "phone_no", "room_type", "guest_cnt", "check_in", "check_out")
-COLUMNS = """
-    order_id, booking, confirmed_at, confirmation_no, ending_status, ending_reason, ending_asked_at, ending_binding,
-    ended_at, version, revision, created_at, updated_at
-"""
+
+
+def _booking_json(booking: Booking) -> str:
+    return json.dumps(
+        {
+            "name": booking.name,
+            "phone_no": booking.phone_no,
+            "room_type": booking.room_type,
+            "guest_cnt": booking.guest_cnt,
+            "check_in": booking.check_in,
+            "check_out": booking.check_out,
+            "currency": booking.amount.currency,
+            "amount": str(booking.amount.amount),
+        }
+    )
+
+
+CHANGES = Columns[Reservation](
+    Column("order_id", "uuid", lambda reservation: reservation.order_id),
+    Column("revision", "bigint", lambda reservation: reservation.revision),
+    Column("version", "bigint", lambda reservation: reservation.version),
+    Column("status", "text", lambda reservation: reservation.status.value),
+    Column("booking", "jsonb", lambda reservation: _booking_json(reservation.booking) if reservation.booking else None),
+    Column("confirmed_at", "timestamptz", lambda reservation: reservation.confirmed_at),
+    Column("confirmation_no", "text", lambda reservation: reservation.confirmation_no or None),
+    Column("ending_status", "text", lambda reservation: reservation.ending and reservation.ending.status.value),
+    Column("ending_reason", "text", lambda reservation: reservation.ending and reservation.ending.reason),
+    Column("ending_asked_at", "timestamptz", lambda reservation: reservation.ending and reservation.ending.asked_at),
+    Column("ending_binding", "boolean", lambda reservation: reservation.ending and reservation.ending.binding),
+    Column("ended_at", "timestamptz", lambda reservation: reservation.ended_at),
+    Column("created_at", "timestamptz", lambda reservation: reservation.created_at),
+    Column("updated_at", "timestamptz", lambda reservation: reservation.updated_at),
+)
+ADDED = ", ".join(column for column in CHANGES.names if column != "revision")
+CHANGED = ", ".join(
+    f"{column} = change.{column}"
+    for column in CHANGES.names
+    if column not in ("order_id", "revision", "booking", "created_at")
+)
 
 FIND = f"""
-SELECT {COLUMNS}
+SELECT {CHANGES.listed}
 FROM reservations
 WHERE order_id = ANY($1::uuid[])
 """
 
 LIST = f"""
-SELECT {COLUMNS}
+SELECT {CHANGES.listed}
 FROM reservations
 WHERE booking IS NOT NULL
   AND order_id < $1
@@ -47,7 +82,7 @@ LIMIT $2
 
 # A statement of its own: one for both could use no index for the status.
 LIST_OF_STATUS = f"""
-SELECT {COLUMNS}
+SELECT {CHANGES.listed}
 FROM reservations
 WHERE booking IS NOT NULL
   AND status = $3
@@ -59,25 +94,14 @@ LIMIT $2
 # Any number of reservations at once, in the order of their ids, so that two batches wait for one another instead of
 # deadlocking: new ones (revision 0) are inserted, others updated if nobody was faster. What a newer release has added
 # to a stored booking stays in it.
-SAVE = f"""
+SAVE = Statement(f"""
 WITH change AS (
     SELECT *
-    FROM unnest(
-        $1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::jsonb[], $6::timestamptz[], $7::text[], $8::text[],
-        $9::text[], $10::timestamptz[], $11::boolean[], $12::timestamptz[], $13::timestamptz[], $14::timestamptz[]
-    ) AS change (
-        order_id, revision, version, status, booking, confirmed_at, confirmation_no, ending_status,
-        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
-    )
+    FROM unnest({CHANGES.arrays}) AS change ({CHANGES.listed})
 ),
 added AS (
-    INSERT INTO reservations (
-        order_id, version, status, booking, confirmed_at, confirmation_no, ending_status,
-        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
-    )
-    SELECT
-        order_id, version, status, booking, confirmed_at, confirmation_no, ending_status,
-        ending_reason, ending_asked_at, ending_binding, ended_at, created_at, updated_at
+    INSERT INTO reservations ({ADDED})
+    SELECT {ADDED}
     FROM change
     WHERE revision = 0
     ORDER BY order_id
@@ -87,17 +111,8 @@ added AS (
 saved AS (
     UPDATE reservations
     SET revision = reservations.revision + 1,
-        version = change.version,
-        status = change.status,
         booking = coalesce(reservations.booking || change.booking, change.booking, reservations.booking),
-        confirmed_at = change.confirmed_at,
-        confirmation_no = change.confirmation_no,
-        ending_status = change.ending_status,
-        ending_reason = change.ending_reason,
-        ending_asked_at = change.ending_asked_at,
-        ending_binding = change.ending_binding,
-        ended_at = change.ended_at,
-        updated_at = change.updated_at
+        {CHANGED}
     FROM change
     WHERE reservations.order_id = change.order_id
       AND reservations.revision = change.revision
@@ -107,10 +122,10 @@ done AS (
     SELECT (SELECT count(*) FROM added) + (SELECT count(*) FROM saved) AS rows
 ),
 announced AS (
-    {insert_statement(15)} WHERE (SELECT rows FROM done) = (SELECT count(*) FROM change)
+    {INSERT_OUTBOX} WHERE (SELECT rows FROM done) = (SELECT count(*) FROM change)
 )
 SELECT rows FROM done
-"""
+""")
 
 # Binding endings at once; others, which then become binding, only after the desk's own call must be over. Each is
 # put off before it is tried, so that replicas do not try the same one, and a failure is tried again later and later.
@@ -136,24 +151,32 @@ RETURNING order_id
 
 NOW = "SELECT now()"
 
-ROOM_TYPE_COLUMNS = "id, display_name, capacity, max_guests, currency, nightly_rate, version"
+ROOM_TYPE = Columns[RoomType](
+    Column("id", "text", lambda room_type: room_type.id),
+    Column("display_name", "text", lambda room_type: room_type.display_name),
+    Column("capacity", "integer", lambda room_type: room_type.capacity),
+    Column("max_guests", "integer", lambda room_type: room_type.max_guests),
+    Column("currency", "text", lambda room_type: room_type.nightly_rate.currency),
+    Column("nightly_rate", "numeric", lambda room_type: room_type.nightly_rate.amount),
+    Column("version", "bigint", lambda room_type: room_type.version),
+)
 
 ROOM_TYPES = f"""
-SELECT {ROOM_TYPE_COLUMNS}
+SELECT {ROOM_TYPE.listed}
 FROM room_types
 ORDER BY id
 """
 
-ROOM_TYPE = f"""
-SELECT {ROOM_TYPE_COLUMNS}
+FIND_ROOM_TYPE = f"""
+SELECT {ROOM_TYPE.listed}
 FROM room_types
 WHERE id = $1
 """
 
-SAVE_ROOM_TYPE = f"""
+SAVE_ROOM_TYPE = Statement(f"""
 WITH saved AS (
-    INSERT INTO room_types (id, display_name, capacity, max_guests, currency, nightly_rate, version)
-    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    INSERT INTO room_types ({ROOM_TYPE.listed})
+    VALUES ({ROOM_TYPE.parameters})
     ON CONFLICT (id) DO UPDATE
     SET display_name = excluded.display_name,
         capacity = excluded.capacity,
@@ -165,10 +188,10 @@ WITH saved AS (
     RETURNING id
 ),
 announced AS (
-    {insert_statement(8)} WHERE EXISTS (SELECT FROM saved)
+    {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
 )
 SELECT count(*) FROM saved
-"""
+""")
 
 
 class PostgresReservations:
@@ -206,9 +229,8 @@ class PostgresReservations:
         if not reservations:
             return
         reservations = tuple(sorted(reservations, key=lambda reservation: reservation.order_id))
-        columns = zip(*(_values(reservation) for reservation in reservations), strict=True)
-        events = as_columns(row for reservation in reservations for row in wire.outbox_rows(reservation))
-        saved = await self._connection.fetchval(SAVE, *(list(column) for column in columns), *events)
+        events = outbox_values(row for reservation in reservations for row in wire.outbox_rows(reservation))
+        saved = await self._connection.fetchval(*SAVE.bind({**CHANGES.columns(reservations), **events}))
         if saved != len(reservations):
             raise ReservationChanged()
         for reservation in reservations:
@@ -227,16 +249,13 @@ class PostgresRoomTypes:
 
     async def find(self, room_type_id: str) -> RoomType | None:
         """A room type."""
-        row = await self._connection.fetchrow(ROOM_TYPE, room_type_id)
+        row = await self._connection.fetchrow(FIND_ROOM_TYPE, room_type_id)
         return _room_type(row) if row else None
 
     async def save(self, room_type: RoomType) -> None:
         """Saves a room type and announces it. Raises RoomTypeChangedMeanwhile if somebody saved in between."""
         saved = await self._connection.fetchval(
-            SAVE_ROOM_TYPE,
-            *(room_type.id, room_type.display_name, room_type.capacity, room_type.max_guests),
-            *(room_type.nightly_rate.currency, room_type.nightly_rate.amount, room_type.version),
-            *as_columns(wire.room_type_rows(room_type)),
+            *SAVE_ROOM_TYPE.bind({**ROOM_TYPE.values(room_type), **outbox_values(wire.room_type_rows(room_type))}),
         )
         if not saved:
             raise RoomTypeChangedMeanwhile()
@@ -262,37 +281,10 @@ async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -
     reservations = PostgresReservations(connection)
     loaded = await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))
     work = UnitOfWork(dict(loaded), await connection.fetchval(NOW))
-    before = {reservation.order_id: _values(reservation) for reservation in work.reservations.values()}
+    before = {reservation.order_id: CHANGES.values(reservation) for reservation in work.reservations.values()}
     yield work
-    changed = (r for r in work.reservations.values() if _values(r) != before.get(r.order_id))
+    changed = (r for r in work.reservations.values() if CHANGES.values(r) != before.get(r.order_id))
     await reservations.save(*changed)
-
-
-def _values(reservation: Reservation) -> tuple[Any, ...]:
-    """The values of SAVE's columns."""
-    ending = reservation.ending
-    return (
-        *(reservation.order_id, reservation.revision, reservation.version, reservation.status.value),
-        _booking_json(reservation.booking) if reservation.booking else None,
-        *(reservation.confirmed_at, reservation.confirmation_no or None),
-        *((ending.status.value, ending.reason, ending.asked_at, ending.binding) if ending else (None,) * 4),
-        *(reservation.ended_at, reservation.created_at, reservation.updated_at),
-    )
-
-
-def _booking_json(booking: Booking) -> str:
-    return json.dumps(
-        {
-            "name": booking.name,
-            "phone_no": booking.phone_no,
-            "room_type": booking.room_type,
-            "guest_cnt": booking.guest_cnt,
-            "check_in": booking.check_in,
-            "check_out": booking.check_out,
-            "currency": booking.amount.currency,
-            "amount": str(booking.amount.amount),
-        }
-    )
 
 
 def _booking(text: str) -> Booking:
@@ -302,7 +294,7 @@ def _booking(text: str) -> Booking:
     return Booking(amount=amount, **{name: stored[name] for name in BOOKING_FIELDS})
 
 
-def _reservation(row: Any) -> Reservation:
+def _reservation(row: Row) -> Reservation:
     ending = None
     if row["ending_status"] is not None:
         ending = Ending(
@@ -325,7 +317,7 @@ def _reservation(row: Any) -> Reservation:
     )
 
 
-def _room_type(row: Any) -> RoomType:
+def _room_type(row: Row) -> RoomType:
     return RoomType(
         id=row["id"],
         display_name=row["display_name"],

@@ -11,7 +11,7 @@ from chaos.load import OK, Caller, a_stay
 from chaos.nemesis import NoHarmDone, NotAsItMust, until
 from chaos.rig import Rig, paid
 from chaos.scenario import scenario
-from gotohotel.bus import EVENTS
+from gotohotel.bus.streams import EVENTS
 from ops import dead_letters, rebuild
 from ops.stream import jetstream
 

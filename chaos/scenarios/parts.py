@@ -20,7 +20,7 @@ from chaos.rig import Rig, let_run
 from chaos.scenario import scenario
 from gotohotel.order.v1 import order_service_pb2 as order_pb
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
-from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
 from ops import tokens
 
 LONG_ERROR_SECONDS, LONGEST_ERROR_SECONDS = 3, 5  # three by design; the machine may be busy now and then

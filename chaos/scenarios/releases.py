@@ -11,7 +11,7 @@ from chaos.next_release import NEW_EVENT, NEW_FIELD, next_release
 from chaos.rig import Rig, let_run, paid
 from chaos.scenario import scenario
 from chaos.scenarios.money import silent_processor
-from gotohotel.bus import EVENTS
+from gotohotel.bus.streams import EVENTS
 from gotohotel.outbox import RELAY_LOCK
 from ops.services import SERVICES
 from ops.stream import jetstream

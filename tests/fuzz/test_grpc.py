@@ -11,7 +11,7 @@ from gotohotel.mypage.v1 import mypage_service_pb2 as mypage_pb
 from gotohotel.order.v1 import order_service_pb2 as order_pb
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.reservation.v1 import reservation_service_pb2 as reservation_pb
-from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
 from tests.conftest import Hotel
 from tests.fuzz.conftest import CASES, HOSTILE_TEXTS, Truth
 
@@ -47,7 +47,7 @@ def test_a_mutated_message_is_answered_as_documented(part: str, method: Any, hot
     ports = ["gateway"] if is_internal else ["gateway", part]
     for port in ports:
         with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports[port]}") as channel:
-            call = channel.unary_unary(f"/{method.containing_service.full_name}/{method.name}")
+            call: Any = channel.unary_unary(f"/{method.containing_service.full_name}/{method.name}")
             for _ in range(SHARE // len(ports)):
                 sent = mutated(_message(method, orders, chance).SerializeToString(), chance)
                 caller, role = chance.choice([(truth.guest, "guest"), (hotel.desk, "desk"), (truth.stranger, "guest")])

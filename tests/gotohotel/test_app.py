@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gotohotel.app import App
 from gotohotel.database import Database
 from gotohotel.order.v1 import order_service_pb2 as pb
-from gotohotel.rpc import ROLE_HEADER, SUBJECT_HEADER, Caller
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller
 from gotohotel.settings import SettingRefused, Settings, read_settings
 from ops.stack import Stack
 from tests.gotohotel.test_bus import Seen
@@ -219,7 +219,7 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
     name, subject = f"mend_{uuid.uuid4().hex[:8]}", "gotohotel.order.v1.OrderCanceled"
     await js.add_consumer("EVENTS", durable_name=name, filter_subjects=[subject], max_deliver=3)
     app = an_app(stack, order_database, scratch_url, nats_user="operator")
-    app._bus._name = name
+    app._bus.name = name
     app.listen(Seen().policies)
     running = asyncio.create_task(app.run())
     try:

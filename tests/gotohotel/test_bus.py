@@ -20,12 +20,15 @@ import pytest
 from google.protobuf.message import Message
 from nats.js.api import AckPolicy, ConsumerConfig
 
-from gotohotel import bus as bus_module
-from gotohotel.bus import DEAD_LETTERS, EVENTS, Bus, ConsumerHalted, DeclarationDiffers
+from gotohotel.bus import streams
+from gotohotel.bus.connection import Bus
+from gotohotel.bus.consumer import MAX_POISONED_IN_A_ROW, Consumer, ConsumerHalted
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, DeclarationDiffers, declare_consumer
+from gotohotel.columns import Statement
 from gotohotel.database import Connection, Database
-from gotohotel.domain import new_id
+from gotohotel.ids import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
-from gotohotel.outbox import OutboxRow, Relay, as_columns, insert_statement
+from gotohotel.outbox import INSERT_OUTBOX, OutboxRow, Relay, outbox_values
 from gotohotel.policies import Policies, ReceivedEvent
 from tests.conftest import ROOT, within
 
@@ -115,12 +118,17 @@ async def announce(database: Database, *orders: str, reason: str = "") -> None:
         versions[order] = versions.get(order, 0) + 1
         message = OrderCanceled(order_id=order, version=versions[order], reason=reason)
         rows.append(OutboxRow(order, versions[order], message, NOON))
-    await database.autocommit.execute(insert_statement(1), *as_columns(rows))
+    await store(database, rows)
+
+
+async def store(database: Database, rows: list[OutboxRow]) -> None:
+    """Writes rows as a service's save does."""
+    await database.autocommit.execute(*Statement(INSERT_OUTBOX).bind(outbox_values(rows)))
 
 
 async def announce_message(database: Database, message: Message, aggregate_id: str) -> None:
     """Writes one event."""
-    await database.autocommit.execute(insert_statement(1), *as_columns([OutboxRow(aggregate_id, 1, message, NOON)]))
+    await store(database, [OutboxRow(aggregate_id, 1, message, NOON)])
 
 
 @asynccontextmanager
@@ -137,8 +145,8 @@ async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
 async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[None]:
     """A consumer at work."""
     stopping = asyncio.Event()
-    await bus.declare_consumer(seen.policies.subjects)
-    consumer = bus.consume(seen.policies, database, stopping=stopping)
+    await declare_consumer(bus.js, bus.name, seen.policies.subjects)
+    consumer = Consumer(bus, seen.policies, database).run(stopping)
     task = asyncio.create_task(consumer)
     yield
     stopping.set()
@@ -207,7 +215,7 @@ async def test_publishes_that_are_never_answered_give_their_places_back(server: 
             server.process.send_signal(signal.SIGCONT)
 
         assert sent == [False] * 20
-        await until(lambda: bus._js.publish_async_pending() == 0)
+        await until(lambda: bus.js.publish_async_pending() == 0)
 
 
 async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -> None:
@@ -215,7 +223,7 @@ async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -
     bus = Bus(server.url, name="test_svc")
     await bus.connect(asyncio.Event())
 
-    transport = bus._client._transport
+    transport = bus.client._transport
     assert transport is not None
     transport.write(b"NONSENSE\r\n")
 
@@ -289,12 +297,12 @@ async def test_a_consumer_that_is_declared_otherwise_is_refused_until_it_is_mend
     """A silent difference would be served for ever."""
     subjects = ["gotohotel.order.v1.OrderCanceled"]
     async with running(server.url) as bus:
-        await bus._js.add_consumer("EVENTS", durable_name="test_svc", filter_subjects=subjects, max_deliver=3)
+        await bus.js.add_consumer("EVENTS", durable_name="test_svc", filter_subjects=subjects, max_deliver=3)
 
         with pytest.raises(DeclarationDiffers, match="max_deliver"):
-            await bus.declare_consumer(subjects)
-        await bus._js.delete_consumer("EVENTS", "test_svc")
-        await bus.declare_consumer(subjects)
+            await declare_consumer(bus.js, bus.name, subjects)
+        await bus.js.delete_consumer("EVENTS", "test_svc")
+        await declare_consumer(bus.js, bus.name, subjects)
 
 
 async def test_operational_settings_are_brought_up_to_date_in_place(server: Server) -> None:
@@ -309,12 +317,12 @@ async def test_operational_settings_are_brought_up_to_date_in_place(server: Serv
             max_ack_pending=1000,
             max_deliver=-1,
         )
-        await bus._js.add_consumer("EVENTS", before)
+        await bus.js.add_consumer("EVENTS", before)
 
-        await bus.declare_consumer(subjects)
+        await declare_consumer(bus.js, bus.name, subjects)
 
-        config = (await bus._js.consumer_info("EVENTS", "test_svc")).config
-        assert (config.ack_wait, config.max_ack_pending) == (bus_module.ACK_WAIT_SECONDS, bus_module.MAX_UNACKNOWLEDGED)
+        config = (await bus.js.consumer_info("EVENTS", "test_svc")).config
+        assert (config.ack_wait, config.max_ack_pending) == (streams.ACK_WAIT_SECONDS, streams.MAX_UNACKNOWLEDGED)
 
 
 async def test_two_releases_share_a_subscription(server: Server, order_database: Database, scratch_url: str) -> None:
@@ -326,12 +334,16 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
         async with consuming(bus, older, order_database):
             await announce(order_database, "before")
             await until(lambda: older.orders == ["before"])
-            assert await newer_bus.declare_consumer(newer.policies.subjects) == ["gotohotel.order.v1.OrderExpired"]
+            assert await declare_consumer(newer_bus.js, newer_bus.name, newer.policies.subjects) == [
+                "gotohotel.order.v1.OrderExpired"
+            ]
             # Only the older one is at work: it must not bury, lose, or be stopped by what it does not know.
             await announce_message(order_database, OrderExpired(order_id="x", version=1), "x")
             await announce(order_database, "meanwhile")
             await until(lambda: older.orders == ["before", "meanwhile"])
-            assert await bus.declare_consumer(older.policies.subjects) == []  # as after a restart: a superset will do
+            assert (
+                await declare_consumer(bus.js, bus.name, older.policies.subjects) == []
+            )  # as after a restart: a superset will do
 
             async with consuming(newer_bus, newer, order_database):
                 await until(lambda: expired == ["x"])
@@ -349,14 +361,15 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
     async with running(server.url) as bus, relaying(scratch_url, bus):
         await announce(order_database, *names)
     async with running(server.url) as bus:
-        await bus.declare_consumer(bad.policies.subjects)
+        await declare_consumer(bus.js, bus.name, bad.policies.subjects)
+        failing = Consumer(bus, bad.policies, order_database)
         for _ in range(2):  # and it stays so when it tries again
             with pytest.raises(ConsumerHalted):
                 async with within(8):
-                    await bus.consume(bad.policies, order_database, stopping=asyncio.Event())
-        assert not bus.has_handled
+                    await failing.run(asyncio.Event())
+        assert not failing.has_handled
     buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
-    assert len(buried) == bus_module.MAX_POISONED_IN_A_ROW - 1
+    assert len(buried) == MAX_POISONED_IN_A_ROW - 1
 
     async with running(server.url) as bus, consuming(bus, good, order_database):
         await until(lambda: len(good.orders) == 30 - len(buried))
@@ -578,7 +591,7 @@ async def test_an_event_that_is_too_large_holds_up_no_other_order(
         task = asyncio.create_task(relay.run())
         await all_sent(order_database, but=1)
         await until(lambda: caplog.text.count("larger than NATS takes") > 2)
-        assert bus._js.publish_async_pending() == 0
+        assert bus.js.publish_async_pending() == 0
         task.cancel()
         await asyncio.wait([task])
 

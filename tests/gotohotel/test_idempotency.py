@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from gotohotel import idempotency, rpc
+from gotohotel import idempotency
 from gotohotel.database import Database
 from gotohotel.domain import Invalid
 from gotohotel.idempotency import IdempotencyStore, RequestIdReused
 from gotohotel.order.v1.order_service_pb2 import CancelOrderRequest, Order
+from gotohotel.rpc.deadline import MAX_CALL_SECONDS
 
 
 def request(reason: str = "", request_id: str = "r1") -> CancelOrderRequest:
@@ -208,7 +209,7 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
     with dead.acting(claim):
         dead._live[claim.key] = (1, -1e6)  # it has been at it for long
         await dead.renew()
-        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * rpc.MAX_CALL_SECONDS
+        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * MAX_CALL_SECONDS
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await alive.in_steps(request(), Order, counter.in_steps, subject="alice")

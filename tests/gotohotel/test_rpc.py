@@ -10,25 +10,17 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gotohotel.domain import Invalid
 from gotohotel.order.v1 import order_service_pb2 as pb
-from gotohotel.rpc import (
-    DESK,
-    GUEST,
-    ROLE_HEADER,
-    SUBJECT_HEADER,
-    Caller,
-    CallFailed,
-    RetryBudget,
-    RpcClient,
-    RpcServer,
-    Unavailable,
-    allow,
-    open_client,
-    status_of,
-)
+from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
+from gotohotel.rpc.access import allowed_roles, has_side_effects
+from gotohotel.rpc.client import CallFailed, RetryBudget, RpcClient, open_client
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller
+from gotohotel.rpc.server import RpcServer
+from gotohotel.rpc.status import Unavailable, status_of
 from gotohotel.wire import parse_page
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
@@ -37,12 +29,13 @@ Act = Callable[[Any, Caller], Awaitable[pb.Order]]
 
 
 def implementation(act: Act) -> object:
-    """An OrderService whose every RPC is `act`; guests and the desk may cancel, only the desk may get."""
+    """An OrderService whose every RPC is `act`."""
 
     class Stub:
-        CancelOrder = allow(GUEST, DESK)(lambda _, request, caller: act(request, caller))
-        GetOrder = allow(DESK)(lambda _, request, caller: act(request, caller))
-        SearchRooms = ListOrders = CreateOrder = PayOrder = CancelOrder
+        async def _act(self, request: Any, caller: Caller) -> pb.Order:
+            return await act(request, caller)
+
+        SearchRooms = GetOrder = ListOrders = CreateOrder = PayOrder = CancelOrder = _act
 
     return Stub()
 
@@ -100,11 +93,23 @@ async def test_a_call_without_identity_is_unauthenticated() -> None:
 
 
 async def test_a_call_with_the_wrong_role_is_denied() -> None:
-    """A guest may not do the desk's work."""
+    """The desk places no orders: the proto allows that to guests alone."""
     async with served(answer) as channel:
-        code, _ = await refusal(channel, "/gotohotel.order.v1.OrderService/GetOrder", role="guest")
+        code, _ = await refusal(channel, "/gotohotel.order.v1.OrderService/CreateOrder", role="desk")
 
     assert code == grpc.StatusCode.PERMISSION_DENIED
+
+
+def test_a_call_whose_proto_names_no_role_is_not_served() -> None:
+    """A forgotten option must not open an RPC to everybody."""
+    with pytest.raises(LookupError, match="allow"):
+        allowed_roles(MethodOptions())
+
+
+def test_a_call_has_side_effects_unless_its_proto_says_otherwise() -> None:
+    """A call that may change something goes on when its caller hangs up; a forgotten option costs nothing."""
+    assert has_side_effects(MethodOptions())
+    assert not has_side_effects(SERVICE.methods_by_name["GetOrder"].GetOptions())
 
 
 async def test_an_empty_required_field_is_named() -> None:
@@ -221,7 +226,7 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
     """And nothing else; the failure says whether the other side may have seen the call."""
     tries = 0
 
-    async def fail(_: Any, __: Caller) -> pb.Order:
+    async def fail(_: Any, __: Caller) -> pay_pb.Payment:
         nonlocal tries
         tries += 1
         raise Unavailable("no") if tries < 10 else Invalid("x", "is bad")
@@ -230,7 +235,7 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     server = RpcServer(port=port, host="127.0.0.1")
-    server.add(SERVICE, implementation_for_services(fail))
+    server.add(pay_pb.DESCRIPTOR.services_by_name["PayService"], PayStub(fail))
     await server.start()
     async with open_client(f"127.0.0.1:{port}", name="order_svc") as client:
         with pytest.raises(CallFailed) as failure:
@@ -244,19 +249,18 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
     await server.stop(grace_seconds=1)
 
 
-def implementation_for_services(act: Act) -> object:
-    """The same, for callers with the role service."""
+class PayStub:
+    """A PayService whose CancelPayment, which other services call, is `act`."""
 
-    class Stub:
-        CancelOrder = allow("service")(lambda _, request, caller: act(request, caller))
-        GetOrder = SearchRooms = ListOrders = CreateOrder = PayOrder = CancelOrder
-
-    return Stub()
+    def __init__(self, act: Callable[[Any, Caller], Awaitable[pay_pb.Payment]]) -> None:
+        self.CancelPayment = act
+        self.ProcessPayment = self.ClosePayment = self.CheckAvailability = self.GetPayment = self.ListPayments = act
 
 
-async def cancel(client: RpcClient) -> pb.Order:
+async def cancel(client: RpcClient) -> pay_pb.Payment:
     """A call as one service makes it to another."""
-    return await client.call(CANCEL, pb.CancelOrderRequest(order_id="o"), pb.Order, timeout_seconds=2)
+    path, request = "/gotohotel.pay.v1.PayService/CancelPayment", pay_pb.CancelPaymentRequest(order_id="o")
+    return await client.call(path, request, pay_pb.Payment, timeout_seconds=2)
 
 
 def test_retries_are_a_tenth_of_the_calls() -> None:

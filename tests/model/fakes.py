@@ -10,7 +10,7 @@ from typing import Any
 
 from gotohotel.domain import DomainError, Money
 from gotohotel.outbox import OutboxRow
-from gotohotel.rpc import CallFailed
+from gotohotel.rpc.client import CallFailed
 from order_svc import domain as orders
 from order_svc import wire as order_wire
 from pay_svc import domain as pay
@@ -297,17 +297,26 @@ class FakeReservations(Table):
 class FakeProcessor:
     """The card processor port: what an adapter must promise, and nothing more."""
 
-    def __init__(self, steps: Steps) -> None:
+    def __init__(self, steps: Steps, *, closes_unseen_keys: bool = True) -> None:
         self._steps = steps
+        self.closes_unseen_keys = closes_unseen_keys
+        self.created: dict[str, tuple[str, Money]] = {}
         self.ledger: dict[str, dict[str, Any]] = {}
 
-    async def charge(self, key: str, *, order_id: str, amount: Money, card: pay.Card) -> pay.Charge | pay.Refusal:
+    async def create(self, key: str, *, order_id: str, amount: Money) -> None:
+        """Knows the key from here on."""
+        await self._step(lambda: self.created.setdefault(key, (order_id, amount)))
+
+    async def confirm(self, key: str, *, order_id: str, amount: Money, card: pay.Card) -> pay.Charge | pay.Refusal:
         """Charges; which card it is does not matter here: declining is one of the fates of an order."""
         assert card == CARD
+        assert self.created[key] == (order_id, amount)
         return self._outcome(await self._step(lambda: self._enter(key, order_id, amount, charged=True)), key)
 
-    async def settle(self, key: str) -> pay.Charge | pay.Refusal:
-        """Tells the truth and makes it final."""
+    async def cancel(self, key: str) -> pay.Charge | pay.Refusal:
+        """What became of the key, for good. One that was never seen is closed, if this processor can do that."""
+        if not self.closes_unseen_keys and key not in self.created:
+            raise pay.ProcessorUnavailable("there is no such key")
         return self._outcome(await self._step(lambda: self._enter(key, "", Money.zero("XXX"), charged=False)), key)
 
     async def refund(self, key: str) -> None:
@@ -326,7 +335,11 @@ class FakeProcessor:
 
     @staticmethod
     def _outcome(entry: Mapping[str, Any], key: str) -> pay.Charge | pay.Refusal:
-        return pay.Charge(approval_no=key[-6:]) if entry["charged"] else pay.Refusal(reason="CARD_DECLINED")
+        return (
+            pay.Charge(approval_no=key[-6:])
+            if entry["charged"]
+            else pay.Refusal(reason=pay.DeclineReason.CARD_DECLINED)
+        )
 
     async def _step(self, act: Any) -> Any:
         fate = await self._steps.pause()

@@ -16,11 +16,11 @@ import grpc
 from google.protobuf.message import Message
 from grpc.aio import AioRpcError, Metadata
 
-from gotohotel.domain import new_id
+from gotohotel.ids import new_id
 from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.policies import Policies, ReceivedEvent
-from gotohotel.rpc import CallFailed
+from gotohotel.rpc.client import CallFailed
 from gotohotel.wire import money_from_proto
 from mypage_svc import policies as mypage_policies
 from mypage_svc import store as mypage_store
@@ -165,13 +165,13 @@ class Mood:
 class Hotel:
     """The system, and what can happen to it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, closes_unseen_keys: bool = True) -> None:
         self.loop = asyncio.new_event_loop()
         self.steps = Steps()
         self.orders = FakeOrders(self.steps)
         self.payments = FakePayments(self.steps)
         self.reservations = FakeReservations(self.steps)
-        self.processor = FakeProcessor(self.steps)
+        self.processor = FakeProcessor(self.steps, closes_unseen_keys=closes_unseen_keys)
         self.facts: defaultdict[str, list[Fact]] = defaultdict(list)
         self.stream: list[tuple[str, OutboxRow]] = []
         self.consumers = {

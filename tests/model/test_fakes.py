@@ -7,12 +7,12 @@ from typing import Any
 import pytest
 
 from gotohotel.database import Database
-from gotohotel.domain import Money, new_id
+from gotohotel.domain import Money
 from gotohotel.idempotency import IdempotencyKey
+from gotohotel.ids import new_id
 from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RequestTaken, RoomType, SoldOut, Stay
 from order_svc.store import PostgresOrders
 from pay_svc import domain as pay
-from pay_svc.processor import SandboxProcessor
 from pay_svc.store import PostgresPayments
 from reservation_svc import domain as desk
 from reservation_svc.store import PostgresReservations
@@ -21,7 +21,6 @@ from tests.model.fakes import (
     ROOM,
     FakeOrders,
     FakePayments,
-    FakeProcessor,
     FakeReservations,
     Steps,
 )
@@ -165,25 +164,6 @@ async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any
 
     assert await payments.unsettled(open_for=timedelta(0), limit=10) == [order_id]
     assert (await payments.find(order_id)).canceled_at is None
-
-
-@BOTH
-async def test_a_processor_keeps_its_promises(kind: str, pay_database: Database) -> None:
-    """A key is charged once, a settled key never again, and a refund may be repeated: "already refunded" is done."""
-    processor = FakeProcessor(steps()) if kind == "fake" else SandboxProcessor(pay_database, delay_ms=0)
-    card = pay.Card("4242424242424242")
-    order_id, charged, closed = new_id(), new_id(), new_id()
-
-    first = await processor.charge(charged, order_id=order_id, amount=AMOUNT, card=card)
-    assert isinstance(first, pay.Charge)
-    assert await processor.charge(charged, order_id=order_id, amount=AMOUNT, card=card) == first
-    assert await processor.settle(charged) == first
-    assert isinstance(await processor.settle(closed), pay.Refusal)
-    assert isinstance(await processor.charge(closed, order_id=order_id, amount=AMOUNT, card=card), pay.Refusal)
-    for key in (charged, charged, closed, new_id()):
-        await processor.refund(key)
-
-    assert await processor.settle(charged) == first
 
 
 @pytest.fixture

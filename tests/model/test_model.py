@@ -21,10 +21,10 @@ SEEDS = st.integers(min_value=0, max_value=2**32)
 class TheHotel(RuleBasedStateMachine):
     """What guests and the desk do; and between it what the network, jobs, relays and kill -9 do, one step at a time."""
 
-    @initialize(seed=SEEDS)
-    def open(self, seed: int) -> None:
-        """An empty hotel: two rooms, three nights."""
-        self.hotel = Hotel()
+    @initialize(seed=SEEDS, closes_unseen_keys=st.booleans())
+    def open(self, seed: int, closes_unseen_keys: bool) -> None:
+        """An empty hotel: two rooms, three nights, and one of the two kinds of card processors."""
+        self.hotel = Hotel(closes_unseen_keys=closes_unseen_keys)
         self.last_seed = seed
 
     @rule(nights=st.sampled_from(STAYS), request=st.sampled_from([None, "r1"]), pays=st.booleans(), alone=st.booleans())

@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
-from gotohotel.domain import new_id
+from gotohotel.ids import new_id
 from mypage_svc.store import PostgresMyPages
 from tests.conftest import ROOT
 from tests.mypage_svc.test_domain import STORY
@@ -35,4 +35,4 @@ async def test_what_a_newer_release_wrote_into_a_page_stays(database: Database) 
     page = await pages.get(order, owner=None)
     assert (page.status, page.booking["owner"], len(page.facts)) == ("CONFIRMED", "alice", 6)
     kept = "SELECT facts #> '{order/1,extra}', facts #>> '{desk/1,mood}' FROM mypages"
-    assert tuple(await database.autocommit.fetchrow(kept)) == ("1", "good")
+    assert [tuple(row) for row in await database.autocommit.fetch(kept)] == [("1", "good")]

@@ -11,7 +11,7 @@ from grpc.aio import AioRpcError, Metadata
 
 from gotohotel.domain import Money
 from gotohotel.pay.v1 import pay_service_pb2 as pb
-from gotohotel.rpc import CallFailed
+from gotohotel.rpc.client import CallFailed
 from order_svc.clients import GrpcPayments
 from order_svc.domain import Booking, Order, PaymentOutcome, PaymentsUnreachable, RoomType, Stay
 

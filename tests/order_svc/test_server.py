@@ -5,7 +5,7 @@ from datetime import UTC, date, datetime
 from gotohotel.database import Database
 from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2 as pb
-from gotohotel.rpc import Caller
+from gotohotel.rpc.identity import Caller
 from order_svc.server import OrderServer
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 from tests.order_svc.test_store import TODAY, Closing, change_room_type

@@ -10,9 +10,10 @@ from decimal import Decimal
 import asyncpg
 import pytest
 
-from gotohotel.app import PRUNE
+from gotohotel import outbox
 from gotohotel.database import Database
-from gotohotel.domain import Invalid, Money, first_id_at, new_id
+from gotohotel.domain import Invalid, Money
+from gotohotel.ids import first_id_at, new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled
 from gotohotel.policies import ReceivedEvent
 from gotohotel.reservation.v1.events_pb2 import RoomTypeChanged
@@ -32,7 +33,9 @@ from order_svc.domain import (
     Status,
     Stay,
 )
-from order_svc.store import CHANGE_CAPACITY, LIST_OF_OWNER, LOCK_ROOM_TYPE, PostgresOrders, PostgresRoomTypes, open_work
+from order_svc.store import PostgresOrders, PostgresRoomTypes, open_work
+from order_svc.store.orders import LIST_OF_OWNER
+from order_svc.store.room_types import CHANGE_CAPACITY, LOCK_ROOM_TYPE
 
 TODAY = date(2026, 1, 1)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -212,7 +215,7 @@ async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
             waiting = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
     await canceling
 
-    row = await order_database.autocommit.fetchrow("SELECT held, capacity FROM allotment WHERE night = $1", TODAY)
+    [row] = await order_database.autocommit.fetch("SELECT held, capacity FROM allotment WHERE night = $1", TODAY)
     assert (row["held"], row["capacity"]) == (2, after)
 
 
@@ -231,18 +234,19 @@ async def test_old_published_events_are_pruned(order_database: Database) -> None
     for _ in range(3):
         await PostgresOrders(order_database.autocommit).place(an_order(room_type), room_type, None)
     connection = order_database.autocommit
-    for age in ("1 hour", "1 minute"):
+    now = datetime.now(UTC)
+    written = now - timedelta(days=4)
+    for seconds, published_at in enumerate((written, now - timedelta(minutes=1), None)):
         await connection.execute(
-            "UPDATE outbox SET published_at = now() - $1::text::interval "
-            "WHERE event_id = (SELECT min(event_id::text)::uuid FROM outbox WHERE published_at IS NULL)",
-            age,
+            "UPDATE outbox SET event_id = $1, published_at = $2 "
+            "WHERE event_id = (SELECT max(event_id::text)::uuid FROM outbox)",
+            *(first_id_at(written + timedelta(seconds=seconds)), published_at),
         )
-    now, minutes = datetime.now(UTC), timedelta(minutes=30)
 
-    young = await connection.execute(PRUNE["outbox"], first_id_at(now - minutes), now - minutes)
-    old = await connection.execute(PRUNE["outbox"], first_id_at(now + minutes), now - minutes)
+    await outbox.prune(order_database, now=now)
 
-    assert (young, old) == ("DELETE 0", "DELETE 1")
+    left = await connection.fetch("SELECT published_at FROM outbox ORDER BY event_id")
+    assert [row["published_at"] for row in left] == [now - timedelta(minutes=1), None]
 
 
 async def test_an_older_room_type_changes_nothing(order_database: Database) -> None:

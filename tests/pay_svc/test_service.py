@@ -1,13 +1,15 @@
 """Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
 import pytest
 
 from gotohotel.database import Database
-from gotohotel.domain import Invalid, Money, new_id
+from gotohotel.domain import Invalid, Money
+from gotohotel.ids import new_id
 from gotohotel.order.v1 import events_pb2 as order_events
 from pay_svc import service, wire
 from pay_svc.domain import (
@@ -21,7 +23,7 @@ from pay_svc.domain import (
     Refusal,
     Status,
 )
-from pay_svc.processor import SandboxProcessor
+from pay_svc.sandbox import SandboxProcessor
 from pay_svc.store import PostgresPayments
 
 AMOUNT = Money("KRW", Decimal(1000))
@@ -71,7 +73,7 @@ class Desk:
 
     async def charges(self) -> tuple[int, int]:
         """Charges that were made, and how many of them stand."""
-        row = await self.database.autocommit.fetchrow(
+        [row] = await self.database.autocommit.fetch(
             "SELECT count(*) AS made, count(*) FILTER (WHERE refunded_at IS NULL) AS standing "
             "FROM ledger WHERE outcome = 'CHARGED' AND order_id = $1",
             self.order_id,
@@ -88,14 +90,14 @@ class AwayProcessor(SandboxProcessor):
 
     away = True
 
-    async def charge(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
-        outcome = await super().charge(key, order_id=order_id, amount=amount, card=card)
+    async def confirm(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
+        outcome = await super().confirm(key, order_id=order_id, amount=amount, card=card)
         self._stay_away()
         return outcome
 
-    async def settle(self, key: str) -> Charge | Refusal:
+    async def cancel(self, key: str) -> Charge | Refusal:
         self._stay_away()
-        return await super().settle(key)
+        return await super().cancel(key)
 
     async def refund(self, key: str) -> None:
         self._stay_away()
@@ -175,12 +177,55 @@ async def test_an_unknown_outcome_stays_pending_until_it_is_settled(pay_database
     assert await desk.charges() == (1, 1)
 
 
+class AskOnlyProcessor(SandboxProcessor):
+    """The sandbox, as a processor that can't close a key which it never saw; `between` comes after `create`."""
+
+    closes_unseen_keys = False
+
+    def __init__(self, ledger: Database, *, between: Callable[[], Awaitable[object]] | None = None) -> None:
+        super().__init__(ledger, delay_ms=0)
+        self.asked: list[str] = []
+        self._between = between
+
+    async def create(self, key: str, *, order_id: str, amount: Money) -> None:
+        await super().create(key, order_id=order_id, amount=amount)
+        if self._between:
+            await self._between()
+
+    async def cancel(self, key: str) -> Charge | Refusal:
+        self.asked.append(key)
+        return await super().cancel(key)
+
+
+async def test_a_processor_that_can_only_be_asked_charges_once(pay_database: Database) -> None:
+    """And an attempt of unknown outcome is settled by asking about its key."""
+    processor = AskOnlyProcessor(pay_database)
+    desk = Desk(pay_database, processor)
+
+    assert (await desk.pay(LOST)).status == Status.APPROVED
+
+    assert len(processor.asked) == 1
+    assert await desk.charges() == (1, 1)
+
+
+async def test_an_attempt_that_is_settled_before_it_is_confirmed_is_never_charged(pay_database: Database) -> None:
+    """The processor has not seen the card and need not be asked: the attempt's own process does not send it then."""
+    processor = AskOnlyProcessor(pay_database)
+    desk = Desk(pay_database, processor)
+    processor._between = desk.settle
+
+    assert (await desk.pay(GOOD)).decline_reason == "PAYMENT_UNAVAILABLE"
+
+    assert processor.asked == []
+    assert await desk.charges() == (0, 0)
+
+
 async def test_a_try_that_was_settled_as_uncharged_is_never_charged_later(pay_database: Database) -> None:
     """However late the charge reaches the processor."""
     processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
 
-    settled = await processor.settle(key)
-    charged = await processor.charge(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
+    settled = await processor.cancel(key)
+    charged = await processor.confirm(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
 
     assert isinstance(settled, Refusal)
     assert isinstance(charged, Refusal)
@@ -279,7 +324,7 @@ async def test_no_card_number_is_stored(pay_database: Database) -> None:
     desk = Desk(pay_database)
     await desk.pay(GOOD)
 
-    row = await pay_database.autocommit.fetchrow("SELECT payments.*, entries.* FROM payments, entries")
+    [row] = await pay_database.autocommit.fetch("SELECT payments.*, entries.* FROM payments, entries")
 
     assert GOOD not in str(dict(row))
     assert (row["card_brand"], row["card_last4"]) == ("VISA", "4242")
@@ -354,11 +399,11 @@ async def test_a_declined_attempt_after_which_the_payment_is_closed_is_not_tried
 async def test_a_charge_is_given_back_once_and_that_can_be_counted(pay_database: Database) -> None:
     """The ledger has an entry for each movement."""
     processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
-    await processor.charge(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
+    await processor.confirm(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
 
     await asyncio.gather(*(processor.refund(key) for _ in range(10)))
 
-    row = await pay_database.autocommit.fetchrow("SELECT refunds, refunded_at FROM ledger WHERE key = $1", key)
+    [row] = await pay_database.autocommit.fetch("SELECT refunds, refunded_at FROM ledger WHERE key = $1", key)
     assert row["refunds"] == 1
     assert row["refunded_at"] is not None
 

@@ -7,7 +7,8 @@ from decimal import Decimal
 import pytest
 
 from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
-from gotohotel.domain import Money, new_id
+from gotohotel.domain import Money
+from gotohotel.ids import new_id
 from reservation_svc import service
 from reservation_svc.domain import Booking, PaymentNotCanceled, Reservation, Status
 from reservation_svc.store import PostgresReservations

@@ -9,7 +9,8 @@ from decimal import Decimal
 import pytest
 
 from gotohotel.database import Database
-from gotohotel.domain import Money, new_id
+from gotohotel.domain import Money
+from gotohotel.ids import new_id
 from reservation_svc.domain import Booking, Reservation, ReservationChanged, RoomType, RoomTypeChangedMeanwhile, Status
 from reservation_svc.store import PostgresReservations, PostgresRoomTypes
 

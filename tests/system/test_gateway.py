@@ -24,7 +24,7 @@ from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
 from ops.stack import Stack, accepts
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
-from pay_svc.processor import APPROVED
+from pay_svc.sandbox import APPROVED
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import query
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from google.api import annotations_pb2, field_behavior_pb2
+from google.api import field_behavior_pb2
 from google.protobuf.descriptor_pb2 import (
     DescriptorProto,
     FieldDescriptorProto,
@@ -15,8 +15,9 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
+from gotohotel.rpc.access import ANYBODY, allowed_roles, bindings
+
 PACKAGE = "gotohotel."
-ANYBODY_MAY = {"SearchRooms"}
 PATH_FIELD = r"{(\w+)}"
 ERROR = {"$ref": "#/components/schemas/Error"}
 
@@ -161,7 +162,7 @@ class _Operation:
     verb: str
     path: str
     has_body: bool
-    rpc: str
+    needs_token: bool
     operation_id: str
     comment: str
     tag: str
@@ -202,16 +203,12 @@ class _File:
         """Every binding of every public RPC."""
         for number, service in enumerate(self._file.service):
             for place, method in enumerate(service.method):
-                rule = method.options.Extensions[annotations_pb2.http]
-                for count, binding in enumerate([rule, *rule.additional_bindings]):
-                    verb = binding.WhichOneof("pattern")
-                    if verb is None:
-                        continue  # internal: no path leads to it
+                for count, binding in enumerate(bindings(method.options)):
                     yield _Operation(
-                        verb=verb,
-                        path=getattr(binding, verb),
-                        has_body=binding.body == "*",
-                        rpc=method.name,
+                        verb=binding.verb,
+                        path=binding.path,
+                        has_body=binding.has_body,
+                        needs_token=ANYBODY not in allowed_roles(method.options),
                         operation_id=method.name + (f"_{count + 1}" if count else ""),
                         comment=self._comments.get((6, number, 2, place), ""),
                         tag=service.name,
@@ -250,7 +247,7 @@ def _describe(operation: _Operation, messages: dict[str, _Message], path_names: 
     if operation.has_body:
         schema = request.schema(without=in_path, request=True)
         described["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema}}}
-    if operation.rpc in ANYBODY_MAY:
+    if not operation.needs_token:
         described["security"] = []
     return described
 

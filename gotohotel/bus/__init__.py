@@ -1,0 +1,6 @@
+"""NATS JetStream.
+
+streams     the declared streams and consumers
+connection  a service's connection, and publishing
+consumer    delivery of events to policies in batches, and dead letters
+"""

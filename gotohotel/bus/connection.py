@@ -1,0 +1,153 @@
+"""A service's connection to NATS, and publishing over it."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
+
+import nats
+import nats.errors
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, declare_stream
+
+logger = logging.getLogger(__name__)
+
+PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts as not published
+NEARLY_FULL = 0.8
+
+
+class Bus:
+    """A service's connection to NATS. It may come and go while the service runs."""
+
+    def __init__(self, url: str, *, name: str) -> None:
+        self._url = url
+        self.name = name
+        self._closing = False
+        self.last_acknowledged = time.monotonic()  # when the stream last answered a publish
+        self.lost = asyncio.Event()  # set when the client has given up for good: the process has to end
+        self.client = Client()
+        self.js: JetStreamContext = self.client.jetstream(timeout=PUBLISH_SECONDS)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server can be reached at this moment."""
+        return bool(self.client.is_connected)
+
+    async def connect(self, stopping: asyncio.Event) -> None:
+        """Connects and declares the streams, however long it takes, unless `stopping` is set meanwhile.
+
+        Later interruptions heal by themselves.
+        """
+        while not self.client.is_connected:
+            if stopping.is_set():
+                return
+            if not self.client.is_reconnecting:
+                await self._try_to_connect()
+            if not self.client.is_connected:
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(0.5):
+                        await stopping.wait()
+        for stream in (EVENTS, DEAD_LETTERS):
+            await declare_stream(self.js, stream)
+
+    async def _try_to_connect(self) -> None:
+        try:
+            self.client = await nats.connect(
+                self._url,
+                name=self.name,
+                inbox_prefix=f"_INBOX.{self.name}",  # nobody else may listen to what it is answered
+                connect_timeout=3,
+                ping_interval=5,
+                max_outstanding_pings=2,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=0.25,
+                allow_reconnect=True,
+                error_cb=self._log_error,
+                closed_cb=self._note_closed,
+                pending_size=0,  # fail at once while disconnected; the outbox is the buffer
+            )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            logger.warning("NATS can't be reached at %s: %r", self._url.rsplit("@")[-1], error)
+        else:
+            self.js = self.client.jetstream(timeout=PUBLISH_SECONDS)
+
+    async def watch_the_stream(self) -> None:
+        """Says in the log when the stream is nearly full: once it is, no event goes out any more."""
+        if not self.client.is_connected:
+            return  # there is nothing to be seen at this moment
+        try:
+            stream = await self.js.stream_info(str(EVENTS.name))
+        except (OSError, TimeoutError, nats.errors.Error):
+            return
+        full = stream.state.bytes / (stream.config.max_bytes or 1)
+        if full > NEARLY_FULL:
+            logger.error(
+                "the stream %s is %.0f %% full: give it more room (`gotohotel stream grow`) or move old events to the "
+                "archive (`gotohotel stream archive`)",
+                *(EVENTS.name, 100 * full),
+            )
+
+    async def close(self) -> None:
+        """Sends what is written and disconnects."""
+        self._closing = True
+        with suppress(OSError, TimeoutError, nats.errors.Error):
+            if self.client.is_connected:
+                await self.client.flush(timeout=2)
+            if self.client.is_connected or self.client.is_reconnecting:  # a client that never was can't be closed
+                await self.client.close()
+
+    async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
+        """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
+
+        async def publish(subject: str, payload: bytes, headers: dict[str, str]) -> asyncio.Future[Any]:
+            return await self.js.publish_async(
+                subject, payload, wait_stall=PUBLISH_SECONDS, stream=EVENTS.name, headers=headers
+            )
+
+        acks: list[asyncio.Future[Any] | None] = []
+        for message in messages:
+            if self._is_too_large(*message):
+                logger.error("publish: an event of %s is larger than NATS takes; it waits", message[0])
+                acks.append(None)  # those of other aggregates go out all the same
+                continue
+            try:
+                acks.append(await publish(*message))
+            except (OSError, TimeoutError, nats.errors.Error) as error:
+                logger.warning("publish: %s", error)
+                # Each try that fails keeps a place among the client's open publishes: the rest of the wave waits.
+                acks += [None] * (len(messages) - len(acks))
+                break
+        pending = [ack for ack in acks if ack is not None]
+        if pending:
+            answered, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)
+            if answered:
+                self.last_acknowledged = time.monotonic()
+            for ack in unanswered:
+                ack.cancel()  # gives its place among the client's open publishes back
+        return [_acknowledged(ack) for ack in acks]
+
+    def _is_too_large(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
+        """Whether the server would refuse a message. The client would only notice after it has taken a place for it."""
+        written = sum(len(name) + len(value) + 4 for name, value in headers.items())
+        return len(subject) + written + len(payload) + 64 > self.client.max_payload
+
+    async def _note_closed(self) -> None:
+        if not self._closing:
+            logger.critical("the connection to NATS was closed for good")
+            self.lost.set()
+
+    async def _log_error(self, error: Exception) -> None:
+        logger.warning("NATS: %r", error)
+
+
+def _acknowledged(ack: asyncio.Future[Any] | None) -> bool:
+    if ack is None or ack.cancelled():
+        return False
+    if ack.exception() is not None:
+        logger.warning("publish: %r", ack.exception())
+        return False
+    return True

@@ -1,0 +1,302 @@
+"""Delivers events to policies in batches; what can't be handled goes to the dead letters."""
+
+import asyncio
+import json
+import logging
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import asyncpg
+import nats.errors
+from google.protobuf.message import DecodeError
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from gotohotel import inbox, trace
+from gotohotel.bus.connection import Bus
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, declare_consumer
+from gotohotel.conflicts import until_saved
+from gotohotel.database import TRANSIENT, Database
+from gotohotel.domain import Conflict
+from gotohotel.log import in_short
+from gotohotel.policies import Policies, ReceivedEvent
+
+logger = logging.getLogger(__name__)
+
+BATCH = 200
+GATHER_SECONDS = 0.1
+REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
+HAND_BACK_SOON = 20  # deliveries; whoever is still alone with an event then was rolled back to
+MAX_POISONED_IN_A_ROW = 3  # when events of so many aggregates in a row can't be handled, it is the release
+HALTED_SECONDS = 10.0
+RETRY_SECONDS = 1.0
+
+# A batch that is too much for the database at this moment: half of it may not be.
+TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
+# Of all that a database says, only this speaks of the event itself.
+_NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
+
+# A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
+PULL_SECONDS = 1.0
+PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
+# Header naming the only consumer of a redriven event: the others have handled it, or have a dead letter of their own.
+REDRIVE_FOR = "x-redrive-for"
+REQUEST_IS_OVER = ("404", "408")
+
+
+NOTE_SUBSCRIPTIONS = """
+INSERT INTO subscriptions (subject, heard_since)
+SELECT subject, CASE WHEN subject = ANY($2::text[]) THEN now() ELSE '-infinity' END
+FROM unnest($1::text[]) AS subject
+ON CONFLICT (subject) DO UPDATE  -- a replica that found the consumer widened already may have been faster
+SET heard_since = excluded.heard_since
+WHERE subscriptions.heard_since = '-infinity'
+  AND excluded.heard_since > subscriptions.heard_since
+"""
+
+
+class ConsumerLost(Exception):
+    """The server no longer knows the consumer, or refuses to go on with it."""
+
+
+class ConsumerHalted(Exception):
+    """Events of several aggregates in a row can't be handled: none is buried any more until one can be handled."""
+
+
+class Consumer:
+    """A service's durable consumer: hands events to its policies."""
+
+    def __init__(self, bus: Bus, policies: Policies[Any], database: Database) -> None:
+        self._bus = bus
+        self._policies = policies
+        self._database = database
+        self._poisoned_in_a_row: set[str] = set()  # aggregates whose events could not be handled, since one could be
+        self.has_handled = False  # whether this process has handled any event
+
+    async def declare(self) -> None:
+        """Makes it on the server, or brings it up to date, and notes since when it hears which subject.
+
+        Raises DeclarationDiffers.
+        """
+        subjects = self._policies.subjects
+        added = await declare_consumer(self._bus.js, self._bus.name, subjects)
+        await self._database.autocommit.execute(NOTE_SUBSCRIPTIONS, subjects, added)
+
+    async def run(self, stopping: asyncio.Event) -> None:
+        """Hands events to the policies in batches, until `stopping` is set.
+
+        Raises ConsumerHalted if one after the other can't be handled, ConsumerLost if the server has no such consumer.
+        """
+        async with self._pulling() as pull:
+            while not stopping.is_set():
+                try:
+                    deliveries = await pull.next_batch(stopping)
+                except (OSError, nats.errors.Error) as error:
+                    if self._bus.client.is_closed:
+                        raise ConsumerLost("the connection was closed for good") from error
+                    logger.warning("consumer %s: NATS is away: %r", self._bus.name, error)
+                    await asyncio.sleep(0.5)
+                    continue
+                if deliveries:
+                    await self._handle(deliveries)
+                    if self.is_halted:
+                        raise ConsumerHalted(
+                            f"events of {len(self._poisoned_in_a_row)} aggregates in a row can't be handled"
+                        )
+                    # The first event is handled at once; those that follow on its heels share a transaction.
+                    await asyncio.sleep(GATHER_SECONDS)
+
+    @asynccontextmanager
+    async def _pulling(self) -> AsyncIterator["_Pull"]:
+        arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        inbox_subject = self._bus.client.new_inbox()
+        subscription = await self._bus.client.subscribe(inbox_subject, cb=arrived.put)
+        try:
+            yield _Pull(
+                self._bus.client, f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS.name}.{self._bus.name}", inbox_subject, arrived
+            )
+        finally:
+            with suppress(OSError, nats.errors.Error):
+                await subscription.unsubscribe()
+
+    async def _handle(self, deliveries: Sequence[Msg]) -> None:
+        """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
+        readable: list[tuple[Msg, ReceivedEvent]] = []
+        for delivery in deliveries:
+            if (delivery.headers or {}).get(REDRIVE_FOR, self._bus.name) != self._bus.name:
+                await self._settle(delivery.ack())
+                continue
+            if delivery.subject not in self._policies.subjects:
+                await self._hand_back(delivery)
+                continue
+            try:
+                readable.append((delivery, _read(delivery, self._policies)))
+            except (KeyError, DecodeError) as error:
+                await self._bury(delivery, f"unreadable: {in_short(error)}")
+        if not readable:
+            return
+        arrivals = [arrival for _, arrival in readable]
+        try:
+            await _apply_despite_conflicts(arrivals, self._policies, self._database)
+        except TOO_MUCH_AT_ONCE as error:
+            logger.warning("consumer %s: %d events take too long: %r", self._bus.name, len(readable), error)
+            if len(readable) == 1:
+                await self._try_again(readable[0][0], RETRY_SECONDS)
+                return
+            half = len(readable) // 2
+            for part in (readable[:half], readable[half:]):
+                await self._handle([delivery for delivery, _ in part])
+        except Exception as error:  # noqa: BLE001 - the edge of events: one that can't be handled blocks no other
+            if is_poison(error):
+                await self._handle_one_by_one(readable, error)
+                return
+            logger.warning("consumer %s: %d events wait: %r", self._bus.name, len(readable), error)
+            for delivery, _ in readable:
+                # Soon, however often it was tried: all is well again as soon as the database is.
+                await self._try_again(delivery, RETRY_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)
+        else:
+            self._poisoned_in_a_row.clear()
+            self.has_handled = True
+            for delivery, _ in readable:
+                await self._settle(delivery.ack())
+
+    @property
+    def is_halted(self) -> bool:
+        """Whether the last events could not be handled, one after the other."""
+        return len(self._poisoned_in_a_row) >= MAX_POISONED_IN_A_ROW
+
+    async def _hand_back(self, delivery: Msg) -> None:
+        """An event that only a newer release knows, which shares this subscription: a replica of it will take it."""
+        logger.info("consumer %s: %s is for a newer release", self._bus.name, delivery.subject)
+        soon = (delivery.metadata.num_delivered or 1) <= HAND_BACK_SOON
+        await self._try_again(delivery, 2 * RETRY_SECONDS if soon else REDELIVERY_SECONDS[-1])
+
+    async def _handle_one_by_one(self, readable: list[tuple[Msg, ReceivedEvent]], error: Exception) -> None:
+        """Finds the one among many that can't be handled; a single one goes to the dead letters."""
+        if len(readable) > 1:
+            for delivery, _ in readable:
+                await self._handle([delivery])
+            return
+        logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
+        self._poisoned_in_a_row.add(readable[0][1].aggregate_id)
+        if self.is_halted:  # all of them failing is more likely a fault of this release than of each event
+            await self._try_again(readable[0][0], RETRY_SECONDS)
+        else:
+            await self._bury(readable[0][0], f"impossible: {in_short(error)}")
+
+    async def _try_again(self, delivery: Msg, seconds: float) -> None:
+        await self._settle(delivery.nak(delay=seconds * random.uniform(0.8, 1.2)))  # noqa: S311 - jitter
+
+    async def _bury(self, delivery: Msg, reason: str) -> None:
+        """Moves an event to the dead letters, with the reason and where it came from."""
+        origin = delivery.metadata
+        headers = {
+            **(delivery.headers or {}),
+            "Nats-Msg-Id": f"{self._bus.name}/{origin.sequence.stream}",
+            "x-dead-reason": " ".join(reason.split())[:500],
+            "x-dead-consumer": self._bus.name,
+            "x-dead-subject": delivery.subject,
+            "x-dead-sequence": str(origin.sequence.stream),
+        }
+        try:
+            await self._bus.js.publish(
+                f"dead.{self._bus.name}", delivery.data, stream=DEAD_LETTERS.name, headers=headers
+            )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            logger.warning("dead letter not kept yet: %s", error)
+            deliveries = min(origin.num_delivered or 1, len(REDELIVERY_SECONDS))
+            await self._try_again(delivery, REDELIVERY_SECONDS[deliveries - 1])
+        else:
+            logger.error("event %s of %s is a dead letter: %s", origin.sequence.stream, delivery.subject, reason)
+            await self._settle(delivery.term())
+
+    async def _settle(self, settlement: Any) -> None:
+        """Sends an ack, nak or term. If it is lost the event comes again, and the inbox knows it."""
+        try:
+            await settlement
+        except (OSError, nats.errors.Error) as error:
+            logger.warning("consumer %s: an acknowledgement was lost: %s", self._bus.name, error)
+
+
+class _Pull:
+    """Asks the server for events and takes what has arrived: one request stays open, so that nothing waits for one."""
+
+    def __init__(self, client: Client, subject: str, reply: str, arrived: "asyncio.Queue[Msg]") -> None:
+        self._client = client
+        self._subject = subject
+        self._reply = reply
+        self._arrived = arrived
+        self._open = 0  # how many events the server may still send
+        self._lost = ""
+
+    async def next_batch(self, stopping: asyncio.Event) -> list[Msg]:
+        """All events that have arrived, after waiting a second for the first one, or until `stopping`.
+
+        Raises ConsumerLost.
+        """
+        if self._open < BATCH:
+            self._open += BATCH
+            await self._client.publish(self._subject, PULL, reply=self._reply)
+        first, end = asyncio.ensure_future(self._arrived.get()), asyncio.ensure_future(stopping.wait())
+        try:
+            await asyncio.wait([first, end], timeout=PULL_SECONDS + 0.5, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            end.cancel()
+            arrived = not first.cancel()  # it is not canceled if it is done
+        if not arrived:
+            if not stopping.is_set():
+                self._open = 0  # the server was away: nobody knows of our request any more
+            return []
+        messages = [first.result()]
+        while len(messages) < BATCH and not self._arrived.empty():
+            messages.append(self._arrived.get_nowait())
+        deliveries = []
+        for message in messages:
+            status = (message.headers or {}).get("Status")
+            if status is None:
+                self._open = max(0, self._open - 1)
+                deliveries.append(message)
+            elif status in REQUEST_IS_OVER:
+                unsent = int((message.headers or {}).get("Nats-Pending-Messages", self._open))
+                self._open = max(0, self._open - unsent)
+            else:
+                self._lost = f"{status} {(message.headers or {}).get('Description', '')}"
+        if self._lost and not deliveries:
+            raise ConsumerLost(self._lost)
+        return deliveries  # first, even if the consumer is lost: what has come is handled
+
+
+def is_poison(error: Exception) -> bool:
+    """Whether an event that failed so can't be handled at all: it fails the same way whenever it is tried again."""
+    if isinstance(error, _NEVER_RIGHT):
+        return True
+    return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
+
+
+def _read(delivery: Msg, policies: Policies[Any]) -> ReceivedEvent:
+    headers = delivery.headers or {}
+    message = policies.parse(delivery.subject, delivery.data)
+    # The event's own id, not that of the message: an event that is sent again may travel in another message.
+    return ReceivedEvent(headers["ce-id"], headers["ce-subject"], headers.get("traceparent", ""), message)
+
+
+async def _apply_despite_conflicts(
+    arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database
+) -> None:
+    """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
+    async for attempt in until_saved():
+        with attempt:
+            await _apply(arrivals, policies, database)
+
+
+async def _apply(arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database) -> None:
+    trace.enter_batch({arrival.aggregate_id: arrival.traceparent for arrival in arrivals})
+    async with database.transaction() as connection:
+        fresh = await inbox.claim(connection, [arrival.event_id for arrival in arrivals])
+        # The same event may stand in a batch twice.
+        chosen = {arrival.event_id: arrival for arrival in arrivals if arrival.event_id in fresh}
+        if chosen:
+            await policies.apply(connection, list(chosen.values()))

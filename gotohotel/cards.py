@@ -1,0 +1,45 @@
+"""Card numbers: the check digit, and how to find them in a text where they must not stand."""
+
+import re
+from collections.abc import Iterator
+
+# Digits with at most two signs between them, as people write them: 4242 4242, 4242-4242, 4242.4242, 4242 – 4242.
+_DIGITS = re.compile(r"\d(?:[ \u00a0\u202f._/\-\u2010-\u2015]{0,2}\d){12,}")
+# Identifiers hold digits too, but no card number: UUIDs, trace contexts, SHA-256, and seconds since 1970 in logs.
+IDENTIFIER = re.compile(
+    r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
+    r"|(?<!\w)(?=\d*[a-f])[0-9a-f]{64}(?!\w)|(?<!\d)\d{10}\.\d{3,9}(?!\d)"
+)
+
+
+def passes_luhn(digits: str) -> bool:
+    """Whether the last digit is the Luhn check digit of the others (ISO/IEC 7812-1)."""
+    doubled = (int(digit) * 2 for digit in digits[-2::-2])
+    return (sum(map(int, digits[-1::-2])) + sum(d - 9 if d > 9 else d for d in doubled)) % 10 == 0
+
+
+def find_card_numbers(text: str) -> list[str]:
+    """The parts of a text that may be card numbers: 13 to 19 digits that begin with 2 to 6 and pass Luhn.
+
+    Every stretch of digits is tried from every digit on: an expiry date beside a number does not hide it. What is an
+    identifier by its form is passed over: this is for what the program writes. What a guest writes: parse_text.
+    """
+    if len(text) < 13:
+        return []
+    return [found for run in _DIGITS.finditer(IDENTIFIER.sub(" ", text)) for found in cards_in(run[0])]
+
+
+def cards_in(text: str) -> Iterator[str]:
+    """The card numbers in a text, whatever is between their digits but letters."""
+    for run in re.finditer(r"\d(?:[\W_]*\d){12,}", text):
+        places = [place for place, char in enumerate(run[0]) if char.isdecimal()]
+        digits = "".join(str(int(run[0][place])) for place in places)
+        first = 0
+        while first <= len(digits) - 13:
+            lengths = range(min(19, len(digits) - first), 12, -1)
+            last = next((first + n for n in lengths if passes_luhn(digits[first : first + n])), None)
+            if last is not None and digits[first] in "23456":
+                yield run[0][places[first] : places[last - 1] + 1]
+                first = last
+            else:
+                first += 1

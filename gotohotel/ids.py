@@ -1,0 +1,27 @@
+"""Identifiers: UUIDv7 as text."""
+
+from datetime import datetime
+from uuid import UUID
+
+import uuid_utils.compat
+
+from gotohotel.domain import Invalid
+
+
+def new_id() -> str:
+    """A UUIDv7 as text: unique, and sorted by the time of its making."""
+    return str(uuid_utils.compat.uuid7())
+
+
+def first_id_at(time: datetime) -> str:
+    """The least UUIDv7 that could have been made at that time (RFC 9562), which knows none before 1970."""
+    milliseconds = f"{max(0, int(time.timestamp() * 1000)):012x}"
+    return str(UUID(f"{milliseconds}70008000000000000000"))
+
+
+def parse_id(value: str, field: str) -> str:
+    """The canonical text of a UUID. Raises Invalid naming the field."""
+    try:
+        return str(UUID(value))
+    except ValueError:
+        raise Invalid(field, "must be a UUID") from None

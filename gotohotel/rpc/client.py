@@ -1,0 +1,134 @@
+"""Calls another service's RPCs, within the current call's deadline."""
+
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import grpc
+import grpc.aio
+from google.protobuf.message import Message
+from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
+
+from gotohotel import trace
+from gotohotel.rpc.access import SERVICE
+from gotohotel.rpc.deadline import remaining_seconds
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
+from gotohotel.rpc.server import MESSAGE_LIMIT_BYTES
+
+# What Envoy's egress listener puts on an error of its own when no connection took the call.
+NEVER_SENT_HEADER = "x-gotohotel-never-sent"
+MAX_ATTEMPTS = 3
+
+CHANNEL_OPTIONS = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.ping_timeout_ms", 5_000),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.lb_policy_name", "round_robin"),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+]
+
+Response = TypeVar("Response", bound=Message)
+
+
+class RetryBudget:
+    """Lets retries be a tenth of the calls at most, so that an outage is not answered with a storm of them."""
+
+    def __init__(self) -> None:
+        self._tokens = 5.0
+
+    def earn(self) -> None:
+        """Counts a first try."""
+        self._tokens = min(self._tokens + 0.1, 5.0)
+
+    def spend(self) -> bool:
+        """Whether one more retry is affordable."""
+        if self._tokens < 1:
+            return False
+        self._tokens -= 1
+        return True
+
+
+class CallFailed(Exception):
+    """Another service gave no answer. If `never_sent`, it has not even seen the call; otherwise that is unknown."""
+
+    def __init__(self, error: grpc.aio.AioRpcError, *, never_sent: bool) -> None:
+        super().__init__(f"{error.code().name}: {error.details()}")
+        self.code = error.code()
+        self.never_sent = never_sent
+
+
+class RpcClient:
+    """Calls another service's idempotent RPCs, within the current call's deadline."""
+
+    def __init__(self, target: str, *, name: str) -> None:
+        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
+        self._metadata = ((SUBJECT_HEADER, name), (ROLE_HEADER, SERVICE))
+        self._budget = RetryBudget()
+        self._methods: dict[str, Any] = {}
+
+    async def call(
+        self, path: str, request: Message, response_type: type[Response], *, timeout_seconds: float
+    ) -> Response:
+        """The response, after at most 3 tries of which only UNAVAILABLE ones are repeated.
+
+        Raises CallFailed: unless it was never sent, ask for the truth or repeat the call.
+        """
+        ends = time.monotonic() + min(timeout_seconds, remaining_seconds())
+        if path not in self._methods:
+            self._methods[path] = self._channel.unary_unary(
+                path,
+                request_serializer=type(request).SerializeToString,
+                response_deserializer=response_type.FromString,
+            )
+        method = self._methods[path]
+        metadata = (*self._metadata, ("traceparent", trace.of("")))
+        never_sent = True
+        tries = 0
+        self._budget.earn()
+
+        def worth_another_try(error: BaseException) -> bool:
+            nonlocal never_sent, tries
+            tries += 1
+            if not isinstance(error, grpc.aio.AioRpcError):
+                return False
+            never_sent = never_sent and _never_sent(error)
+            again = error.code() == grpc.StatusCode.UNAVAILABLE and tries < MAX_ATTEMPTS and time.monotonic() < ends
+            return again and self._budget.spend()
+
+        try:
+            async for attempt in AsyncRetrying(
+                stop=stop_after_attempt(MAX_ATTEMPTS),
+                wait=wait_random_exponential(multiplier=0.01, max=0.1),
+                retry=retry_if_exception(worth_another_try),
+                reraise=True,
+            ):
+                with attempt:
+                    left = max(ends - time.monotonic(), 0.001)
+                    response: Response = await method(request, timeout=left, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            raise CallFailed(error, never_sent=never_sent) from None
+        return response
+
+    async def close(self) -> None:
+        """Closes the channel."""
+        await self._channel.close()
+
+
+@asynccontextmanager
+async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
+    """Opens a channel; connecting happens with the first call."""
+    client = RpcClient(target, name=name)
+    try:
+        yield client
+    finally:
+        await client.close()
+
+
+def _never_sent(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the egress listener says that it found no host to send the call to."""
+    return any(key == NEVER_SENT_HEADER for key, _ in error.trailing_metadata() or ())

@@ -1,0 +1,168 @@
+"""Serves RPCs: identity, required fields, deadline, concurrency limit, errors, health and reflection."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.api import field_behavior_pb2
+from google.protobuf.descriptor import ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.rpc import status_pb2
+from grpc_health.v1 import health_pb2
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
+from grpc_reflection.v1alpha import reflection
+
+from gotohotel import trace
+from gotohotel.domain import Invalid
+from gotohotel.rpc import deadline
+from gotohotel.rpc.access import allowed_roles, has_side_effects
+from gotohotel.rpc.deadline import MAX_CALL_SECONDS
+from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, identify
+from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
+
+DATABASE = "database"  # the name under which a health check asks for it
+MESSAGE_LIMIT_BYTES = 1024 * 1024
+
+SERVER_OPTIONS = [
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.max_connection_age_ms", 300_000),
+    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ("grpc.so_reuseport", 0),
+]
+
+
+class RpcServer:
+    """Serves implementations of services described by protobuf, with health and reflection."""
+
+    def __init__(self, *, port: int, host: str, max_calls: int = 600) -> None:
+        self._address = f"{host}:{port}"
+        # gRPC's own limit answers without details; it is only the net below ours.
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * max_calls)
+        self._max_calls = max_calls
+        self._reads = 0
+        self._health = HealthServicer()
+        self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        self._mutations: set[asyncio.Task[Any]] = set()
+
+    def add(self, service: ServiceDescriptor, implementation: object) -> None:
+        """Registers every RPC of a service.
+
+        Raises AttributeError if one is not implemented, LookupError if the proto does not say who may call it.
+        """
+        handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {}
+        for method in service.methods:
+            function = getattr(implementation, method.name)
+            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
+                self._edge(method, function),  # reads the request itself, so that a broken one gets our answer
+                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            )
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
+        self._names.append(service.full_name)
+
+    async def start(self) -> None:
+        """Opens the port. Raises OSError if it is taken."""
+        add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection(self._names, self._server)
+        with socket.socket() as probe:  # gRPC itself would first write a line of its own about it
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            host, port = self._address.rsplit(":", 1)
+            try:
+                probe.bind((host, int(port)))
+            except OSError as error:
+                raise OSError(f"the address {self._address} is taken") from error
+        self._server.add_insecure_port(self._address)
+        await self._server.start()
+
+    async def set_serving(self, serving: bool, *, has_database: bool = True) -> None:
+        """Answers health checks with SERVING or NOT_SERVING; of the service "database" whether that answers."""
+        for name in ("", *self._names):
+            await self._health.set(name, _serving_status(serving and has_database))
+        await self._health.set(DATABASE, _serving_status(has_database))
+
+    async def stop(self, *, grace_seconds: float) -> None:
+        """Takes no new calls, and ends those under way, commits that outlived their callers included."""
+        await self._server.stop(grace_seconds)
+        if self._mutations:
+            await asyncio.wait(self._mutations, timeout=grace_seconds)
+
+    def _edge(self, method: Any, function: Any) -> Callable[[Any, Any], Awaitable[Message]]:
+        """Wraps an implementation: identity, required fields, deadline, errors."""
+        roles = allowed_roles(method.GetOptions())
+        read = GetMessageClass(method.input_type).FromString
+        required = _required_fields(method.input_type)
+        run = self._mutate if has_side_effects(method.GetOptions()) else self._read
+
+        async def answer(request_bytes: bytes, caller: Caller) -> Message | status_pb2.Status:
+            limit = asyncio.timeout(MAX_CALL_SECONDS)
+            try:
+                request = read(request_bytes)
+                _refuse_missing(request, required)
+                async with limit:
+                    response: Message = await function(request, caller)
+                    return response
+            except asyncio.CancelledError:
+                task = asyncio.current_task()
+                if task is None or task.cancelling():
+                    raise  # the caller has hung up
+                # Something in here was canceled: without an answer the caller would wait for his whole deadline.
+                return status_of(
+                    Unavailable("the call was interrupted; the outcome is unknown: fetch the resource before retrying")
+                )
+            except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
+                return status_of(DeadlineExceeded() if limit.expired() else error)
+
+        async def handle(request_bytes: bytes, context: Any) -> Message:
+            metadata = dict(context.invocation_metadata())
+            deadline.enter(context.time_remaining())
+            trace.enter(metadata.get("traceparent"))
+            try:
+                caller = identify(metadata, roles)
+                if self._reads + len(self._mutations) >= self._max_calls:
+                    raise Overloaded
+            except (Unauthenticated, PermissionDenied, Overloaded) as error:
+                result: Message | status_pb2.Status = status_of(error)
+            else:
+                result = await run(answer(request_bytes, caller))
+            if isinstance(result, status_pb2.Status):
+                await abort(context, result)
+            return result
+
+        return handle
+
+    async def _read(self, answer: Coroutine[Any, Any, Any]) -> Any:
+        self._reads += 1
+        try:
+            return await answer
+        finally:
+            self._reads -= 1
+
+    async def _mutate(self, answer: Coroutine[Any, Any, Any]) -> Any:
+        """Runs a mutation to its end even if the caller disconnects; it counts as a concurrent call until then."""
+        task = asyncio.create_task(answer)
+        self._mutations.add(task)
+        task.add_done_callback(self._mutations.discard)
+        return await asyncio.shield(task)
+
+
+def _serving_status(serving: bool) -> Any:
+    statuses = health_pb2.HealthCheckResponse
+    return statuses.SERVING if serving else statuses.NOT_SERVING
+
+
+def _required_fields(request_type: Any) -> list[Any]:
+    behavior = field_behavior_pb2.field_behavior
+    return [f for f in request_type.fields if field_behavior_pb2.REQUIRED in f.GetOptions().Extensions[behavior]]
+
+
+def _refuse_missing(request: Any, required: list[Any]) -> None:
+    for field in required:
+        if not (request.HasField(field.name) if field.has_presence else getattr(request, field.name)):
+            raise Invalid(field.json_name, "is required")

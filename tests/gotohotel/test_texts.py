@@ -1,0 +1,48 @@
+"""Text that a caller typed."""
+
+import pytest
+
+from gotohotel.domain import Invalid
+from gotohotel.texts import parse_key, parse_text
+
+CARDS = [
+    "4242424242424242",
+    "my card 4242 4242 4242 4242!",
+    "x4242-4242-4242-4242y",
+    "Kim 4242 4242 4242 4242 12/28",
+    "1 4242 4242 4242 4242",
+    "room 2 4242424242424242",
+    "4242.4242.4242.4242",
+    "4242  4242  4242  4242",
+    "4242 – 4242 – 4242 – 4242".replace(" – ", "–"),
+    "4242,4242,4242,4242",
+    "4242 - 4242 - 4242 - 4242",
+    "4242\u200b4242\u200b4242\u200b4242",
+    "deadbeef-4242-4242-4242-424242424242",
+    "٤٢٤٢٤٢٤٢٤٢٤٢٤٢٤٢",
+]
+
+
+@pytest.mark.parametrize("text", CARDS)
+def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -> None:
+    """The refusal must not carry the digits further."""
+    with pytest.raises(Invalid) as refusal:
+        parse_text(text, "name", limit=100)
+
+    assert "4242" not in str(refusal.value)
+
+
+def test_an_id_that_a_caller_made_up_may_be_any_uuid() -> None:
+    """Some hold digits like a card number; a card number is none the less refused."""
+    unlucky = "f0357d9b-e635-4009-9884-8621540b3721"
+
+    assert parse_key(unlucky, "requestId", limit=64) == unlucky
+    with pytest.raises(Invalid):
+        parse_key("4242 4242 4242 4242", "requestId", limit=64)
+
+
+@pytest.mark.parametrize("text", ["a\x00b", "a\nb", "\x7f", "x" * 101])
+def test_text_with_control_characters_or_too_long_is_refused(text: str) -> None:
+    """PostgreSQL could not even keep a NUL."""
+    with pytest.raises(Invalid):
+        parse_text(text, "name", limit=100)
