@@ -1,34 +1,36 @@
 """Runs the bench on a stack of its own and prints the report."""
 
-import argparse
 import asyncio
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Annotated
 
 import asyncpg
 import httpx
+import typer
+from rich.table import Table
 
 from bench import load, pgbench, usage
+from ops import console
 from ops.errors import StackError
 from ops.stack import Stack
 
 CATCH_UP_SECONDS = 120
 
 
-def main() -> None:
-    """`make bench`."""
-    parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("--seconds", type=int, default=15, help="of full load; half load and pgbench take as long")
-    parser.add_argument("--clients", type=int, default=32, help="connections, of the load and of pgbench")
-    options = parser.parse_args()
+def main(
+    seconds: Annotated[int, typer.Option(min=1, help="Of full load; half load and pgbench take as long.")] = 15,
+    clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
+) -> None:
+    """Measures orders a second, against pgbench on the same server."""
     home = Path(".run/bench")
     shutil.rmtree(home, ignore_errors=True)
     stack = Stack.on_free_ports(home)
     try:
         stack.up()
-        asyncio.run(_bench(stack, clients=options.clients, seconds=options.seconds))
+        asyncio.run(_bench(stack, clients=clients, seconds=seconds))
     except StackError as error:
         sys.exit(f"bench: {error}")
     finally:
@@ -44,36 +46,44 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     await _caught_up(stack)
 
     cpu = usage.cpu_seconds(pids)
-    memory, full = await asyncio.gather(
-        _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
-    )
-    drain_seconds = await _caught_up(stack)
-    used = {name: after - cpu[name] for name, after in usage.cpu_seconds(pids).items()}
-    full_lag = await _lag(stack, full.seconds + drain_seconds)
+    with console.progress("full load, half load, pgbench", 3) as advance:
+        memory, full = await asyncio.gather(
+            _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
+        )
+        advance(1)
+        drain_seconds = await _caught_up(stack)
+        used = {name: after - cpu[name] for name, after in usage.cpu_seconds(pids).items()}
+        full_lag = await _lag(stack, full.seconds + drain_seconds)
 
-    half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
-    half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
+        half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
+        half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
 
-    transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
+        advance(1)
+        transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
+        advance(1)
     for outcome in (full, half):
         if outcome.others:
             print(f"{len(outcome.others)} orders were not paid, for example: {outcome.others[0]}")
 
-    orders = len(full.latencies)
-    print(f"{'orders, full load':<28} {full.rate:8.0f} /s    {clients} clients, {full.seconds:.0f} s")
-    print(f"{'latency p50, p99':<28} {full.percentile(50):8.1f} ms {full.percentile(99):8.1f} ms")
-    print(f"{'lag to My page p50, p99':<28} {full_lag[0]:8.0f} ms {full_lag[1]:8.0f} ms")
-    print(f"{'all on My page after':<28} {drain_seconds:8.1f} s")
-    print(f"{'orders, half load':<28} {half.rate:8.0f} /s")
-    print(f"{'latency p50, p99':<28} {half.percentile(50):8.1f} ms {half.percentile(99):8.1f} ms")
-    print(f"{'lag to My page p50, p99':<28} {half_lag[0]:8.0f} ms {half_lag[1]:8.0f} ms")
-    print(f"\n{'process':<18} {'CPU ms/order':>12} {'peak MB':>8}")
-    for name, value in used.items():
-        megabytes = f"{memory[name] / 1e6:8.0f}" if name in memory else f"{'-':>8}"
-        print(f"{name:<18} {1000 * value / orders:12.2f} {megabytes}")
-    print(f"{'all':<18} {1000 * sum(used.values()) / orders:12.2f}")
-    print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
-    print(f"{'ratio':<28} {full.rate / transactions:8.3f}")
+    results = console.table("", "p50", "p99", right=("p50", "p99"))
+    results.add_row(f"orders, full load: {full.rate:.0f} /s, {clients} clients, {full.seconds:.0f} s")
+    _add_times(results, full, full_lag)
+    results.add_row(f"all on My page after {drain_seconds:.1f} s")
+    results.add_row(f"orders, half load: {half.rate:.0f} /s")
+    _add_times(results, half, half_lag)
+    console.show(results)
+    print()
+    per_process = console.table("process", "CPU ms/order", "peak MB", right=("CPU ms/order", "peak MB"))
+    for name, value in (*used.items(), ("all", sum(used.values()))):
+        megabytes = f"{memory[name] / 1e6:.0f}" if name in memory else "-"
+        per_process.add_row(name, f"{1000 * value / len(full.latencies):.2f}", megabytes)
+    console.show(per_process)
+    print(f"\npgbench, same statements: {transactions:.0f} transactions/s, ratio {full.rate / transactions:.3f}")
+
+
+def _add_times(results: Table, outcome: load.Outcome, lag: tuple[float, float]) -> None:
+    results.add_row("  latency", f"{outcome.percentile(50):.1f} ms", f"{outcome.percentile(99):.1f} ms")
+    results.add_row("  lag to My page", f"{lag[0]:.0f} ms", f"{lag[1]:.0f} ms")
 
 
 def _open_room_type(stack: Stack) -> None:

@@ -1,6 +1,5 @@
 """`make chaos`: runs the scenarios, one after the other, and prints what came of each."""
 
-import argparse
 import asyncio
 import random
 import shutil
@@ -10,6 +9,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
+from typing import Annotated
+
+import typer
 
 from chaos import scenarios  # noqa: F401 - registers them
 from chaos.links import Links
@@ -18,25 +20,23 @@ from chaos.nemesis import NoHarmDone, NotAsItMust
 from chaos.rig import Rig, running_stack
 from chaos.scenario import SCENARIOS, Scenario
 from chaos.verdict import Verdict, judge
+from ops import console
 from ops.stack import Stack
 
 HEAD = ("scenario", "faults", "requests", "errors", "unknown", "lost", "doubled", "stuck", "recovered", "verdict")
 ROW = "{:<24} {:>6} {:>8} {:>6} {:>7} {:>4} {:>7} {:>5} {:>9} {:>8}"
 
 
-def main() -> None:
-    """Ends with a failure if one scenario does not hold."""
-    parser = argparse.ArgumentParser(prog="chaos", description="Breaks a stack under load and judges what is left.")
-    parser.add_argument("--scenario", help="a number or a name; several with commas; all if left out")
-    parser.add_argument(
-        "--seed", type=int, default=random.randrange(10**6), help="of everything that is left to chance"
-    )
-    parser.add_argument("--seconds", type=float, help="how long faults last, where that is free")
-    options = parser.parse_args()
-    chosen = _chosen(options.scenario)
+def main(
+    scenario: Annotated[str, typer.Option(help="Numbers or names, with commas; all if left out.")] = "",
+    seed: Annotated[int | None, typer.Option(help="Of everything that is left to chance.")] = None,
+    seconds: Annotated[float | None, typer.Option(help="How long faults last, where that is free.")] = None,
+) -> None:
+    """Breaks a stack under load and judges what is left. Ends with a failure if one scenario does not hold."""
+    chosen = _chosen(scenario)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stack too, as Ctrl-C does
     try:
-        held = run(chosen, seed=options.seed, seconds=options.seconds)
+        held = run(chosen, seed=random.randrange(10**6) if seed is None else seed, seconds=seconds)
     except KeyboardInterrupt:
         sys.exit("chaos: interrupted; its stack is down.")
     if not held:
@@ -50,17 +50,20 @@ def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None) -> b
     began = time.monotonic()
     held = True
     left = list(chosen)
-    while left:
-        with running_stack() as (stack, links):
-            while left:
-                if not asyncio.run(_run_one(stack, links, left.pop(0), seed=seed, seconds=seconds)):
-                    held = False
-                    break
+    with console.progress("scenarios", len(chosen)) as advance:
+        while left:
+            with running_stack() as (stack, links):
+                while left:
+                    held_now = asyncio.run(_run_one(stack, links, left.pop(0), seed=seed, seconds=seconds))
+                    advance(1)
+                    if not held_now:
+                        held = False
+                        break
     print(f"{len(chosen)} scenarios in {time.monotonic() - began:.0f} s", flush=True)
     return held
 
 
-def _chosen(text: str | None) -> list[Scenario]:
+def _chosen(text: str) -> list[Scenario]:
     if not text:
         return [SCENARIOS[number] for number in sorted(SCENARIOS)]
     by_name = {name: each for each in SCENARIOS.values() for name in (each.name, str(each.number))}
@@ -148,4 +151,4 @@ def _recovered(rig: Rig) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
+from ops.configuration import PROCESSES
 from ops.services import SERVICES
-from ops.stack import PROCESSES
 
 # Who calls whom: (process, the port's name that it calls).
 LINKS = (

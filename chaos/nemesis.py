@@ -16,7 +16,8 @@ import psutil
 from chaos.links import Links
 from gotohotel.bus.streams import EVENTS
 from gotohotel.database import TRANSIENT
-from ops.stack import PROCESSES, Stack, accepts
+from ops.configuration import PROCESSES
+from ops.stack import Stack, accepts
 from ops.stream import jetstream
 
 COMES_BACK_SECONDS = 60

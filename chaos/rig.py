@@ -19,7 +19,8 @@ import asyncpg
 from chaos.links import Links
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, NotAsItMust, query, until
-from ops.stack import PROCESSES, Stack, accepts
+from ops.configuration import PROCESSES
+from ops.stack import Stack, accepts
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}

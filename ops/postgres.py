@@ -29,6 +29,11 @@ log_min_error_statement = panic
 """
 
 
+def user() -> str:
+    """The user that PostgreSQL runs as; "" for whoever starts the stack."""
+    return STAND_IN if os.geteuid() == 0 else ""
+
+
 def program(name: str) -> str:
     """The path of one of PostgreSQL's programs."""
     # Found, not imported: its import makes folders that nothing here needs.

@@ -1,7 +1,7 @@
 """Builds My page anew from the first event, while the old one serves."""
 
 import asyncio
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +54,13 @@ DROP SCHEMA rebuilt;
 """
 
 
-async def rebuild(stack: Stack) -> tuple[int, int]:
+async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int, int]:
     """Rebuilds every page; answers from how many events, and how many can't be applied. Safe to break off.
 
     The service goes on in both directions: it serves the old pages and adds what happens to them. Only for the last
     events, those that came while it was catching up, is the old table held. Raises StackError, and leaves the old
     pages as they are, if another rebuild runs, if the table can't be had, or if the stream has lost events.
+    `advance` is told of each batch.
     """
     owner: Any = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
     try:
@@ -70,7 +71,7 @@ async def rebuild(stack: Stack) -> tuple[int, int]:
             for statement in statements_of(migration.read_text()):
                 await owner.execute(statement)
         async with jetstream(stack) as js:
-            events = _Events(stack, js)
+            events = _Events(stack, js, advance)
             for arrivals in events.archived():
                 await _apply(owner, arrivals, events)
             await events.open()
@@ -130,8 +131,9 @@ async def _is_skipped(connection: Any, arrival: ReceivedEvent) -> bool:
 class _Events:
     """All events from the first one on: the archive's, then the stream's, through a reader that the server forgets."""
 
-    def __init__(self, stack: Stack, js: JetStreamContext) -> None:
+    def __init__(self, stack: Stack, js: JetStreamContext, advance: Callable[[int], None]) -> None:
         self._js = js
+        self._advance = advance
         self._stack = stack
         self._archived = archives(stack)
         self._received = 0
@@ -153,11 +155,9 @@ class _Events:
                 if message.subject in policies.subjects:
                     batch += self._read(message.subject, message.headers, message.data)
                 if len(batch) == FETCH:
-                    self.count += len(batch)
-                    yield batch
+                    yield self._counted(batch)
                     batch = []
-        self.count += len(batch)
-        yield batch
+        yield self._counted(batch)
 
     async def next_batch(self) -> list[ReceivedEvent]:
         """The next events, up to the last one that is in the stream now; none when all are read."""
@@ -172,7 +172,11 @@ class _Events:
                 self._received += 1
                 if message.metadata.sequence.stream > self._archive_ends:
                     arrivals += self._read(message.subject, message.headers or {}, message.data)
+        return self._counted(arrivals)
+
+    def _counted(self, arrivals: list[ReceivedEvent]) -> list[ReceivedEvent]:
         self.count += len(arrivals)
+        self._advance(len(arrivals))
         return arrivals
 
     def _read(self, subject: str, headers: Mapping[str, str], data: bytes) -> list[ReceivedEvent]:

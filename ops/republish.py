@@ -1,5 +1,6 @@
 """Sends events that were published before once more, for a stream that has lost some."""
 
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
@@ -32,18 +33,22 @@ RETURNING outbox.event_id
 REPUBLISH_LOCK = 0x72657075  # "repu"
 
 
-async def republish(stack: Stack, begins: datetime, ends: datetime) -> dict[str, int]:
+async def republish(
+    stack: Stack, begins: datetime, ends: datetime, *, advance: Callable[[int], None]
+) -> dict[str, int]:
     """Has every event that was written in [begins, ends), and is still kept, sent again; how many, by service.
 
     Harmless: the stream takes no event that it was sent within ten minutes, and consumers handle none twice.
-    Raises StackError if that time is empty.
+    `advance` is told of each batch. Raises StackError if that time is empty.
     """
     if begins >= ends:
         raise StackError(f"There is no time between {begins:%Y-%m-%d %H:%M:%S%z} and {ends:%Y-%m-%d %H:%M:%S%z}.")
-    return {service: await _republish(stack, service, begins, ends) for service in PUBLISHERS}
+    return {service: await _republish(stack, service, begins, ends, advance) for service in PUBLISHERS}
 
 
-async def _republish(stack: Stack, service: str, begins: datetime, ends: datetime) -> int:
+async def _republish(
+    stack: Stack, service: str, begins: datetime, ends: datetime, advance: Callable[[int], None]
+) -> int:
     connection: Any = await asyncpg.connect(stack.database_url(service, service), timeout=3)
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", REPUBLISH_LOCK):
@@ -51,6 +56,7 @@ async def _republish(stack: Stack, service: str, begins: datetime, ends: datetim
         count, last = 0, first_id_at(begins)
         while marked := await connection.fetch(MARK_UNPUBLISHED, last, first_id_at(ends)):
             count += len(marked)
+            advance(len(marked))
             last = max(str(row["event_id"]) for row in marked)
         return count
     finally:

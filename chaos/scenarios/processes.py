@@ -3,8 +3,8 @@
 from chaos.links import LINKS
 from chaos.rig import Rig, let_run
 from chaos.scenario import scenario
+from ops.configuration import PROCESSES
 from ops.services import SERVICES
-from ops.stack import PROCESSES
 
 
 @scenario(

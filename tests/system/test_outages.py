@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from ops import audit
-from ops.stack import PROCESSES
+from ops.configuration import PROCESSES
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import CHARGES, query
 

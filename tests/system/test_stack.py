@@ -17,8 +17,9 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 from ops import services
+from ops.configuration import PROCESSES
 from ops.errors import StackError
-from ops.stack import PROCESSES, Stack
+from ops.stack import Stack
 from tests.conftest import Client, Hotel
 
 
@@ -200,15 +201,15 @@ def test_a_new_services_secrets_are_minted_into_an_existing_home(
 ) -> None:
     """Those that are there stay as they are: they open the data."""
     stack = Stack.on_free_ports(tmp_path)
-    stack.mint_secrets()
-    before = stack.secrets
+    stack.credentials.mint()
+    before = stack.credentials.all()
     monkeypatch.setitem(services.SERVICES, "review_svc", services.Service(port=8090, has_fingerprint_key=True))
 
-    stack.mint_secrets()
+    stack.credentials.mint()
 
-    assert before.items() <= stack.secrets.items()
+    assert before.items() <= stack.credentials.all().items()
     new = {"review_svc", "review_svc_owner", "review_svc_nats", "review_svc_fingerprint"}
-    assert set(stack.secrets) - set(before) == new
+    assert set(stack.credentials.all()) - set(before) == new
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
 
 
@@ -216,7 +217,7 @@ def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
     """The ledger's password, for example, is for the service that has the card processor."""
     for name in services.SERVICES:
         told = " ".join(stack.service_environment(name).values())
-        held = {secret for secret, value in stack.secrets.items() if value in told}
+        held = {secret for secret, value in stack.credentials.all().items() if value in told}
 
         own = {name, services.owner(name), services.nats_password(name), services.fingerprint_key(name)}
         assert held <= own | ({services.SANDBOX} if name == "pay_svc" else set())
@@ -233,5 +234,5 @@ def test_migrating_again_changes_nothing(stack: Stack) -> None:
     """`gotohotel migrate` beside the running services."""
     done = gotohotel(stack, "migrate")
 
-    assert done.stdout == "Roles, databases, schemas and streams are those of this release.\n"
+    assert done.stdout == "Roles, databases, schemas, streams and consumers are those of this release.\n"
     assert done.returncode == 0

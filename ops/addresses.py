@@ -1,0 +1,73 @@
+"""How the parts of a stack reach one another: ports, URLs, tokens, and the settings that each service is given."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ops import tokens
+from ops.credentials import Credentials
+from ops.errors import StackError
+from ops.services import OPERATOR, SANDBOX, SERVICES, fingerprint_key, nats_password, owner, part
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """A stack's folder and ports."""
+
+    home: Path
+    ports: Mapping[str, int]
+    # (process, the port's name that it calls) → another port to call instead: what stands there may cut the connection.
+    detours: Mapping[tuple[str, str], int] = field(default_factory=dict)
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """Passwords and keys."""
+        return Credentials(self.home)
+
+    @property
+    def gateway_url(self) -> str:
+        """Where the gateway answers."""
+        return f"http://127.0.0.1:{self.ports['gateway']}"
+
+    @property
+    def archive(self) -> Path:
+        """The folder of old events that were moved out of the stream."""
+        return self.home / "archive"
+
+    def database_url(self, database: str, role: str, *, caller: str = "") -> str:
+        """How a role reaches a database of this stack."""
+        return f"postgresql://{role}:{self.credentials[role]}@127.0.0.1:{self.port('postgres', caller)}/{database}"
+
+    def nats_url(self, user: str = OPERATOR) -> str:
+        """How a service, or an operator, reaches NATS."""
+        return f"nats://{user}:{self.credentials[nats_password(user)]}@127.0.0.1:{self.port('nats', user)}"
+
+    def port(self, name: str, caller: str) -> int:
+        """The port at which a caller reaches something."""
+        return self.detours.get((caller, name), self.ports[name])
+
+    def token(self, *, subject: str, role: str) -> str:
+        """A token that this stack's gateway accepts."""
+        try:
+            return tokens.mint(self.home, subject=subject, role=role)
+        except FileNotFoundError:
+            raise StackError("There is no key to sign tokens with yet: run `make up` first.") from None
+
+    def service_environment(self, name: str) -> dict[str, str]:
+        """The settings that a service of this stack runs with; no secret of another one."""
+        service = SERVICES[name]
+        prefix = part(name).upper()
+        settings = {
+            "PORT": str(self.ports[part(name)]),
+            "DATABASE_URL": self.database_url(name, name, caller=name),
+            "MIGRATION_URL": self.database_url(name, owner(name), caller=name),
+            "NATS_URL": self.nats_url(name),
+        }
+        if service.calls_pay:
+            settings["PAY_TARGET"] = f"127.0.0.1:{self.port('egress', name)}"
+        if service.has_fingerprint_key:
+            settings["FINGERPRINT_KEY"] = self.credentials[fingerprint_key(name)]
+        if service.has_card_processor:
+            settings["SANDBOX_DATABASE_URL"] = self.database_url(SANDBOX, SANDBOX, caller=name)
+        return {f"{prefix}_{key}": value for key, value in settings.items()}

@@ -1,0 +1,5 @@
+"""The command line's commands.
+
+stack   up, down, migrate, status, logs, start, stop, token, demo, audit
+events  stream, dead-letters, republish, rebuild
+"""

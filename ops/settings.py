@@ -1,0 +1,56 @@
+"""Where a stack keeps its files and listens, and how large its stream may grow: GOTOHOTEL_… in the environment."""
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from ops.errors import StackError
+from ops.services import SERVICES, part
+
+# What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
+PORTS = {
+    "gateway": 8088,
+    **{part(name): service.port for name, service in SERVICES.items()},
+    "egress": 8085,
+    "admin": 8086,
+    "nats": 8087,
+    "postgres": 8089,
+}
+MIN_STREAM_BYTES, MAX_STREAM_BYTES = 256 * 1024**2, 16 * 1024**3
+MAX_HOME_LENGTH = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
+
+
+def home_setting() -> Path:
+    """GOTOHOTEL_HOME. It stands in configuration files that give blanks, quotes and % a meaning of their own."""
+    text = os.environ.get("GOTOHOTEL_HOME") or ".run"
+    try:
+        home = Path(text).resolve()
+        usable = not home.exists() or home.is_dir()
+    except OSError:
+        usable = False
+    if not usable or not re.fullmatch(r"[\w./@+=:~-]+", str(home)):
+        raise StackError(f"The setting GOTOHOTEL_HOME takes a folder without blanks, quotes and %, not {text[:100]!r}.")
+    if len(str(home)) > MAX_HOME_LENGTH:
+        raise StackError(f"The path {home} is too long for a socket in it; set GOTOHOTEL_HOME to a shorter one.")
+    return home
+
+
+def port_setting(name: str, default: int) -> int:
+    """GOTOHOTEL_<NAME>_PORT."""
+    variable = f"GOTOHOTEL_{name.upper()}_PORT"
+    text = os.environ.get(variable, str(default))
+    if not text.isdecimal() or not 0 < int(text) < 65536:
+        raise StackError(f"The setting {variable} takes a port from 1 to 65535, not {text!r}.")
+    return int(text)
+
+
+def stream_bytes(home: Path) -> int:
+    """How large the stream of events may grow: a quarter of the free disk, or as GOTOHOTEL_STREAM_MIB says."""
+    by_disk = min(max(shutil.disk_usage(home).free // 4, MIN_STREAM_BYTES), MAX_STREAM_BYTES)
+    text = os.environ.get("GOTOHOTEL_STREAM_MIB", "")
+    if not text:
+        return by_disk
+    if not re.fullmatch(r"[1-9]\d{0,8}", text):
+        raise StackError(f"The setting GOTOHOTEL_STREAM_MIB takes a number of MiB, not {text!r}.")
+    return int(text) * 1024**2

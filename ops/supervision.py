@@ -1,0 +1,158 @@
+"""supervisord: starts, stops and restarts the processes of a stack."""
+
+import os
+import subprocess
+import sys
+import time
+import xmlrpc.client
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from supervisor.xmlrpc import SupervisorTransport
+
+from ops.errors import StackError
+
+SUPERVISOR_CONF = """\
+[supervisord]
+directory = {home}
+logfile = {home}/log/supervisord.log
+logfile_maxbytes = 5MB
+pidfile = {home}/supervisord.pid
+loglevel = info
+{identity}
+[unix_http_server]
+file = {home}/supervisor.sock
+chmod = 0700
+[rpcinterface:supervisor]
+supervisor.rpcinterface_factory = supervisor.rpcinterface:make_main_rpcinterface
+"""
+
+PROGRAM_CONF = """
+[program:{name}]
+command = {command}
+environment = {environment}
+priority = {priority}
+autostart = false
+autorestart = true
+startsecs = 1
+startretries = 1000000
+stopsignal = {stopsignal}
+stopwaitsecs = 30
+redirect_stderr = true
+stdout_logfile = {home}/log/{name}.log
+stdout_logfile_maxbytes = 20MB
+stdout_logfile_backups = 2
+{user}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """A process that is to be supervised."""
+
+    command: str
+    environment: Mapping[str, str] = field(default_factory=dict)
+    stopsignal: str = "TERM"
+    user: str = ""  # "": whoever runs the supervisor
+
+
+class Supervisor:
+    """The supervisor of a stack's folder."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+
+    @property
+    def is_up(self) -> bool:
+        """Whether it runs. Raises StackError if it does, but does not answer."""
+        try:
+            self.call("getState")
+        except (OSError, xmlrpc.client.Error):
+            pid_file = self._home / "supervisord.pid"
+            pid = int(pid_file.read_text() or 0) if pid_file.exists() else 0
+            if pid and _is_alive(pid):
+                raise StackError(f"supervisord runs, but does not answer at its socket; end it: kill {pid}") from None
+            return False
+        return True
+
+    def run(self) -> None:
+        """Starts it, with no process yet."""
+        command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._home / "supervisor.conf")]
+        # supervisor still imports pkg_resources, which warns; nothing that its user could mend.
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
+        if done.returncode != 0:
+            raise StackError(f"supervisord does not start: {done.stderr.strip()}")
+        wait_until(lambda: self.is_up, "supervisord does not answer", seconds=10)
+
+    def shut_down(self) -> None:
+        """Ends it; returns when it is gone."""
+        pid = self.call("getPID")
+        self.call("shutdown")
+        wait_until(lambda: not _is_alive(pid), "supervisord does not end", seconds=30)
+        (self._home / "supervisor.sock").unlink(missing_ok=True)
+
+    def configure(self, programs: Mapping[str, "Program"]) -> None:
+        """Writes its configuration: processes by name, in the order of starting."""
+        identity = "user = root\n" if os.geteuid() == 0 else ""
+        conf = self._home / "supervisor.conf"
+        conf.touch(mode=0o600)
+        conf.write_text(
+            SUPERVISOR_CONF.format(home=self._home, identity=identity)
+            + "".join(
+                PROGRAM_CONF.format(
+                    name=name,
+                    command=program.command,
+                    environment=",".join(f'{key}="{value}"' for key, value in program.environment.items()),
+                    priority=priority,
+                    stopsignal=program.stopsignal,
+                    home=self._home,
+                    user=f"user = {program.user}" if program.user else "",
+                )
+                for priority, (name, program) in enumerate(programs.items())
+            )
+        )
+
+    def processes(self) -> dict[str, Any]:
+        """What it knows of each process, by name."""
+        return {info["name"]: info for info in self.call("getAllProcessInfo")}
+
+    def start(self, name: str) -> None:
+        """Starts a process; does not wait for it."""
+        self.call("startProcess", name, False)
+
+    def stop(self, name: str) -> None:
+        """Stops a process, unless it is stopped already."""
+        if self.call("getProcessInfo", name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
+            self.call("stopProcess", name)
+
+    def is_started(self, name: str) -> bool:
+        """Whether it runs a process, or tries to."""
+        return self.call("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF")
+
+    def call(self, name: str, *arguments: Any) -> Any:
+        """One call of its XML-RPC interface. Raises OSError if it does not run."""
+        transport = SupervisorTransport(None, None, f"unix://{self._home}/supervisor.sock")
+        try:
+            server: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
+            return getattr(server.supervisor, name)(*arguments)
+        finally:
+            transport.close()
+
+
+def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: float) -> None:
+    """Returns when a condition holds. Raises StackError with these words if it does not in time."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends:
+            raise StackError(otherwise)
+        time.sleep(0.1)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
