@@ -21,10 +21,11 @@ demo: $(VENV)/ready ## the main job as a story: search, book, pay, confirm, canc
 test: $(VENV)/ready ## run all tests, on real PostgreSQL, NATS and Envoy
 	@$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/ready ## ruff, mypy, buf, squawk (migrations)
+lint: $(VENV)/ready ## ruff, mypy, imports, buf, squawk (migrations)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
 	@$(BIN)/buf breaking gotohotel/descriptors.binpb --against protos/last_release.binpb --config protos/buf.yaml
 	@$(BIN)/squawk --config .squawk.toml $(MIGRATIONS)

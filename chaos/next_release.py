@@ -30,11 +30,13 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
         ),
     ),
     "order_svc/wire.py": (("owner=booking.owner,", 'owner=booking.owner, special_request="late",'),),
-    "pay_svc/domain.py": (('    unknown: bytes = b""', '    unknown: bytes = b""\n    special_request: str = ""'),),
-    "reservation_svc/store.py": (
+    "pay_svc/domain/payment.py": (
+        ('    unknown: bytes = b""', '    unknown: bytes = b""\n    special_request: str = ""'),
+    ),
+    "reservation_svc/store/reservations.py": (
         ('"check_out": booking.check_out,', '"check_out": booking.check_out, "special_request": "late",'),
     ),
-    "reservation_svc/domain.py": (
+    "reservation_svc/domain/reservation.py": (
         (
             "class Reservation(Aggregate):",
             "class GuestGreeted(Event):\n    pass\n\n\nclass Reservation(Aggregate):",

@@ -76,18 +76,18 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
             break
         await asyncio.sleep(0.25)
     verdict.rest_seconds = time.monotonic() - began
-    books, found = await asyncio.to_thread(audit.check_snapshot, stack)
+    snapshot, found = await asyncio.to_thread(audit.check_snapshot, stack)
     verdict.violations = [f"{number}: {what}" for number, violations in found.items() for what in violations[:5]]
-    verdict.violations += _out_of_order(books)[:5]
-    compare(history, books, verdict)
+    verdict.violations += _out_of_order(snapshot)[:5]
+    compare(history, snapshot, verdict)
     return verdict
 
 
-def _out_of_order(books: audit.AuditSnapshot) -> list[str]:
+def _out_of_order(snapshot: audit.AuditSnapshot) -> list[str]:
     """Events that the relay put into the stream before an earlier one of the same aggregate."""
     last: dict[tuple[str, str], int] = {}
     found = []
-    for event in (event for event in books.events if event.from_relay):
+    for event in (event for event in snapshot.events if event.from_relay):
         if event.version < last.setdefault((event.source, event.aggregate), event.version):
             found.append(f"order: {event.name} of {event.aggregate} came after a later one")
         last[event.source, event.aggregate] = event.version
@@ -108,18 +108,18 @@ async def _under_way(stack: Stack) -> dict[str, int]:
     return {what: count for what, count in found.items() if count}
 
 
-def compare(history: Iterable[Operation], books: audit.AuditSnapshot, verdict: Verdict) -> None:
+def compare(history: Iterable[Operation], snapshot: audit.AuditSnapshot, verdict: Verdict) -> None:
     """Adds what the clients were told and the books do not bear out."""
     by_label: dict[str, list[Any]] = {}
-    for order in books.orders.values():
+    for order in snapshot.orders.values():
         by_label.setdefault(order["name"], []).append(order)
     standing = Counter(
         {
             order_id: sum(1 for charge in charges if charge["refunded_at"] is None)
-            for order_id, charges in books.charges.items()
+            for order_id, charges in snapshot.charges.items()
         }
     )
-    for order_id, charges in books.charges.items():
+    for order_id, charges in snapshot.charges.items():
         if len(charges) > 1:
             verdict.doubled.append(f"order {order_id} was charged {len(charges)} times")
     asked: dict[str, list[Operation]] = {}
@@ -130,25 +130,27 @@ def compare(history: Iterable[Operation], books: audit.AuditSnapshot, verdict: V
         if operation.kind == "book":
             _compare_booking(operation, by_label.get(operation.label, []), verdict)
         elif operation.outcome == OK and operation.order_id:
-            _compare_act(operation, books, standing[operation.order_id], verdict)
+            _compare_act(operation, snapshot, standing[operation.order_id], verdict)
         order_id = operation.order_id or _only_order(by_label.get(operation.label, []))
         asked.setdefault(order_id, []).append(operation)
     for order_id, operations in asked.items():
-        if order_id in books.orders:
-            _compare_refusals(operations, books, order_id, verdict)
+        if order_id in snapshot.orders:
+            _compare_refusals(operations, snapshot, order_id, verdict)
 
 
 def _only_order(orders: list[Any]) -> str:
     return str(orders[0]["id"]) if len(orders) == 1 else ""
 
 
-def _compare_refusals(operations: list[Operation], books: audit.AuditSnapshot, order_id: str, verdict: Verdict) -> None:
+def _compare_refusals(
+    operations: list[Operation], snapshot: audit.AuditSnapshot, order_id: str, verdict: Verdict
+) -> None:
     """What was refused for good by every call that asked for it must not have been done."""
-    order, reservation = books.orders[order_id], books.reservations.get(order_id)
+    order, reservation = snapshot.orders[order_id], snapshot.reservations.get(order_id)
     if not any(operation.kind in ("book", "probe") or operation.label for operation in operations):
         return  # it was placed by somebody else, who may have asked for more than is known here
     done = {
-        "pay": order["paid_at"] is not None or order_id in books.charges,
+        "pay": order["paid_at"] is not None or order_id in snapshot.charges,
         "cancel": order["cancel_asked_at"] is not None,
         "desk confirm": reservation is not None and reservation["confirmed_at"] is not None,
         "desk reject": order["rejected_at"] is not None,
@@ -179,9 +181,9 @@ def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) 
         verdict.doubled.append(f"the request {operation.label!r} was refused, and yet made an order")
 
 
-def _compare_act(operation: Operation, books: audit.AuditSnapshot, standing: int, verdict: Verdict) -> None:
+def _compare_act(operation: Operation, snapshot: audit.AuditSnapshot, standing: int, verdict: Verdict) -> None:
     order_id, kind = operation.order_id, operation.kind
-    order, reservation = books.orders.get(order_id), books.reservations.get(order_id)
+    order, reservation = snapshot.orders.get(order_id), snapshot.reservations.get(order_id)
     if order is None:
         verdict.lost.append(f"order {order_id}, of which a {kind} was acknowledged")
     elif operation.is_paid and order["paid_at"] is None:

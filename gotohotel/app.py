@@ -18,7 +18,8 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from gotohotel import idempotency, inbox, log, outbox
 from gotohotel.bus.connection import Bus
-from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, ConsumerLost
+from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted
+from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
 from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database

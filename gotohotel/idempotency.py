@@ -4,25 +4,19 @@ import asyncio
 import hashlib
 import hmac
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from google.protobuf.message import Message
 
-from gotohotel.database import TRANSIENT, Connection, Database, delete_in_batches
+from gotohotel.claims import ABANDONED_AFTER_SECONDS, IdempotencyKey, LiveClaims
+from gotohotel.database import TRANSIENT, Connection, Database, Row, delete_in_batches
 from gotohotel.domain import AlreadyExists, Conflict, DomainError
 from gotohotel.texts import parse_key
 
 logger = logging.getLogger(__name__)
 
-# A call that works under a claim renews it every second. One that was not renewed for so long belongs to a process that
-# has died or can't reach the database: a repetition takes it over, and has time left to act within its own deadline.
-RENEW_SECONDS = 1.0
-ABANDONED_AFTER_SECONDS = 3
 RELEASE_SECONDS = 0.5  # the caller waits for it, and has waited for a failure already
 
 CLAIM = """
@@ -108,32 +102,13 @@ class RequestInProgress(Conflict):
     """The same request is being answered at this moment; try again."""
 
 
-@dataclass(frozen=True, slots=True)
-class IdempotencyKey:
-    """Who asked for what under which id, and a keyed hash of the body (it may hold a card number)."""
-
-    subject: str
-    method: str
-    request_id: str
-    fingerprint: bytes
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """The primary key."""
-        return self.subject, self.method, self.request_id
-
-
 class IdempotencyStore:
     """The requests that a service has answered, or is answering."""
 
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
         self._secret = secret
-        # How many calls of this process act under a claim now (two, while a duplicate does not know yet that it is
-        # one), and since when.
-        self._live: dict[tuple[str, str, str], tuple[int, float]] = {}
-        # Claims whose last call ended here without leaving an answer, and when; oldest first.
-        self._ended: dict[tuple[str, str, str], float] = {}
+        self._live = LiveClaims()
 
     def claim_of(self, request: Any, *, subject: str) -> IdempotencyKey | None:
         """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
@@ -156,7 +131,10 @@ class IdempotencyStore:
                 response = await act(connection)
                 await self.answer(connection, claim, response)
                 return response
-        return await self.replay(claim, response_type) or await self.once(request, response_type, act, subject=subject)
+        kept = await self._find(claim)
+        if kept["response"] is None:  # `once` leaves no such claim: it is another release's, which acts in steps
+            raise RequestInProgress()
+        return response_type.FromString(kept["response"])
 
     async def in_steps(
         self, request: Message, response_type: type[R], act: Callable[[], Awaitable[R]], *, subject: str
@@ -168,14 +146,14 @@ class IdempotencyStore:
         claim = self.claim_of(request, subject=subject)
         if claim is None:
             return await act()
-        with self.acting(claim):
+        with self._live.acting(claim):
             claimed = await self.claim(self._database.autocommit, claim)
             if claimed:
                 return await self._act_and_keep(claim, act)
         replay = await self.replay(claim, response_type)
         if replay is not None:
             return replay
-        with self.acting(claim):
+        with self._live.acting(claim):
             return await self._act_and_keep(claim, act)
 
     async def in_one_statement(
@@ -193,7 +171,7 @@ class IdempotencyStore:
         there was an answer, the repetition goes on with it: `resume` gets its id.
         """
         claim = self.claim_of(request, subject=subject)
-        with self.acting(claim):
+        with self._live.acting(claim):
             try:
                 response = await act(claim)
             except DomainError as error:
@@ -206,7 +184,7 @@ class IdempotencyStore:
         replay = await self.replay(claim, response_type)
         if replay is not None:
             return replay
-        with self.acting(claim):
+        with self._live.acting(claim):
             response = await resume(await self.resource_of(claim))
             await self.keep_answer(claim, response)
             return response
@@ -226,44 +204,12 @@ class IdempotencyStore:
             await self.answer(self._database.autocommit, claim, response)
         except TRANSIENT as error:
             logger.warning("what was done stands, but its answer could not be kept: %r", error)
-            self._note_ended(claim)
-
-    @contextmanager
-    def acting(self, claim: IdempotencyKey | None) -> Iterator[None]:
-        """While a call acts under a claim, repetitions wait for it, in this process and in others (`renew`).
-
-        If it ends because the database is unavailable, its claim may have been stored all the same. It is then
-        orphaned: as soon as no other call acts under it, a repetition takes it over at once.
-        """
-        if claim is None:
-            yield
-            return
-        count, since = self._live.get(claim.key, (0, time.monotonic()))
-        self._live[claim.key] = count + 1, since
-        try:
-            yield
-        except TRANSIENT:
-            self._note_ended(claim)
-            raise
-        finally:
-            count, since = self._live.pop(claim.key)
-            if count > 1:
-                self._live[claim.key] = count - 1, since
+            self._live.note_ended(claim)
 
     async def renew(self) -> None:
         """The job that renews the claims of calls that take longer than a second."""
-        old = time.monotonic() - RENEW_SECONDS
-        keys = sorted(key for key, (_, since) in self._live.items() if since < old)
-        if keys:
+        if keys := self._live.to_renew():
             await self._database.autocommit.execute(RENEW, *(list(column) for column in zip(*keys, strict=True)))
-
-    def _note_ended(self, claim: IdempotencyKey | None) -> None:
-        if claim is not None:
-            now = time.monotonic()
-            while self._ended and now - next(iter(self._ended.values())) > ABANDONED_AFTER_SECONDS:
-                del self._ended[next(iter(self._ended))]  # anybody may take it over by now
-            self._ended.pop(claim.key, None)
-            self._ended[claim.key] = now
 
     async def _release(self, claim: IdempotencyKey) -> None:
         """Gives the id back after a failure."""
@@ -271,7 +217,7 @@ class IdempotencyStore:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self._database.autocommit.execute(RELEASE, *claim.key)
         except TRANSIENT:
-            self._note_ended(claim)
+            self._live.note_ended(claim)
 
     async def claim(self, connection: Connection, claim: IdempotencyKey) -> bool:
         """Claims the id. False if it is taken: `replay` then tells by what."""
@@ -291,21 +237,24 @@ class IdempotencyStore:
         """
         pause = 0.02
         while True:
-            row = await self._database.autocommit.fetchrow(FIND, *claim.key)
-            if row is None:
-                raise RequestInProgress()
-            if not hmac.compare_digest(row["fingerprint"], claim.fingerprint):
-                raise RequestIdReused()
+            row = await self._find(claim)
             if row["response"] is not None:
                 return response_type.FromString(row["response"])
-            orphaned = claim.key in self._ended and claim.key not in self._live
-            patience = 0 if orphaned else ABANDONED_AFTER_SECONDS
+            patience = 0 if self._live.is_orphaned(claim) else ABANDONED_AFTER_SECONDS
             taken = await self._database.autocommit.fetchval(TAKE_OVER, *claim.key, row["claimed_at"], patience)
             if taken is not None:
-                self._ended.pop(claim.key, None)
+                self._live.forget(claim)
                 return None
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.5)
+
+    async def _find(self, claim: IdempotencyKey) -> Row:
+        row = await self._database.autocommit.fetchrow(FIND, *claim.key)
+        if row is None:
+            raise RequestInProgress()
+        if not hmac.compare_digest(row["fingerprint"], claim.fingerprint):
+            raise RequestIdReused()
+        return row
 
     async def is_known(self, claim: IdempotencyKey) -> bool:
         """Whether the id was used before."""

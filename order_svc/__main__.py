@@ -8,7 +8,8 @@ from zoneinfo import ZoneInfo
 from pydantic import Field
 
 from gotohotel.app import App, run
-from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
+from gotohotel.claims import RENEW_SECONDS
+from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc.client import open_client
 from gotohotel.settings import Settings, Timeout

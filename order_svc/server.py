@@ -6,9 +6,10 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 
 from gotohotel.cards import passes_luhn
+from gotohotel.claims import IdempotencyKey
 from gotohotel.database import Connection, Database
 from gotohotel.domain import Invalid
-from gotohotel.idempotency import IdempotencyKey, IdempotencyStore
+from gotohotel.idempotency import IdempotencyStore
 from gotohotel.ids import new_id, parse_id
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.identity import Caller

@@ -6,7 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from gotohotel.app import App, run
-from gotohotel.idempotency import RENEW_SECONDS, IdempotencyStore
+from gotohotel.claims import RENEW_SECONDS
+from gotohotel.idempotency import IdempotencyStore
 from gotohotel.reservation.v1 import reservation_service_pb2
 from gotohotel.rpc.client import open_client
 from gotohotel.settings import Settings, Timeout

@@ -1,7 +1,6 @@
 """Delivers events to policies in batches; what can't be handled goes to the dead letters."""
 
 import asyncio
-import json
 import logging
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -11,11 +10,11 @@ from typing import Any
 import asyncpg
 import nats.errors
 from google.protobuf.message import DecodeError
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from gotohotel import inbox, trace
 from gotohotel.bus.connection import Bus
+from gotohotel.bus.pull import ConsumerLost, Pull
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, declare_consumer
 from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT, Database
@@ -25,7 +24,6 @@ from gotohotel.policies import Policies, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
-BATCH = 200
 GATHER_SECONDS = 0.1
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 HAND_BACK_SOON = 20  # deliveries; whoever is still alone with an event then was rolled back to
@@ -38,12 +36,8 @@ TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
 # Of all that a database says, only this speaks of the event itself.
 _NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
-# A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
-PULL_SECONDS = 1.0
-PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
 # Header naming the only consumer of a redriven event: the others have handled it, or have a dead letter of their own.
 REDRIVE_FOR = "x-redrive-for"
-REQUEST_IS_OVER = ("404", "408")
 
 
 NOTE_SUBSCRIPTIONS = """
@@ -55,10 +49,6 @@ SET heard_since = excluded.heard_since
 WHERE subscriptions.heard_since = '-infinity'
   AND excluded.heard_since > subscriptions.heard_since
 """
-
-
-class ConsumerLost(Exception):
-    """The server no longer knows the consumer, or refuses to go on with it."""
 
 
 class ConsumerHalted(Exception):
@@ -109,12 +99,12 @@ class Consumer:
                     await asyncio.sleep(GATHER_SECONDS)
 
     @asynccontextmanager
-    async def _pulling(self) -> AsyncIterator["_Pull"]:
+    async def _pulling(self) -> AsyncIterator[Pull]:
         arrived: asyncio.Queue[Msg] = asyncio.Queue()
         inbox_subject = self._bus.client.new_inbox()
         subscription = await self._bus.client.subscribe(inbox_subject, cb=arrived.put)
         try:
-            yield _Pull(
+            yield Pull(
                 self._bus.client, f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS.name}.{self._bus.name}", inbox_subject, arrived
             )
         finally:
@@ -219,54 +209,6 @@ class Consumer:
             await settlement
         except (OSError, nats.errors.Error) as error:
             logger.warning("consumer %s: an acknowledgement was lost: %s", self._bus.name, error)
-
-
-class _Pull:
-    """Asks the server for events and takes what has arrived: one request stays open, so that nothing waits for one."""
-
-    def __init__(self, client: Client, subject: str, reply: str, arrived: "asyncio.Queue[Msg]") -> None:
-        self._client = client
-        self._subject = subject
-        self._reply = reply
-        self._arrived = arrived
-        self._open = 0  # how many events the server may still send
-        self._lost = ""
-
-    async def next_batch(self, stopping: asyncio.Event) -> list[Msg]:
-        """All events that have arrived, after waiting a second for the first one, or until `stopping`.
-
-        Raises ConsumerLost.
-        """
-        if self._open < BATCH:
-            self._open += BATCH
-            await self._client.publish(self._subject, PULL, reply=self._reply)
-        first, end = asyncio.ensure_future(self._arrived.get()), asyncio.ensure_future(stopping.wait())
-        try:
-            await asyncio.wait([first, end], timeout=PULL_SECONDS + 0.5, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            end.cancel()
-            arrived = not first.cancel()  # it is not canceled if it is done
-        if not arrived:
-            if not stopping.is_set():
-                self._open = 0  # the server was away: nobody knows of our request any more
-            return []
-        messages = [first.result()]
-        while len(messages) < BATCH and not self._arrived.empty():
-            messages.append(self._arrived.get_nowait())
-        deliveries = []
-        for message in messages:
-            status = (message.headers or {}).get("Status")
-            if status is None:
-                self._open = max(0, self._open - 1)
-                deliveries.append(message)
-            elif status in REQUEST_IS_OVER:
-                unsent = int((message.headers or {}).get("Nats-Pending-Messages", self._open))
-                self._open = max(0, self._open - unsent)
-            else:
-                self._lost = f"{status} {(message.headers or {}).get('Description', '')}"
-        if self._lost and not deliveries:
-            raise ConsumerLost(self._lost)
-        return deliveries  # first, even if the consumer is lost: what has come is handled
 
 
 def is_poison(error: Exception) -> bool:

@@ -1,4 +1,7 @@
-"""Outbox, relay, stream, consumer, inbox and dead letters, on real PostgreSQL and a NATS of its own."""
+"""Outbox, relay, stream, consumer, inbox and dead letters, on real PostgreSQL and a NATS of its own.
+
+Long because each case needs the same server, relay and consumer.
+"""
 
 import asyncio
 import shutil

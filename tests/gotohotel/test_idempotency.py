@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from gotohotel import idempotency
+from gotohotel.claims import ABANDONED_AFTER_SECONDS
 from gotohotel.database import Database
 from gotohotel.domain import Invalid
-from gotohotel.idempotency import IdempotencyStore, RequestIdReused
+from gotohotel.idempotency import IdempotencyStore, RequestIdReused, RequestInProgress
 from gotohotel.order.v1.order_service_pb2 import CancelOrderRequest, Order
 from gotohotel.rpc.deadline import MAX_CALL_SECONDS
 
@@ -131,12 +132,12 @@ async def test_what_was_noted_of_ended_calls_is_forgotten(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once anybody may take a claim over, nothing about it needs to be kept in memory."""
-    monkeypatch.setattr(idempotency, "ABANDONED_AFTER_SECONDS", -1)
+    monkeypatch.setattr("gotohotel.claims.ABANDONED_AFTER_SECONDS", -1)
     requests = IdempotencyStore(order_database, b"key")
     for number in range(5):
-        requests._note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
+        requests._live.note_ended(requests.claim_of(CancelOrderRequest(request_id=str(number)), subject="alice"))
 
-    assert len(requests._ended) == 1
+    assert len(requests._live._ended) == 1
 
 
 async def test_a_claim_whose_answer_was_lost_is_nobodys(
@@ -204,16 +205,16 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
     assert claim is not None
     await dead.claim(order_database.autocommit, claim)
     age = "UPDATE requests SET claimed_at = now() - make_interval(secs => $1)"
-    await order_database.autocommit.execute(age, idempotency.ABANDONED_AFTER_SECONDS - 0.5)
+    await order_database.autocommit.execute(age, ABANDONED_AFTER_SECONDS - 0.5)
 
-    with dead.acting(claim):
-        dead._live[claim.key] = (1, -1e6)  # it has been at it for long
+    with dead._live.acting(claim):
+        dead._live._live[claim.key] = (1, -1e6)  # it has been at it for long
         await dead.renew()
-        assert idempotency.ABANDONED_AFTER_SECONDS < 0.5 * MAX_CALL_SECONDS
+        assert ABANDONED_AFTER_SECONDS < 0.5 * MAX_CALL_SECONDS
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(1):
                 await alive.in_steps(request(), Order, counter.in_steps, subject="alice")
-    async with asyncio.timeout(2 * idempotency.ABANDONED_AFTER_SECONDS):
+    async with asyncio.timeout(2 * ABANDONED_AFTER_SECONDS):
         answer = await alive.in_steps(request(), Order, counter.in_steps, subject="alice")
 
     assert answer.id == "order 1"
@@ -232,3 +233,14 @@ async def test_of_two_repetitions_one_takes_an_orphaned_request_over(order_datab
 
     assert counter.runs == 1
     assert {answer.id for answer in answers} == {"order 1"}
+
+
+async def test_a_claim_of_another_release_is_in_progress(order_database: Database) -> None:
+    """A method that acted in steps in the release before has left a claim without an answer."""
+    requests = IdempotencyStore(order_database, b"key")
+    claim = requests.claim_of(request(), subject="alice")
+    assert claim is not None
+    await requests.claim(order_database.autocommit, claim)
+
+    with pytest.raises(RequestInProgress):
+        await requests.once(request(), Order, Counter().in_transaction, subject="alice")

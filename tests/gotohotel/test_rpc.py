@@ -1,4 +1,7 @@
-"""The edges of gRPC, over a real server and channel."""
+"""The edges of gRPC, over a real server and channel.
+
+Long because one server and one client, and a test for each edge.
+"""
 
 import asyncio
 import contextlib

@@ -1,4 +1,7 @@
-"""The stores and the card processor in memory: each step waits until it is told its fate. (test_fakes: none lies.)"""
+"""The stores and the card processor in memory: each step waits until it is told its fate. (test_fakes: none lies.)
+
+Long because it holds every store in memory.
+"""
 
 import asyncio
 import copy

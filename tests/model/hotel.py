@@ -1,5 +1,7 @@
 """A hotel in memory: the services' own use cases and policies, with a pause before each of their steps.
 
+Long because it is the whole system in memory.
+
 At a pause a step may go on, fail, or be done and its answer lost; the process may die; another may go first.
 """
 
@@ -190,7 +192,7 @@ class Hotel:
     # ------------------------------------------------------------------------------------------ calls
 
     def place(self, nights: slice, request: str | None = None, *, pays: bool) -> asyncio.Task[Any]:
-        """A guest books, and pays if she gave a card."""
+        """A guest snapshot, and pays if she gave a card."""
         chosen = NIGHTS[nights]
         booking = orders.Booking(
             owner="guest", name="Guest", phone_no="", room_type=ROOM.id, guest_cnt=1,
@@ -442,56 +444,62 @@ class Hotel:
     # ------------------------------------------------------------------------------------------ the books
 
     def violations(self) -> list[str]:
-        """What the audit would report of these books."""
-        books = self.books()
-        found = [f"{number}: {what}" for number in CHECKED for what in INVARIANTS[number][1](books)]
-        for table, rows in (("order", books.orders), ("payment", books.payments), ("reservation", books.reservations)):
+        """What the audit would report of these snapshot."""
+        snapshot = self.books()
+        found = [f"{number}: {what}" for number in CHECKED for what in INVARIANTS[number][1](snapshot)]
+        for table, rows in (
+            ("order", snapshot.orders),
+            ("payment", snapshot.payments),
+            ("reservation", snapshot.reservations),
+        ):
             for key, row in rows.items():
                 if self.final.setdefault((table, key), row["status"]) != row["status"]:
                     found.append(f"A5: {table} {key} was {self.final[table, key]} and is {row['status']}")
                 if row["status"] not in ("CANCELED", "REJECTED", "EXPIRED"):
                     del self.final[table, key]
         found += [
-            f"order {key} is still being canceled" for key, row in books.orders.items() if row["status"] == "CANCELING"
+            f"order {key} is still being canceled"
+            for key, row in snapshot.orders.items()
+            if row["status"] == "CANCELING"
         ]
         found += [
-            f"payment {key} is still unsettled" for key, row in books.payments.items() if row["status"] == "PENDING"
+            f"payment {key} is still unsettled" for key, row in snapshot.payments.items() if row["status"] == "PENDING"
         ]
         for request, made in self.requests.items():
-            if sum(order_id in books.orders for order_id in made) > 1:
+            if sum(order_id in snapshot.orders for order_id in made) > 1:
                 found.append(f"the request {request} made several orders")
         return found
 
     def books(self) -> AuditSnapshot:
         """As the audit reads them from the databases."""
-        books = AuditSnapshot()
+        snapshot = AuditSnapshot()
         for key, order in self.orders.rows.items():
             booking = order.booking
-            books.orders[key] = {
+            snapshot.orders[key] = {
                 "status": order.status, "amount": order.amount.amount, "refunded": order.refunded.amount,
                 "owner": booking.owner, "name": booking.name, "room_type": booking.room_type,
                 "check_in": booking.stay.check_in, "check_out": booking.stay.check_out,
                 "expired_at": order.facts.expired_at, "holds_nights": key in self.orders.holding,
             }  # fmt: skip
-        books.payments = {
+        snapshot.payments = {
             key: {"status": row.status, "approved_at": row.approved_at} for key, row in self.payments.rows.items()
         }
-        books.reservations = {
+        snapshot.reservations = {
             key: {"status": row.status, "booking": row.booking, "confirmation_no": row.confirmation_no}
             for key, row in self.reservations.rows.items()
         }
-        books.pages = {key: MyPage.of(key, facts) for key, facts in self.facts.items()}
+        snapshot.pages = {key: MyPage.of(key, facts) for key, facts in self.facts.items()}
         for entry in self.processor.ledger.values():
             if entry["charged"]:
-                books.charges[entry["order_id"]].append(entry)
-        books.allotment = [
+                snapshot.charges[entry["order_id"]].append(entry)
+        snapshot.allotment = [
             {"room_type": ROOM.id, "night": night, "held": held, "capacity": ROOM.capacity,
              "nominal": ROOM.capacity}
             for night, held in self.orders.held.items()
         ]  # fmt: skip
-        books.capacities = {ROOM.id: ROOM.capacity}
+        snapshot.capacities = {ROOM.id: ROOM.capacity}
         seen = dict(self.stream)
-        books.events = [
+        snapshot.events = [
             StreamEvent(
                 event_id,
                 row.aggregate_id,
@@ -503,7 +511,7 @@ class Hotel:
             )
             for event_id, row in seen.items()
         ]
-        return books
+        return snapshot
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from gotohotel.claims import IdempotencyKey
 from gotohotel.database import Database
 from gotohotel.domain import Money
-from gotohotel.idempotency import IdempotencyKey
 from gotohotel.ids import new_id
 from order_svc.domain import Booking, Order, OrderChanged, OrderNotFound, RequestTaken, RoomType, SoldOut, Stay
 from order_svc.store import PostgresOrders

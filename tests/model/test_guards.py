@@ -1,5 +1,7 @@
 """With any one guard removed, a test fails: what keeps money and rooms right is known, and tested.
 
+Long because it lists every guard.
+
 Each guard is taken out of the running program, and the test that must notice is run. docs/guards.md lists them.
 """
 
@@ -15,7 +17,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from gotohotel import clock, idempotency, inbox, log, outbox
+from gotohotel import claims, clock, idempotency, inbox, log, outbox
 from gotohotel.bus import connection, consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Database
@@ -30,7 +32,8 @@ from pay_svc import service as pay_service
 from pay_svc import store as pay_store
 from reservation_svc import domain as desk
 from reservation_svc import service as desk_service
-from reservation_svc import store as desk_store
+from reservation_svc.store import reservations as desk_store
+from reservation_svc.store import room_types as desk_room_types
 from tests.conftest import ROOT
 from tests.gotohotel import test_bus, test_clock, test_database, test_idempotency, test_log
 from tests.gotohotel.test_bus import Server
@@ -171,7 +174,7 @@ GUARDS = [
     ),
     Guard(
         name="the version guard of a room type",
-        owner=desk_store,
+        owner=desk_room_types,
         attribute="SAVE_ROOM_TYPE",
         line="WHERE room_types.version = excluded.version - 1",
         without="",
@@ -323,8 +326,8 @@ GUARDS = [
     ),
     Guard(
         name="the claim of a live call is not orphaned by a duplicate",
-        owner=idempotency.IdempotencyStore,
-        attribute="replay",
+        owner=claims.LiveClaims,
+        attribute="is_orphaned",
         line=" and claim.key not in self._live",
         without="",
         test=test_idempotency.test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call,

@@ -1,4 +1,7 @@
-"""What an order is, and what it may become."""
+"""What an order is, and what it may become.
+
+Long because one order has many states, and every rule of them is a test.
+"""
 
 from collections.abc import Callable
 from datetime import UTC, date, datetime, timedelta

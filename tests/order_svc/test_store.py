@@ -1,4 +1,7 @@
-"""Orders and allotment on real PostgreSQL: no room is sold twice."""
+"""Orders and allotment on real PostgreSQL: no room is sold twice.
+
+Long because one schema, and a test for each race on it.
+"""
 
 import asyncio
 from collections import Counter

@@ -1,4 +1,7 @@
-"""Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real."""
+"""Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real.
+
+Long because every way in which a payment may fail is a test.
+"""
 
 import asyncio
 from collections.abc import Awaitable, Callable

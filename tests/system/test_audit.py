@@ -1,4 +1,7 @@
-"""The audit itself: each invariant is broken on purpose, reported, and mended."""
+"""The audit itself: each invariant is broken on purpose, reported, and mended.
+
+Long because every invariant is broken once.
+"""
 
 import asyncio
 import re

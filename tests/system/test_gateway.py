@@ -1,4 +1,7 @@
-"""What the gateway lets through, as whom, and how it says no."""
+"""What the gateway lets through, as whom, and how it says no.
+
+Long because one gateway, and a test for each hostile call.
+"""
 
 import base64
 import http.client

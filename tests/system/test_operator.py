@@ -1,4 +1,7 @@
-"""What an operator does when events went wrong: dead letters, publishing again, building My page anew."""
+"""What an operator does when events went wrong: dead letters, publishing again, building My page anew.
+
+Long because each command needs the same broken stream.
+"""
 
 import asyncio
 import os

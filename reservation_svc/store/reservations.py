@@ -1,17 +1,13 @@
-"""Reservations and the room catalogue in PostgreSQL."""
+"""Reservations in PostgreSQL."""
 
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Mapping, Sequence
 from decimal import Decimal
 
 from gotohotel.columns import Column, Columns, Statement
 from gotohotel.database import Connection, Row
 from gotohotel.domain import Money
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
-from gotohotel.policies import ReceivedEvent
 from reservation_svc import wire
 from reservation_svc.domain import (
     Booking,
@@ -19,8 +15,6 @@ from reservation_svc.domain import (
     Reservation,
     ReservationChanged,
     ReservationNotFound,
-    RoomType,
-    RoomTypeChangedMeanwhile,
     Status,
 )
 
@@ -58,18 +52,24 @@ CHANGES = Columns[Reservation](
     Column("created_at", "timestamptz", lambda reservation: reservation.created_at),
     Column("updated_at", "timestamptz", lambda reservation: reservation.updated_at),
 )
+
+
 ADDED = ", ".join(column for column in CHANGES.names if column != "revision")
+
+
 CHANGED = ", ".join(
     f"{column} = change.{column}"
     for column in CHANGES.names
     if column not in ("order_id", "revision", "booking", "created_at")
 )
 
+
 FIND = f"""
 SELECT {CHANGES.listed}
 FROM reservations
 WHERE order_id = ANY($1::uuid[])
 """
+
 
 LIST = f"""
 SELECT {CHANGES.listed}
@@ -79,6 +79,7 @@ WHERE booking IS NOT NULL
 ORDER BY order_id DESC
 LIMIT $2
 """
+
 
 # A statement of its own: one for both could use no index for the status.
 LIST_OF_STATUS = f"""
@@ -90,6 +91,7 @@ WHERE booking IS NOT NULL
 ORDER BY order_id DESC
 LIMIT $2
 """
+
 
 # Any number of reservations at once, in the order of their ids, so that two batches wait for one another instead of
 # deadlocking: new ones (revision 0) are inserted, others updated if nobody was faster. What a newer release has added
@@ -127,6 +129,7 @@ announced AS (
 SELECT rows FROM done
 """)
 
+
 # Binding endings at once; others, which then become binding, only after the desk's own call must be over. Each is
 # put off before it is tried, so that replicas do not try the same one, and a failure is tried again later and later.
 DUE_ENDINGS = """
@@ -148,50 +151,6 @@ WHERE order_id IN (
 )
 RETURNING order_id
 """
-
-NOW = "SELECT now()"
-
-ROOM_TYPE = Columns[RoomType](
-    Column("id", "text", lambda room_type: room_type.id),
-    Column("display_name", "text", lambda room_type: room_type.display_name),
-    Column("capacity", "integer", lambda room_type: room_type.capacity),
-    Column("max_guests", "integer", lambda room_type: room_type.max_guests),
-    Column("currency", "text", lambda room_type: room_type.nightly_rate.currency),
-    Column("nightly_rate", "numeric", lambda room_type: room_type.nightly_rate.amount),
-    Column("version", "bigint", lambda room_type: room_type.version),
-)
-
-ROOM_TYPES = f"""
-SELECT {ROOM_TYPE.listed}
-FROM room_types
-ORDER BY id
-"""
-
-FIND_ROOM_TYPE = f"""
-SELECT {ROOM_TYPE.listed}
-FROM room_types
-WHERE id = $1
-"""
-
-SAVE_ROOM_TYPE = Statement(f"""
-WITH saved AS (
-    INSERT INTO room_types ({ROOM_TYPE.listed})
-    VALUES ({ROOM_TYPE.parameters})
-    ON CONFLICT (id) DO UPDATE
-    SET display_name = excluded.display_name,
-        capacity = excluded.capacity,
-        max_guests = excluded.max_guests,
-        currency = excluded.currency,
-        nightly_rate = excluded.nightly_rate,
-        version = excluded.version
-    WHERE room_types.version = excluded.version - 1
-    RETURNING id
-),
-announced AS (
-    {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
-)
-SELECT count(*) FROM saved
-""")
 
 
 class PostgresReservations:
@@ -237,56 +196,6 @@ class PostgresReservations:
             reservation.revision += 1
 
 
-class PostgresRoomTypes:
-    """The catalogue."""
-
-    def __init__(self, connection: Connection) -> None:
-        self._connection = connection
-
-    async def all(self) -> list[RoomType]:
-        """Every room type, by id."""
-        return [_room_type(row) for row in await self._connection.fetch(ROOM_TYPES)]
-
-    async def find(self, room_type_id: str) -> RoomType | None:
-        """A room type."""
-        row = await self._connection.fetchrow(FIND_ROOM_TYPE, room_type_id)
-        return _room_type(row) if row else None
-
-    async def save(self, room_type: RoomType) -> None:
-        """Saves a room type and announces it. Raises RoomTypeChangedMeanwhile if somebody saved in between."""
-        saved = await self._connection.fetchval(
-            *SAVE_ROOM_TYPE.bind({**ROOM_TYPE.values(room_type), **outbox_values(wire.room_type_rows(room_type))}),
-        )
-        if not saved:
-            raise RoomTypeChangedMeanwhile()
-
-
-@dataclass
-class UnitOfWork:
-    """What a batch of events is about: the reservations of their orders, made where there are none."""
-
-    reservations: dict[str, Reservation]
-    now: datetime  # by the database's clock
-
-    def reservation(self, order_id: str) -> Reservation:
-        """The order's reservation; a new, empty one if nothing was heard of the order yet."""
-        if order_id not in self.reservations:
-            self.reservations[order_id] = Reservation(order_id=order_id, created_at=self.now, updated_at=self.now)
-        return self.reservations[order_id]
-
-
-@asynccontextmanager
-async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Loads the reservations that events are about, and saves those that are new or changed."""
-    reservations = PostgresReservations(connection)
-    loaded = await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))
-    work = UnitOfWork(dict(loaded), await connection.fetchval(NOW))
-    before = {reservation.order_id: CHANGES.values(reservation) for reservation in work.reservations.values()}
-    yield work
-    changed = (r for r in work.reservations.values() if CHANGES.values(r) != before.get(r.order_id))
-    await reservations.save(*changed)
-
-
 def _booking(text: str) -> Booking:
     """Keys that only a newer release knows are passed over, and stay where they are: see SAVE."""
     stored = json.loads(text)
@@ -314,15 +223,4 @@ def _reservation(row: Row) -> Reservation:
         ended_at=row["ended_at"],
         version=row["version"],
         revision=row["revision"],
-    )
-
-
-def _room_type(row: Row) -> RoomType:
-    return RoomType(
-        id=row["id"],
-        display_name=row["display_name"],
-        capacity=row["capacity"],
-        max_guests=row["max_guests"],
-        nightly_rate=Money(row["currency"], row["nightly_rate"]),
-        version=row["version"],
     )

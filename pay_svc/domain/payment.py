@@ -1,46 +1,13 @@
-"""The rules of paying: one payment per order, charged at most once. Pure."""
+"""The payment: its events and its rules."""
 
-import re
-from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
 
-from gotohotel.cards import passes_luhn
-from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound
-
-
-class PaymentNotFound(NotFound):
-    """There is no such payment."""
-
-
-class PaymentChanged(Conflict):
-    """The payment was changed by another call at the same time; try again."""
-
-
-class AttemptOpen(Conflict):
-    """An attempt to charge the card is still open: what became of it has to be known first."""
-
-
-class RefundPending(Conflict):
-    """The card processor has not given the money back yet; the cancel stands and is carried through."""
-
-
-class ProcessorUnavailable(Exception):
-    """The card processor gave no answer, or an error for one: whether it did what it was asked is unknown."""
-
-
-class DeclineReason(StrEnum):
-    """Why an attempt did not succeed: gotohotel.pay.v1.DeclineReason. What it does not have is CARD_DECLINED."""
-
-    CARD_DECLINED = "CARD_DECLINED"
-    INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
-    EXPIRED_CARD = "EXPIRED_CARD"
-    PAYMENT_UNAVAILABLE = "PAYMENT_UNAVAILABLE"
-
-    @classmethod
-    def _missing_(cls, _: object) -> "DeclineReason":
-        return cls.CARD_DECLINED
+from gotohotel.domain import Aggregate, Event, Money
+from pay_svc.domain.card import MaskedCard
+from pay_svc.domain.errors import AttemptOpen
+from pay_svc.domain.outcome import Charge, Refusal
 
 
 class Status(StrEnum):
@@ -50,39 +17,6 @@ class Status(StrEnum):
     APPROVED = "APPROVED"
     DECLINED = "DECLINED"
     CANCELED = "CANCELED"
-
-
-BRANDS = ((r"4", "VISA"), (r"5[1-5]|2[2-7]", "MASTERCARD"), (r"3[47]", "AMEX"), (r"35", "JCB"), (r"6", "DISCOVER"))
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """A card in the hands of the processor call; its number is shown by nothing."""
-
-    number: str = field(repr=False)
-
-    def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{13,19}", self.number, re.ASCII) or not passes_luhn(self.number):
-            raise Invalid("cardNo", "is not a card number")
-
-    @property
-    def brand(self) -> str:
-        """The brand, by the number's first digits (ISO/IEC 7812 issuer ranges)."""
-        return next((brand for prefix, brand in BRANDS if re.match(prefix, self.number)), "OTHER")
-
-    @property
-    def last4(self) -> str:
-        """The last four digits."""
-        return self.number[-4:]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class MaskedCard:
-    """What is kept of a card: brand, last four digits, and a keyed hash to recognise it by."""
-
-    brand: str
-    last4: str
-    fingerprint: bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,20 +31,6 @@ class Booking:
     check_out: str
     owner: str
     unknown: bytes = b""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Charge:
-    """The processor took the money."""
-
-    approval_no: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Refusal:
-    """The processor did not take the money, and for this attempt never will."""
-
-    reason: DeclineReason
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -265,50 +185,3 @@ class Payment(Aggregate):
         self.canceled_at = at
         self.updated_at = at
         self.record(PaymentCanceled(occurred_at=at, refunded=self.refunded))
-
-
-class Payments(Protocol):
-    """Where payments are kept. A save fails with PaymentChanged if somebody saved in between."""
-
-    async def add(self, payment: Payment) -> bool:
-        """Adds an order's first payment, with what it announces. False if the order has one already."""
-
-    async def find(self, order_id: str) -> Payment | None:
-        """An order's payment."""
-
-    async def save(self, payment: Payment) -> None:
-        """Saves changes and announces what happened."""
-
-    async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
-        """Orders whose payment has had an open attempt or an unfinished cancel for that long, and is due now."""
-
-
-class Processor(Protocol):
-    """The card processor: a payment is created under a key, then confirmed with the card, or canceled.
-
-    What every adapter must promise:
-    - A key is charged at most once, however often and however late `confirm` reaches the processor.
-    - What `cancel` and `confirm` return of a key is final.
-    - `create`, `confirm`, `cancel` and `refund` may be repeated.
-    - Whatever can't be told apart from "maybe it happened" raises ProcessorUnavailable.
-
-    A processor that can't close a key which it has never seen says so in `closes_unseen_keys`: then pay_svc stores that
-    the processor has answered `create` before it sends the card (Payment.note_created).
-    """
-
-    closes_unseen_keys: bool
-
-    async def create(self, key: str, *, order_id: str, amount: Money) -> None:
-        """Announces a payment under this key, with the order as the reference. Charges nothing."""
-
-    async def confirm(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
-        """Charges the card, once under this key. A canceled key is refused."""
-
-    async def cancel(self, key: str) -> Charge | Refusal:
-        """Closes a key that is not charged, and says what became of it: nothing follows that changes this.
-
-        Raises ProcessorUnavailable as long as the processor can't tell.
-        """
-
-    async def refund(self, key: str) -> None:
-        """Gives back all that was charged under this key; a charge that was given back already counts as done."""

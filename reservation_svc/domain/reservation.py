@@ -1,38 +1,11 @@
-"""The rules of the desk: what a reservation and a room type are. Pure."""
+"""The reservation: its events and its rules."""
 
-import re
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
-from typing import Protocol
 
-from gotohotel.domain import Aggregate, Conflict, Event, Invalid, Money, NotFound, WrongState
-from gotohotel.texts import parse_text
-
-
-class ReservationNotFound(NotFound):
-    """There is no such reservation."""
-
-
-class ReservationChanged(Conflict):
-    """The reservation was changed by somebody else at the same time; try again."""
-
-
-class RoomTypeChangedMeanwhile(Conflict):
-    """The room type was changed by somebody else at the same time; try again."""
-
-
-class ReservationEnding(Conflict):
-    """The reservation is being canceled or rejected at this moment; look again."""
-
-
-class ReservationEnded(WrongState):
-    """The reservation is canceled or rejected."""
-
-
-class ReservationConfirmedAlready(WrongState):
-    """The reservation is confirmed; it can be canceled, but not rejected."""
+from gotohotel.domain import Aggregate, Event, Money
+from reservation_svc.domain.errors import ReservationConfirmedAlready, ReservationEnded, ReservationEnding
 
 
 class Status(StrEnum):
@@ -94,11 +67,6 @@ class ReservationCanceled(Event):
     """The reservation was canceled; the payment was canceled first."""
 
     reason: str
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class RoomTypeChanged(Event):
-    """The desk changed a room type."""
 
 
 class Reservation(Aggregate):
@@ -205,103 +173,3 @@ class Reservation(Aggregate):
     def _refuse_ended(self) -> None:
         if self.ended_at is not None:
             raise ReservationEnded()
-
-
-MAX_RATE = 1_000_000_000  # so that the longest stay costs less than what any message may hold
-
-
-class RoomType(Aggregate):
-    """A kind of room that the hotel has. A stored one is not judged by today's limits: `create` and `change` are."""
-
-    def __init__(
-        self,
-        *,
-        id: str,  # noqa: A002 - the contract's name
-        display_name: str,
-        capacity: int,
-        max_guests: int,
-        nightly_rate: Money,
-        version: int = 0,
-    ) -> None:
-        super().__init__(version=version)
-        self.id = id
-        self.display_name = display_name
-        self.capacity = capacity
-        self.max_guests = max_guests
-        self.nightly_rate = nightly_rate
-
-    @classmethod
-    def create(
-        cls,
-        room_type_id: str,
-        display_name: str,
-        *,
-        capacity: int,
-        max_guests: int,
-        nightly_rate: Money,
-        at: datetime,
-    ) -> "RoomType":
-        """A new room type. Raises Invalid naming the field."""
-        if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", parse_text(room_type_id, "id", limit=64)):
-            raise Invalid("id", "must have 1 to 64 letters, digits, - and _")
-        room_type = cls(
-            id=room_type_id,
-            display_name=display_name,
-            capacity=capacity,
-            max_guests=max_guests,
-            nightly_rate=nightly_rate,
-        )
-        room_type.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, at=at)
-        return room_type
-
-    def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money, at: datetime) -> None:
-        """Sets what may be set, and announces it. Raises Invalid naming the field."""
-        if not 0 <= capacity <= 10_000:
-            raise Invalid("capacity", "must be 0 to 10000")
-        if not 1 <= max_guests <= 100:
-            raise Invalid("maxGuests", "must be 1 to 100")
-        if nightly_rate.amount > MAX_RATE:
-            raise Invalid("nightlyRate", f"must be at most {MAX_RATE}")
-        self.display_name = display_name or self.id
-        self.capacity = capacity
-        self.max_guests = max_guests
-        self.nightly_rate = nightly_rate
-        self.record(RoomTypeChanged(occurred_at=at))
-
-
-class Reservations(Protocol):
-    """Where reservations are kept. A save fails with ReservationChanged if somebody saved in between."""
-
-    async def get(self, order_id: str) -> Reservation:
-        """A reservation that the desk has received; raises ReservationNotFound."""
-
-    async def find(self, order_ids: Sequence[str]) -> Mapping[str, Reservation]:
-        """What is stored of these orders, whether received or not."""
-
-    async def save(self, *reservations: Reservation) -> None:
-        """Saves new ones and changes, and announces what happened, all or nothing."""
-
-
-class RoomTypes(Protocol):
-    """The room catalogue. A save fails with RoomTypeChangedMeanwhile if somebody saved in between."""
-
-    async def find(self, room_type_id: str) -> RoomType | None:
-        """A room type."""
-
-    async def save(self, room_type: RoomType) -> None:
-        """Saves a new or changed room type and announces it."""
-
-
-class Payments(Protocol):
-    """pay_svc, as the desk sees it."""
-
-    async def cancel(self, order_id: str) -> None:
-        """Has the payment canceled. Raises PaymentNotCanceled."""
-
-
-class PaymentNotCanceled(Exception):
-    """pay_svc did not say that the payment is canceled. If `never_asked`, it has not heard of the cancel either."""
-
-    def __init__(self, message: str, *, never_asked: bool) -> None:
-        super().__init__(message)
-        self.never_asked = never_asked

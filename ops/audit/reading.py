@@ -1,0 +1,157 @@
+"""Reads the snapshot from databases, ledger, stream and logs."""
+
+import re
+from typing import Any
+
+import asyncpg
+from google.protobuf.message import DecodeError
+
+from gotohotel.bus.streams import DEAD_LETTERS
+from gotohotel.cards import find_card_numbers, passes_luhn
+from gotohotel.order.v1 import order_service_pb2
+from gotohotel.outbox import VERSION_HEADER
+from mypage_svc.store import page_of
+from ops.audit.snapshot import AuditSnapshot, StreamEvent
+from ops.events import TYPES
+from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
+from ops.stack import Stack
+from ops.stream import StreamMessage, every_event, jetstream, messages_of
+from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
+
+SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
+
+SUBJECTS = ("owner", "subject")  # columns with ids of the tokens' issuer, who may use long numbers
+
+
+async def read_snapshot(stack: Stack) -> AuditSnapshot:
+    """Everything that the invariants speak of."""
+    snapshot = AuditSnapshot()
+    # The stream last: whatever it knows more than the databases is on its way, and found at the next look.
+    for database in (*SERVICES, SANDBOX):
+        connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=3, command_timeout=60)
+        try:
+            if database in _READERS:
+                await _READERS[database](connection, snapshot)
+            if database in PUBLISHERS:
+                snapshot.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
+            if database in LISTENERS:
+                rows = await connection.fetch("SELECT event_id FROM inbox")
+                snapshot.inboxes[database] = {str(row["event_id"]) for row in rows}
+                for row in await connection.fetch("SELECT * FROM subscriptions WHERE heard_since > '-infinity'"):
+                    snapshot.heard_since[database, row["subject"]] = row["heard_since"]
+            await _search_tables(connection, database, snapshot)
+        finally:
+            await connection.close()
+    await _read_stream(stack, snapshot)
+    _search_logs(stack, snapshot)
+    return snapshot
+
+
+CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
+
+
+async def _read_orders(connection: Any, snapshot: AuditSnapshot) -> None:
+    snapshot.orders = {str(row["id"]): row for row in await connection.fetch("SELECT * FROM orders")}
+    owners = {order["owner"] for order in snapshot.orders.values()}
+    snapshot.odd_subjects = {owner for owner in owners if _shows_a_card(owner, snapshot) and not _is_a_card(owner)}
+    snapshot.allotment = await connection.fetch("SELECT * FROM allotment")
+    snapshot.copied_catalogue = await connection.fetch(CATALOGUE)
+    snapshot.capacities = {row["id"]: row["capacity"] for row in snapshot.copied_catalogue}
+    snapshot.now = await connection.fetchval("SELECT now()")
+    answers = await connection.fetch(
+        "SELECT response FROM requests WHERE method = 'CreateOrderRequest' AND response IS NOT NULL"
+    )
+    snapshot.answered_orders = [order_service_pb2.Order.FromString(row["response"]).id for row in answers]
+
+
+async def _read_payments(connection: Any, snapshot: AuditSnapshot) -> None:
+    snapshot.payments = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM payments")}
+
+
+async def _read_reservations(connection: Any, snapshot: AuditSnapshot) -> None:
+    snapshot.catalogue = await connection.fetch(CATALOGUE)
+    snapshot.reservations = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM reservations")}
+
+
+async def _read_pages(connection: Any, snapshot: AuditSnapshot) -> None:
+    snapshot.pages = {str(row["order_id"]): page_of(row) for row in await connection.fetch("SELECT * FROM mypages")}
+
+
+async def _read_ledger(connection: Any, snapshot: AuditSnapshot) -> None:
+    for row in await connection.fetch("SELECT * FROM ledger WHERE outcome = 'CHARGED'"):
+        snapshot.charges[row["order_id"]].append(row)
+
+
+_READERS = {
+    "order_svc": _read_orders,
+    "pay_svc": _read_payments,
+    "reservation_svc": _read_reservations,
+    "mypage_svc": _read_pages,
+    SANDBOX: _read_ledger,
+}
+
+
+async def _search_tables(connection: Any, database: str, snapshot: AuditSnapshot) -> None:
+    """Every value of every table, bytes included."""
+    tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
+    for (table,) in tables:
+        for row in await connection.fetch(f"SELECT * FROM {table}"):
+            for column, value in row.items():
+                text = value.decode("latin-1") if isinstance(value, bytes) else value
+                if column in SUBJECTS and not _is_a_card(text):
+                    continue
+                if isinstance(text, str) and _shows_a_card(text, snapshot):
+                    snapshot.card_numbers.append(f"a card number in {database}.{table}.{column}")
+
+
+async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
+    seen: set[str] = set()
+    async with jetstream(stack) as js:
+        async for message in every_event(stack, js):
+            said = (message.data.decode("latin-1"), *message.headers.values())
+            if any(_shows_a_card(text, snapshot) for text in said):
+                snapshot.card_numbers.append(f"a card number in the stream, message {message.sequence}")
+            event = _stream_event(message)
+            if event is not None and event.event_id not in seen:  # an event that was sent again stands there twice
+                seen.add(event.event_id)
+                snapshot.events.append(event)
+        async for message in messages_of(js, str(DEAD_LETTERS.name)):
+            subject, reason = message.headers.get("x-dead-subject"), message.headers.get("x-dead-reason")
+            consumer = message.headers.get("x-dead-consumer", "")
+            snapshot.dead_letters.append(f"{subject} for {consumer}: {reason}")
+            snapshot.buried.add((consumer, message.headers.get("ce-id", "")))
+
+
+def _stream_event(message: StreamMessage) -> StreamEvent | None:
+    """The event in a message; None if it can't be read: whoever listens to it has made it a dead letter."""
+    headers = message.headers
+    try:
+        event: Any = TYPES[message.subject].FromString(message.data) if message.subject in TYPES else None
+        version = event.version if event is not None else int(headers[VERSION_HEADER])
+        from_relay = headers.get("Nats-Msg-Id") == headers["ce-id"]
+        return StreamEvent(
+            headers["ce-id"], headers["ce-subject"], message.subject, version, message.time, event, from_relay
+        )
+    except (KeyError, ValueError, DecodeError):
+        return None
+
+
+def _search_logs(stack: Stack, snapshot: AuditSnapshot) -> None:
+    for file in sorted((stack.home / "log").iterdir()):
+        for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
+            if _shows_a_card(line, snapshot):
+                snapshot.card_numbers.append(f"a card number in {file.name}, line {number}")
+
+
+def _is_a_card(text: str) -> bool:
+    """Whether a text is a card number and nothing else: no id is passed over that would hide one elsewhere."""
+    digits = re.sub(r"[\W_]", "", text)
+    return re.fullmatch(r"\d{13,19}", digits) is not None and passes_luhn(digits)
+
+
+def _shows_a_card(text: str, snapshot: AuditSnapshot) -> bool:
+    """The program's own test, and one that does not depend on it: the sandbox's numbers, whatever signs are in them."""
+    for subject in snapshot.odd_subjects:
+        text = text.replace(subject, " ")
+    without_signs = re.sub(r"[\W_]", "", text)
+    return bool(find_card_numbers(text)) or any(card in without_signs for card in SANDBOX_CARDS)

@@ -1,0 +1,64 @@
+"""What the invariants speak of, read at one time."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from mypage_svc.domain import MyPage
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEvent:
+    """One message of the stream or its archive. Of an event that only a newer release knows, `message` is None."""
+
+    event_id: str
+    aggregate: str
+    type: str
+    version: int
+    published_at: datetime | None
+    message: Any
+    from_relay: bool  # and not sent again by a command
+
+    @property
+    def name(self) -> str:
+        """The event's name, without its package."""
+        return self.type.rsplit(".", 1)[1]
+
+    @property
+    def source(self) -> str:
+        """The service that announced it."""
+        return self.type.split(".")[1]
+
+
+@dataclass
+class AuditSnapshot:
+    """Everything that the invariants speak of, read at one time."""
+
+    orders: dict[str, Any] = field(default_factory=dict)
+    payments: dict[str, Any] = field(default_factory=dict)
+    reservations: dict[str, Any] = field(default_factory=dict)
+    pages: dict[str, MyPage] = field(default_factory=dict)
+    charges: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
+    allotment: list[Any] = field(default_factory=list)
+    capacities: dict[str, int] = field(default_factory=dict)
+    catalogue: list[Any] = field(default_factory=list)  # the desk's room types
+    copied_catalogue: list[Any] = field(default_factory=list)  # those of order_svc
+    outbox: list[Any] = field(default_factory=list)
+    inboxes: dict[str, set[str]] = field(default_factory=dict)  # service → ids of the events that it has handled
+    # (service, subject) → since when it hears of it, if it was added to a subscription later on
+    heard_since: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    answered_orders: list[str] = field(default_factory=list)
+    events: list[StreamEvent] = field(default_factory=list)
+    dead_letters: list[str] = field(default_factory=list)
+    buried: set[tuple[str, str]] = field(default_factory=set)  # (service, event id) of the dead letters
+    card_numbers: list[str] = field(default_factory=list)
+    # Subjects of tokens that hold a card number's digits and more: ids that an issuer gave, typed by nobody.
+    odd_subjects: set[str] = field(default_factory=set)
+
+    now: datetime = field(default_factory=lambda: datetime.now(UTC))  # PostgreSQL's
+
+    def said(self, *names: str) -> Iterator[StreamEvent]:
+        """The events of these names that can be read."""
+        return (event for event in self.events if event.name in names and event.message is not None)

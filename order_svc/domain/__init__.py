@@ -1,0 +1,67 @@
+"""The rules of selling rooms. Pure.
+
+booking  stays and room types
+payment  what is known of an order's payment
+order    the order and its events
+ports    what the use cases need
+errors   what may be refused
+"""
+
+from order_svc.domain.booking import MAX_DAYS_AHEAD, MAX_NIGHTS, Booking, RoomType, Stay, Vacancy
+from order_svc.domain.errors import (
+    OrderChanged,
+    OrderNotCancelable,
+    OrderNotFound,
+    OrderNotPayable,
+    PaymentsUnreachable,
+    RequestTaken,
+    RoomTypeNotFound,
+    SoldOut,
+)
+from order_svc.domain.order import FACTS, Facts, Order, OrderCanceled, Ordered, OrderExpired, Status, status_from
+from order_svc.domain.payment import (
+    DECLINES,
+    IN_PROGRESS,
+    PAY_LATER,
+    PaymentClosure,
+    PaymentError,
+    PaymentOutcome,
+    declined,
+)
+from order_svc.domain.ports import Orders, Payments, Request, RoomTypes
+
+__all__ = [
+    "DECLINES",
+    "FACTS",
+    "IN_PROGRESS",
+    "MAX_DAYS_AHEAD",
+    "MAX_NIGHTS",
+    "PAY_LATER",
+    "Booking",
+    "Facts",
+    "Order",
+    "OrderCanceled",
+    "OrderChanged",
+    "OrderExpired",
+    "OrderNotCancelable",
+    "OrderNotFound",
+    "OrderNotPayable",
+    "Ordered",
+    "Orders",
+    "PaymentClosure",
+    "PaymentError",
+    "PaymentOutcome",
+    "Payments",
+    "PaymentsUnreachable",
+    "Request",
+    "RequestTaken",
+    "RoomType",
+    "RoomTypeNotFound",
+    "RoomTypes",
+    "SoldOut",
+    "Status",
+    "Stay",
+    "Vacancy",
+    "declined",
+    "status_from",
+]

@@ -1,0 +1,38 @@
+"""What may be refused."""
+
+from gotohotel.domain import Conflict, Invalid, NotFound, WrongState
+
+
+class OrderNotFound(NotFound):
+    """There is no such order."""
+
+
+class RoomTypeNotFound(Invalid):
+    """There is no such room type."""
+
+    def __init__(self) -> None:
+        super().__init__("roomType", "is not a room type of this hotel")
+
+
+class SoldOut(Conflict):
+    """A night of the stay has no room of this type left."""
+
+
+class OrderChanged(Conflict):
+    """The order was changed by somebody else at the same time; try again."""
+
+
+class RequestTaken(Conflict):
+    """The request id was used before."""
+
+
+class OrderNotPayable(WrongState):
+    """The order is canceled, expired or rejected and can't be paid."""
+
+
+class OrderNotCancelable(WrongState):
+    """The order is expired or rejected and can't be canceled."""
+
+
+class PaymentsUnreachable(Exception):
+    """pay_svc did not answer; nothing can be concluded from that."""

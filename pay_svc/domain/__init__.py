@@ -1,0 +1,36 @@
+"""The rules of paying: one payment per order, charged at most once. Pure.
+
+card     cards
+outcome  what a card processor says
+payment  the payment and its events
+ports    what the use cases need
+errors   what may be refused, or fail
+"""
+
+from pay_svc.domain.card import BRANDS, Card, MaskedCard
+from pay_svc.domain.errors import AttemptOpen, PaymentChanged, PaymentNotFound, ProcessorUnavailable, RefundPending
+from pay_svc.domain.outcome import Charge, DeclineReason, Refusal
+from pay_svc.domain.payment import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined, Status
+from pay_svc.domain.ports import Payments, Processor
+
+__all__ = [
+    "BRANDS",
+    "AttemptOpen",
+    "Booking",
+    "Card",
+    "Charge",
+    "DeclineReason",
+    "MaskedCard",
+    "Payment",
+    "PaymentApproved",
+    "PaymentCanceled",
+    "PaymentChanged",
+    "PaymentDeclined",
+    "PaymentNotFound",
+    "Payments",
+    "Processor",
+    "ProcessorUnavailable",
+    "RefundPending",
+    "Refusal",
+    "Status",
+]

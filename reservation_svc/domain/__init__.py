@@ -1,0 +1,53 @@
+"""The rules of the desk. Pure.
+
+reservation  the reservation and its events
+room_type    the room catalogue
+ports        what the use cases need
+errors       what may be refused
+"""
+
+from reservation_svc.domain.errors import (
+    PaymentNotCanceled,
+    ReservationChanged,
+    ReservationConfirmedAlready,
+    ReservationEnded,
+    ReservationEnding,
+    ReservationNotFound,
+    RoomTypeChangedMeanwhile,
+)
+from reservation_svc.domain.ports import Payments, Reservations, RoomTypes
+from reservation_svc.domain.reservation import (
+    Booking,
+    Ending,
+    Reservation,
+    ReservationCanceled,
+    ReservationConfirmed,
+    ReservationRejected,
+    ReservationTaken,
+    Status,
+)
+from reservation_svc.domain.room_type import MAX_RATE, RoomType, RoomTypeChanged
+
+__all__ = [
+    "MAX_RATE",
+    "Booking",
+    "Ending",
+    "PaymentNotCanceled",
+    "Payments",
+    "Reservation",
+    "ReservationCanceled",
+    "ReservationChanged",
+    "ReservationConfirmed",
+    "ReservationConfirmedAlready",
+    "ReservationEnded",
+    "ReservationEnding",
+    "ReservationNotFound",
+    "ReservationRejected",
+    "ReservationTaken",
+    "Reservations",
+    "RoomType",
+    "RoomTypeChanged",
+    "RoomTypeChangedMeanwhile",
+    "RoomTypes",
+    "Status",
+]

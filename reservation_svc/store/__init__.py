@@ -1,0 +1,12 @@
+"""What reservation_svc keeps in PostgreSQL.
+
+reservations  reservations
+room_types    the room catalogue
+work          what a batch of events loads and saves
+"""
+
+from reservation_svc.store.reservations import PostgresReservations
+from reservation_svc.store.room_types import PostgresRoomTypes
+from reservation_svc.store.work import UnitOfWork, open_work
+
+__all__ = ["PostgresReservations", "PostgresRoomTypes", "UnitOfWork", "open_work"]
