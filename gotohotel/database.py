@@ -2,8 +2,6 @@
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from typing import Any, Protocol
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random
 
 logger = logging.getLogger(__name__)
 
@@ -245,17 +244,19 @@ class Migration:
 async def _apply_patiently(
     connection: "asyncpg.Connection[Row]", migration: Migration, patience_seconds: float
 ) -> None:
-    ends = time.monotonic() + patience_seconds
-    while True:
-        try:
+    def warn(state: RetryCallState) -> None:
+        error = state.outcome.exception() if state.outcome else None
+        logger.warning("migration %s/%s waits for a lock: %r", migration.component, migration.name, error)
+
+    async for attempt in AsyncRetrying(
+        retry=retry_if_exception_type((asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError)),
+        stop=stop_after_delay(patience_seconds),
+        wait=wait_random(0.5 * LOCK_RETRY_SECONDS, 1.5 * LOCK_RETRY_SECONDS),
+        before_sleep=warn,
+        reraise=True,
+    ):
+        with attempt:
             await _apply(connection, migration)
-        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError) as error:
-            if time.monotonic() > ends:
-                raise
-            logger.warning("migration %s/%s waits for a lock: %r", migration.component, migration.name, error)
-            await asyncio.sleep(LOCK_RETRY_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-        else:
-            return
 
 
 def statements_of(sql: str) -> list[str]:

@@ -4,11 +4,15 @@ import json
 import logging
 import re
 import sys
+import traceback
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
 import asyncpg
+import structlog
+from structlog.stdlib import ProcessorFormatter
+from structlog.types import EventDict
 
+from gotohotel import trace
 from gotohotel.cards import find_card_numbers
 
 # asyncpg repeats a value that does not fit its parameter.
@@ -55,24 +59,41 @@ def _all_of(error: BaseException | None, seen: set[int]) -> Iterator[BaseExcepti
         yield from _all_of(each, seen)
 
 
-class JsonLines(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the traceback if there is one."""
+def formatter() -> logging.Formatter:
+    """One JSON object a line: time, level, logger, message, trace_id, aggregate_id and, if there is one, traceback."""
+    return ProcessorFormatter(
+        foreign_pre_chain=[
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            structlog.processors.EventRenamer("message"),
+            _add_trace,
+        ],
+        processors=[
+            ProcessorFormatter.remove_processors_meta,
+            _add_traceback,
+            _as_masked_json,
+        ],
+    )
 
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            without_rows(record.exc_info[1])
-            line["traceback"] = self.formatException(record.exc_info)
-        return mask(json.dumps(line, ensure_ascii=False))
+
+def _add_trace(_: object, __: str, line: EventDict) -> EventDict:
+    return {**line, **trace.log_fields()}
+
+
+def _add_traceback(_: object, __: str, line: EventDict) -> EventDict:
+    if raised := line.pop("exc_info", None):
+        without_rows(raised[1])
+        line["traceback"] = "".join(traceback.format_exception(raised[1])).rstrip()
+    return line
+
+
+def _as_masked_json(_: object, __: str, line: EventDict) -> str:
+    return mask(json.dumps(line, ensure_ascii=False, default=repr))
 
 
 def configure(level: str) -> None:
     """Sends every logger's lines to standard error."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(formatter())
     logging.basicConfig(level=level, handlers=[handler], force=True)

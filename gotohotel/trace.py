@@ -7,6 +7,8 @@ from contextvars import ContextVar
 
 # By aggregate: a batch of events handles many requests' traces at once. "" is the trace of everything else.
 _traces: ContextVar[Mapping[str, str]] = ContextVar("traces")
+_aggregate: ContextVar[str] = ContextVar("aggregate", default="")
+MAX_LOGGED = 10
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -14,6 +16,23 @@ def enter(traceparent: str | None) -> None:
     """Continues the caller's trace in this task, or begins one if there is none worth continuing."""
     valid = traceparent and _TRACEPARENT.fullmatch(traceparent)
     _traces.set({"": traceparent if traceparent and valid else _new()})
+
+
+def about(aggregate_id: str) -> None:
+    """Says what the current task works on: an order's id, for the log."""
+    _aggregate.set(aggregate_id)
+
+
+def log_fields() -> dict[str, object]:
+    """What a log line says of where it comes from: trace_id and aggregate_id, or those of a batch, ten at most."""
+    traces = dict(_traces.get({}))
+    current = traces.pop("", "")
+    aggregates = [_aggregate.get()] if _aggregate.get() else list(traces)[:MAX_LOGGED]
+    trace_ids = [trace.split("-")[1] for trace in (current, *traces.values()) if trace.count("-") == 3][:MAX_LOGGED]
+    return {
+        **({"trace_id": trace_ids[0] if len(trace_ids) == 1 else trace_ids} if trace_ids else {}),
+        **({"aggregate_id": aggregates[0] if len(aggregates) == 1 else aggregates} if aggregates else {}),
+    }
 
 
 def enter_batch(traces: Mapping[str, str]) -> None:

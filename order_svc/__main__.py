@@ -28,6 +28,7 @@ class OrderSettings(Settings):
     pay_timeout_seconds: Timeout = 3.0
     unpaid_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 15.0
     expiry_every_seconds: Timeout = 5.0
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # of phone numbers without a country code
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
 
 
@@ -49,6 +50,7 @@ async def compose(app: App, settings: OrderSettings) -> None:
         clock=app.clock.now,
         today=today,
         unpaid_minutes=settings.unpaid_minutes,
+        phone_region=settings.phone_region,
     )
     orders = PostgresOrders(app.database.autocommit)
     jobs = Jobs(orders, room_types, payments, clock=app.clock.now, today=today)

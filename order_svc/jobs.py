@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import date, datetime
 
+from gotohotel import trace
 from gotohotel.database import TRANSIENT
 from order_svc import service
 from order_svc.domain import Order, Orders, Payments
@@ -43,6 +44,7 @@ class Jobs:
                     tasks.create_task(self._expire(order))
 
     async def _expire(self, order: Order) -> None:
+        trace.about(order.id)
         try:
             await service.expire_order(self._orders, self._payments, order, clock=self._clock)
         except TRANSIENT as error:

@@ -5,6 +5,9 @@ import re
 from collections.abc import Callable
 from datetime import date, datetime, timedelta
 
+import phonenumbers
+
+from gotohotel import trace
 from gotohotel.cards import passes_luhn
 from gotohotel.claims import IdempotencyKey
 from gotohotel.database import Connection, Database
@@ -35,15 +38,22 @@ class OrderServer:
         clock: Callable[[], datetime],
         today: Callable[[], date],
         unpaid_minutes: float,
+        phone_region: str,
     ) -> None:
         self._database = database
         self._orders = PostgresOrders(database.autocommit)
         self._requests = requests
         self._room_types = room_types
-        self._payments = payments
         self._clock = clock
         self._today = today
-        self._unpaid = timedelta(minutes=unpaid_minutes)
+        self._phone_region = phone_region
+        self._sales = service.Sales(
+            orders=self._orders,
+            room_types=room_types,
+            payments=payments,
+            clock=clock,
+            unpaid_for=timedelta(minutes=unpaid_minutes),
+        )
 
     async def SearchRooms(self, request: pb.SearchRoomsRequest, _: Caller) -> pb.SearchRoomsResponse:
         stay = self._stay(request)
@@ -65,33 +75,16 @@ class OrderServer:
         card_no = _card_number(request.card_no) if request.card_no else None
 
         async def place(claim: IdempotencyKey | None) -> pb.Order:
-            booking = self._booking(request, caller)
+            booking, order_id = self._booking(request, caller), new_id()
+            trace.about(order_id)
             return _order(
                 *await service.place_order(
-                    self._orders,
-                    self._room_types,
-                    self._payments,
-                    booking,
-                    request=claim,
-                    order_id=new_id(),
-                    attempt_id=new_id(),
-                    card_no=card_no,
-                    unpaid_for=self._unpaid,
-                    clock=self._clock,
+                    self._sales, booking, card_no, request=claim, order_id=order_id, attempt_id=new_id()
                 )
             )
 
         async def resume(order_id: str) -> pb.Order:
-            return _order(
-                *await service.resume_order(
-                    self._orders,
-                    self._payments,
-                    order_id,
-                    owner=caller.subject,
-                    card_no=card_no,
-                    clock=self._clock,
-                )
-            )
+            return _order(*await service.resume_order(self._sales, order_id, card_no, owner=caller.subject))
 
         answer = await self._requests.in_one_statement(request, pb.Order, place, resume, subject=caller.subject)
         return await self._latest(answer, caller)
@@ -110,16 +103,9 @@ class OrderServer:
         card_no = _card_number(request.card_no)
 
         async def pay() -> pb.Order:
+            attempt_id = new_id()
             return _order(
-                *await service.pay_order(
-                    self._orders,
-                    self._payments,
-                    order_id,
-                    owner=caller.subject,
-                    attempt_id=new_id(),
-                    card_no=card_no,
-                    clock=self._clock,
-                )
+                *await service.pay_order(self._sales, order_id, card_no, owner=caller.subject, attempt_id=attempt_id)
             )
 
         answer = await self._requests.in_steps(request, pb.Order, pay, subject=caller.subject)
@@ -146,7 +132,7 @@ class OrderServer:
         return Booking(
             owner=caller.subject,
             name=_required_text(request.name, "name"),
-            phone_no=_phone_number(request.phone_no),
+            phone_no=_phone_number(request.phone_no, self._phone_region),
             room_type=parse_text(request.room_type, "roomType", limit=64),
             guest_cnt=_guests(request.guest_cnt),
             stay=self._stay(request),
@@ -175,10 +161,17 @@ def _required_text(value: str, field: str) -> str:
     return text
 
 
-def _phone_number(value: str) -> str:
+def _phone_number(value: str, region: str) -> str:
+    """As it was typed. Its country is the region's, unless it begins with + and another one's code."""
     text = parse_text(value, "phoneNo", limit=20)
     if text and not re.fullmatch(r"\+?\d(?:-?\d){6,14}", text, re.ASCII):
         raise Invalid("phoneNo", "must have 7 to 15 digits, with an optional + before and dashes between them")
+    try:
+        is_possible = not text or phonenumbers.is_possible_number(phonenumbers.parse(text, region))
+    except phonenumbers.NumberParseException:
+        is_possible = False
+    if not is_possible:
+        raise Invalid("phoneNo", "is not a phone number: it has too few or too many digits for its country")
     return text
 
 

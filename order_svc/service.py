@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from gotohotel.conflicts import is_repetition, until_saved
@@ -31,18 +32,19 @@ ATTEMPT_LIFETIME = timedelta(seconds=15)
 Placed = tuple[Order, PaymentOutcome | None]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sales:
+    """What selling works with. `clock` is the database's time; unpaid orders hold their nights for `unpaid_for`."""
+
+    orders: Orders
+    room_types: RoomTypes
+    payments: Payments
+    clock: Callable[[], datetime]
+    unpaid_for: timedelta
+
+
 async def place_order(
-    orders: Orders,
-    room_types: RoomTypes,
-    payments: Payments,
-    booking: Booking,
-    *,
-    request: Request | None,
-    order_id: str,
-    attempt_id: str,
-    card_no: str | None,
-    unpaid_for: timedelta,
-    clock: Callable[[], datetime],
+    sales: Sales, booking: Booking, card_no: str | None, *, request: Request | None, order_id: str, attempt_id: str
 ) -> Placed:
     """Places an order, which holds its nights, and pays it if there is a card. The order stands if the payment fails.
 
@@ -50,54 +52,34 @@ async def place_order(
     Orders.place raises; RoomTypeNotFound.
     """
     for fresh in (False, True, True):
-        room_type = await room_types.get(booking.room_type, fresh=fresh)
-        now = clock()
-        order = Order.place(order_id, booking, room_type, placed_at=now, expires_at=now + unpaid_for)
+        room_type = await sales.room_types.get(booking.room_type, fresh=fresh)
+        now = sales.clock()
+        order = Order.place(order_id, booking, room_type, placed_at=now, expires_at=now + sales.unpaid_for)
         if card_no:
             order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
-        if await orders.place(order, room_type, request):
-            return await charge_order(orders, payments, order, card_no, clock=clock)
+        if await sales.orders.place(order, room_type, request):
+            return await charge_order(sales, order, card_no)
     raise Invalid("roomType", "is being changed; try again")
 
 
-async def resume_order(
-    orders: Orders,
-    payments: Payments,
-    order_id: str,
-    *,
-    owner: str,
-    card_no: str | None,
-    clock: Callable[[], datetime],
-) -> Placed:
+async def resume_order(sales: Sales, order_id: str, card_no: str | None, *, owner: str) -> Placed:
     """Goes on where a call that had placed an order died: with the same attempt, so that it can't be charged twice."""
-    order = await orders.get(order_id, owner=owner)
-    return await charge_order(orders, payments, order, card_no, clock=clock)
+    return await charge_order(sales, await sales.orders.get(order_id, owner=owner), card_no)
 
 
-async def pay_order(
-    orders: Orders,
-    payments: Payments,
-    order_id: str,
-    *,
-    owner: str,
-    attempt_id: str,
-    card_no: str,
-    clock: Callable[[], datetime],
-) -> Placed:
+async def pay_order(sales: Sales, order_id: str, card_no: str, *, owner: str, attempt_id: str) -> Placed:
     """Pays an order that was placed before. A paid one is not charged again."""
-    order = await start_payment(orders, order_id, owner=owner, attempt_id=attempt_id, now=clock())
-    return await charge_order(orders, payments, order, card_no, clock=clock)
+    order = await start_payment(sales.orders, order_id, owner=owner, attempt_id=attempt_id, now=sales.clock())
+    return await charge_order(sales, order, card_no)
 
 
-async def charge_order(
-    orders: Orders, payments: Payments, order: Order, card_no: str | None, *, clock: Callable[[], datetime]
-) -> Placed:
+async def charge_order(sales: Sales, order: Order, card_no: str | None) -> Placed:
     """Has an order's current attempt charged, unless there is no card or the order is past that."""
     if not card_no or order.status != Status.PAYMENT_PENDING:
         return order, None
-    outcome = await payments.process(order, card_no)
+    outcome = await sales.payments.process(order, card_no)
     try:
-        return await settle_payment(orders, order, outcome, now=clock()), outcome
+        return await settle_payment(sales.orders, order, outcome, now=sales.clock()), outcome
     except (*TRANSIENT, OrderChanged) as error:
         # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
         logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
@@ -105,7 +87,7 @@ async def charge_order(
 
 
 async def start_payment(orders: Orders, order_id: str, *, owner: str | None, attempt_id: str, now: datetime) -> Order:
-    """Begins a try to pay, so that the order does not expire under it. A paid order comes back as it is."""
+    """Begins an attempt to pay, so that the order does not expire under it. A paid order comes back as it is."""
     order = await orders.get(order_id, owner=owner)
     if order.is_paid:
         return order
@@ -115,7 +97,7 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
 
 
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
-    """Takes note of how a try went. The event may have been faster: then it is noted on what is stored now."""
+    """Takes note of how an attempt went. The event may have been faster: then it is noted on what is stored now."""
     attempt_id = order.attempt_id
     async for attempt in until_saved():
         with attempt:

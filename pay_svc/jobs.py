@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
+from gotohotel import trace
 from gotohotel.database import TRANSIENT
 from gotohotel.domain import Conflict
 from pay_svc import service
@@ -39,6 +40,7 @@ class Jobs:
                     tasks.create_task(self._settle(order_id))
 
     async def _settle(self, order_id: str) -> None:
+        trace.about(order_id)
         try:
             await service.settle_payment(
                 self._payments, self._processor, order_id, timeout_seconds=self._timeout, clock=self._clock

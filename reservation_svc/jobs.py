@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
+from gotohotel import trace
 from gotohotel.database import TRANSIENT
 from reservation_svc import service
 from reservation_svc.domain import PaymentNotCanceled, Payments, ReservationChanged
@@ -31,6 +32,7 @@ class Jobs:
                     tasks.create_task(self._finish_ending(order_id))
 
     async def _finish_ending(self, order_id: str) -> None:
+        trace.about(order_id)
         try:
             await service.finish_ending(self._reservations, self._payments, order_id, clock=self._clock)
         except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:

@@ -98,12 +98,14 @@ class RpcServer:
         roles = allowed_roles(method.GetOptions())
         read = GetMessageClass(method.input_type).FromString
         required = _required_fields(method.input_type)
+        id_fields = [field.name for field in method.input_type.fields if field.name in ("order_id", "id")]
         run = self._mutate if has_side_effects(method.GetOptions()) else self._read
 
         async def answer(request_bytes: bytes, caller: Caller) -> Message | status_pb2.Status:
             limit = asyncio.timeout(MAX_CALL_SECONDS)
             try:
                 request = read(request_bytes)
+                trace.about(next((getattr(request, field) for field in id_fields), ""))
                 _refuse_missing(request, required)
                 async with limit:
                     response: Message = await function(request, caller)

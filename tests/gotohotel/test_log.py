@@ -1,20 +1,22 @@
 """Logs."""
 
+import contextvars
 import json
 import logging
 import sys
 
 import asyncpg
 
+from gotohotel import trace
 from gotohotel.database import Database
-from gotohotel.log import JsonLines
+from gotohotel.log import formatter
 
 
 def test_a_card_number_in_a_log_line_is_masked() -> None:
     """Whatever a message holds, the digits do not reach the file."""
     record = logging.LogRecord("x", logging.INFO, "", 0, "card %s refused", ("4242 4242 4242 4242",), None)
 
-    line = json.loads(JsonLines().format(record))
+    line = json.loads(formatter().format(record))
 
     assert line["message"] == "card ****4242 refused"
 
@@ -32,7 +34,7 @@ async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Databa
                 raise ExceptionGroup("several", [RuntimeError("failed"), error]) from error
         except ExceptionGroup:
             record = logging.LogRecord("x", logging.ERROR, "", 0, "it has failed", (), sys.exc_info())
-            lines.append(JsonLines().format(record))
+            lines.append(formatter().format(record))
 
     assert all("Error" in line for line in lines)
     assert not any("Failing row" in line or "DETAIL" in line for line in lines)
@@ -40,3 +42,31 @@ async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Databa
     said = [line for traceback in tracebacks for line in traceback if "Error" in line and "await" not in line]
     assert said
     assert [line for line in said if "Alice" in line] == []
+
+
+def line_now() -> dict[str, object]:
+    """What a line that is logged at this moment holds."""
+    record = logging.LogRecord("gotohotel.x", logging.INFO, "", 0, "said", (), None)
+    line: dict[str, object] = json.loads(formatter().format(record))
+    return line
+
+
+def test_a_line_says_which_trace_and_which_order_it_is_about() -> None:
+    """So that one order can be followed through all services."""
+    traceparent = f"00-{'ab' * 16}-{'cd' * 8}-01"
+
+    def handle_a_request() -> dict[str, object]:
+        trace.enter(traceparent)
+        trace.about("order 1")
+        return line_now()
+
+    def handle_a_batch() -> dict[str, object]:
+        trace.enter_batch({"order 1": traceparent, "order 2": traceparent})
+        return line_now()
+
+    request = contextvars.copy_context().run(handle_a_request)
+    batch = contextvars.copy_context().run(handle_a_batch)
+
+    assert (request["trace_id"], request["aggregate_id"]) == ("ab" * 16, "order 1")
+    assert (batch["trace_id"], batch["aggregate_id"]) == (["ab" * 16] * 2, ["order 1", "order 2"])
+    assert request.keys() == {"time", "level", "logger", "message", "trace_id", "aggregate_id"}

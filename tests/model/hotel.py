@@ -203,31 +203,29 @@ class Hotel:
             self.requests[request].append(order_id)
         return self.begin(
             order_service.place_order(
-                self.orders,
-                FakeRoomTypes(),
-                self._payments,
+                self._sales,
                 booking,
+                CARD.number if pays else None,
                 request=Request(request) if request else None,
                 order_id=order_id,
                 attempt_id=new_id(),
-                card_no=CARD.number if pays else None,
-                unpaid_for=timedelta(minutes=15),
-                clock=self.clock,
             )
         )
 
     def pay(self, order_id: str) -> asyncio.Task[Any]:
         """A guest pays an order."""
         return self.begin(
-            order_service.pay_order(
-                self.orders,
-                self._payments,
-                order_id,
-                owner="guest",
-                attempt_id=new_id(),
-                card_no=CARD.number,
-                clock=self.clock,
-            )
+            order_service.pay_order(self._sales, order_id, CARD.number, owner="guest", attempt_id=new_id())
+        )
+
+    @property
+    def _sales(self) -> order_service.Sales:
+        return order_service.Sales(
+            orders=self.orders,
+            room_types=FakeRoomTypes(),
+            payments=self._payments,
+            clock=self.clock,
+            unpaid_for=timedelta(minutes=15),
         )
 
     @property

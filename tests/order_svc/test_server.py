@@ -28,6 +28,7 @@ def server_over(database: Database) -> OrderServer:
         clock=lambda: datetime.now(UTC),
         today=today,
         unpaid_minutes=15,
+        phone_region="KR",
     )
 
 

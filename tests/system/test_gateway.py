@@ -173,6 +173,8 @@ BAD = [
     ({"name": "4242 4242 4242 4242"}, "name"),
     ({"name": "a\u0000b"}, "name"),
     ({"phoneNo": "call me"}, "phoneNo"),
+    ({"phoneNo": "123456789012345"}, "phoneNo"),
+    ({"phoneNo": "+999-12345678"}, "phoneNo"),
     ({"roomType": ""}, "roomType"),
     ({"roomType": "Palace"}, "roomType"),
     ({"guestCnt": -1}, "guestCnt"),
