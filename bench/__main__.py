@@ -78,7 +78,8 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         megabytes = f"{memory[name] / 1e6:.0f}" if name in memory else "-"
         per_process.add_row(name, f"{1000 * value / len(full.latencies):.2f}", megabytes)
     console.show(per_process)
-    print(f"\npgbench, same statements: {transactions:.0f} transactions/s, ratio {full.rate / transactions:.3f}")
+    print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
+    print(f"{'ratio':<28} {full.rate / transactions:8.3f}")
 
 
 def _add_times(results: Table, outcome: load.Outcome, lag: tuple[float, float]) -> None:

@@ -1,6 +1,7 @@
 """The operator's command line: `gotohotel …`."""
 
 import sys
+from collections.abc import Sequence
 
 import asyncpg
 import typer
@@ -20,10 +21,10 @@ app.add_typer(stack.app)
 app.add_typer(events.app)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Ends with status 0, or with one sentence and another status."""
     try:
-        app()
+        app(args=arguments)
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:

@@ -44,7 +44,7 @@ def _look(stack: Stack) -> tuple[AuditSnapshot, Found]:
 
 def report(stack: Stack) -> bool:
     """Prints a line for each invariant; True if all hold."""
-    found = check(stack)
+    found = check(stack, patience_seconds=PATIENCE_SECONDS)
     for number, violations in found.items():
         print(f"{number:<4} {'VIOLATED' if violations else 'holds':<9} {INVARIANTS[number][0]}")
         for violation in violations[:10]:

@@ -75,14 +75,14 @@ def logs(process: Annotated[ProcessName | None, typer.Argument(help="Only of thi
 @app.command()
 def start(process: ProcessName) -> None:
     """Starts one process."""
-    Stack.from_environment().start(process)
+    Stack.from_environment().start(process.value)
     print(f"{process} runs.")
 
 
 @app.command()
 def stop(process: ProcessName) -> None:
     """Stops one process."""
-    Stack.from_environment().stop(process)
+    Stack.from_environment().stop(process.value)
     print(f"{process} has stopped.")
 
 

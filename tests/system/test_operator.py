@@ -252,7 +252,7 @@ def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
     [
         (("dead-letters", "show", "999999"), 1, "There is no dead letter 999999"),
         (("dead-letters", "show", "0"), 1, "There is no dead letter 0"),
-        (("dead-letters",), 2, "required"),
+        (("dead-letters",), 2, "Usage: "),
         (("republish", "--from", "yesterday", "--to", "2100-01-01"), 2, "'yesterday' is no time"),
         (("republish", "--from", "2100-01-01"), 2, "--to"),
         (("republish", "--from", "2026-02-01", "--to", "2026-01-01"), 1, "There is no time between"),
@@ -300,7 +300,7 @@ def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
 def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
     """What waited goes out at once, with the command that the log names."""
     shown = gotohotel(hotel, "stream").stdout
-    assert re.search(r"^order_svc +\d+ events behind", shown, re.MULTILINE), shown
+    assert re.search(r"^order_svc +\d+ *$", shown, re.MULTILINE), shown
     size = re.search(r"of (\d+) MiB", shown)
     assert size is not None
 
