@@ -140,4 +140,4 @@ async def _lag(stack: Stack, seconds: float) -> tuple[float, float]:
 
 
 if __name__ == "__main__":
-    main()
+    typer.run(main)

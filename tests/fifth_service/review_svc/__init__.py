@@ -1,0 +1,1 @@
+"""Guests' reviews of their stays."""
