@@ -10,7 +10,7 @@ PROTOS := $(shell find protos -name '*.proto')
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint up down status logs start stop token audit bench chaos fuzz clean
+.PHONY: help demo test lint lock up down status logs start stop token audit bench chaos fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,6 +29,20 @@ lint: $(VENV)/ready ## ruff, mypy, imports, buf, squawk (migrations)
 	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
 	@$(BIN)/buf breaking gotohotel/descriptors.binpb --against protos/last_release.binpb --config protos/buf.yaml
 	@$(BIN)/squawk --config .squawk.toml $(MIGRATIONS)
+
+# Envoy's wheels ask for glibc 2.31 and macOS 15.
+PLATFORMS := x86_64-manylinux_2_31 aarch64-manylinux_2_31 aarch64-apple-darwin
+VERSIONS := 3.11 3.12 3.13 3.14
+COMPILE := MACOSX_DEPLOYMENT_TARGET=15.0 $(BIN)/uv pip compile pyproject.toml --group dev --quiet --no-header --no-annotate
+
+lock: $(VENV)/ready ## write requirements.txt from pyproject.toml; every package needs wheels for all platforms
+	@cp requirements.txt requirements.new
+	@$(COMPILE) --universal --python-version 3.11 --generate-hashes --output-file requirements.new
+	@for platform in $(PLATFORMS); do for version in $(VERSIONS); do \
+	  $(COMPILE) --only-binary :all: --python-platform $$platform --python-version $$version \
+	    --constraint requirements.new --output-file /dev/null || { rm requirements.new; exit 1; }; \
+	done; done
+	@mv requirements.new requirements.txt
 
 up: $(VENV)/ready ## start the embedded stack in the background
 	@$(RUN) up

@@ -122,7 +122,7 @@ async def prune(database: Database, *, now: datetime) -> None:
 
 
 class Relay:
-    """Sends unpublished rows in waves. Of all replicas' relays one is at work: the one that holds the lock."""
+    """Sends unpublished rows in batches. Of all replicas' relays one is active: the one that holds the lock."""
 
     def __init__(self, database_url: str, bus: Bus, *, source: str) -> None:
         self._url = database_url
@@ -207,7 +207,7 @@ class Relay:
                         await self._work.wait()
 
     async def _send_batch(self, connection: "asyncpg.Connection[Row]") -> tuple[int, int]:
-        """Publishes one wave: how many events there were to send, and how many of them the stream has acknowledged."""
+        """Publishes one batch: how many events there were to send, and how many of them the stream has acknowledged."""
         rows = await connection.fetch(NEXT_BATCH, BATCH_SIZE)
         if not rows or not self._bus.is_connected:
             return len(rows), 0

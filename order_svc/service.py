@@ -6,7 +6,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from gotohotel.conflicts import is_repetition, until_saved
+from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT
 from gotohotel.domain import Invalid
 from order_svc.domain import (
@@ -99,13 +99,14 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
     """Takes note of how an attempt went. The event may have been faster: then it is noted on what is stored now."""
     attempt_id = order.attempt_id
-    async for attempt in until_saved():
-        with attempt:
-            if is_repetition(attempt):
-                order = await orders.get(order.id, owner=None)
-            order.settle_payment(attempt_id, outcome, at=now)
-            await orders.save(order)
-    return order
+
+    async def note(again: bool) -> Order:
+        current = await orders.get(order.id, owner=None) if again else order
+        current.settle_payment(attempt_id, outcome, at=now)
+        await orders.save(current)
+        return current
+
+    return await until_saved(note)
 
 
 async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reason: str, now: datetime) -> Order:

@@ -5,7 +5,7 @@ import logging
 from collections.abc import Callable
 from datetime import datetime
 
-from gotohotel.conflicts import is_repetition, until_saved
+from gotohotel.conflicts import until_saved
 from gotohotel.domain import Money
 from gotohotel.ids import new_id
 from pay_svc.domain import (
@@ -164,16 +164,18 @@ async def _settle(
     Changes nothing if somebody else has stored it. Raises ProcessorUnavailable if the processor can't tell.
     """
     attempt_id = payment.attempt_id
-    async for attempt in until_saved():
-        with attempt:
-            if is_repetition(attempt):
-                payment = await payments.find(payment.order_id) or payment
-            if attempt_id is None or payment.attempt_id != attempt_id or payment.attempt_open_since is None:
-                return payment
-            found = outcome or await _what_became_of_it(processor, payment, attempt_id, timeout_seconds)
-            if payment.settle_attempt(attempt_id, found, at=clock()):
-                await payments.save(payment)
-    return payment
+
+    async def note(again: bool) -> Payment:
+        current = await payments.find(payment.order_id) if again else payment
+        current = current or payment
+        if attempt_id is None or current.attempt_id != attempt_id or current.attempt_open_since is None:
+            return current
+        found = outcome or await _what_became_of_it(processor, current, attempt_id, timeout_seconds)
+        if current.settle_attempt(attempt_id, found, at=clock()):
+            await payments.save(current)
+        return current
+
+    return await until_saved(note)
 
 
 async def _what_became_of_it(

@@ -103,8 +103,8 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# Each is put off before it is tried, for as long as a try may take, so that replicas do not try the same one. One that
-# fails is tried again later and later, but soon enough after the processor has come back; it holds up no other.
+# Each is postponed before it is settled, for as long as that may take, so that replicas do not work on the same one.
+# One that fails is retried at growing intervals, short enough for when the processor is back; it delays no other.
 UNSETTLED = """
 UPDATE payments
 SET next_try_at = now() + make_interval(secs => least(15, 4 * 2 ^ least(tries, 2))),

@@ -100,9 +100,11 @@ async def finish_ending(reservations: Reservations, payments: Payments, order_id
 
 async def _end(reservations: Reservations, order_id: str, ending: Ending, clock: Clock) -> Reservation:
     """Stores the end of a reservation whose payment is canceled."""
-    async for attempt in until_saved():
-        with attempt:
-            reservation = (await reservations.find([order_id]))[order_id]
-            reservation.end(ending, at=clock())
-            await reservations.save(reservation)
-    return reservation
+
+    async def end(_: bool) -> Reservation:
+        reservation = (await reservations.find([order_id]))[order_id]
+        reservation.end(ending, at=clock())
+        await reservations.save(reservation)
+        return reservation
+
+    return await until_saved(end)

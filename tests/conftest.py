@@ -224,3 +224,11 @@ async def pay_database(scratch_url: str) -> AsyncIterator[Database]:
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations", sandbox)
     async with open_database(scratch_url, name="test", pool_size=20) as database:
         yield database
+
+
+@pytest.fixture
+async def mypage_database(scratch_url: str) -> AsyncIterator[Database]:
+    """mypage_svc's schema, empty."""
+    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "mypage_svc" / "migrations")
+    async with open_database(scratch_url, name="test", pool_size=5) as database:
+        yield database

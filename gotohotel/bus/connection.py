@@ -118,7 +118,7 @@ class Bus:
                 acks.append(await publish(*message))
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 logger.warning("publish: %s", error)
-                # Each try that fails keeps a place among the client's open publishes: the rest of the wave waits.
+                # Each failed publish keeps a place among the client's pending ones: the rest of the batch waits.
                 acks += [None] * (len(messages) - len(acks))
                 break
         pending = [ack for ack in acks if ack is not None]

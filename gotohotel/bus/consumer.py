@@ -229,9 +229,7 @@ async def _apply_despite_conflicts(
     arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database
 ) -> None:
     """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
-    async for attempt in until_saved():
-        with attempt:
-            await _apply(arrivals, policies, database)
+    await until_saved(lambda _: _apply(arrivals, policies, database))
 
 
 async def _apply(arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database) -> None:

@@ -42,7 +42,7 @@ class RetryBudget:
         self._tokens = 5.0
 
     def earn(self) -> None:
-        """Counts a first try."""
+        """Counts a first attempt."""
         self._tokens = min(self._tokens + 0.1, 5.0)
 
     def spend(self) -> bool:
@@ -74,9 +74,9 @@ class RpcClient:
     async def call(
         self, path: str, request: Message, response_type: type[Response], *, timeout_seconds: float
     ) -> Response:
-        """The response, after at most 3 tries of which only UNAVAILABLE ones are repeated.
+        """The response, after at most 3 attempts; only UNAVAILABLE is retried.
 
-        Raises CallFailed: unless it was never sent, ask for the truth or repeat the call.
+        Raises CallFailed: unless it was never sent, fetch the resource or repeat the call.
         """
         ends = time.monotonic() + min(timeout_seconds, remaining_seconds())
         if path not in self._methods:
@@ -88,16 +88,16 @@ class RpcClient:
         method = self._methods[path]
         metadata = (*self._metadata, ("traceparent", trace.of("")))
         never_sent = True
-        tries = 0
+        attempts = 0
         self._budget.earn()
 
         def worth_another_try(error: BaseException) -> bool:
-            nonlocal never_sent, tries
-            tries += 1
+            nonlocal never_sent, attempts
+            attempts += 1
             if not isinstance(error, grpc.aio.AioRpcError):
                 return False
             never_sent = never_sent and _never_sent(error)
-            again = error.code() == grpc.StatusCode.UNAVAILABLE and tries < MAX_ATTEMPTS and time.monotonic() < ends
+            again = error.code() == grpc.StatusCode.UNAVAILABLE and attempts < MAX_ATTEMPTS and time.monotonic() < ends
             return again and self._budget.spend()
 
         try:

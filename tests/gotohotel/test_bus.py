@@ -430,7 +430,7 @@ async def test_a_later_event_waits_for_an_earlier_one(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
     """Of the same aggregate: as long as the first can't be sent the second isn't. Others go on."""
-    blocked, other = sorted((new_id(), new_id()))  # in this order they stand in a wave
+    blocked, other = sorted((new_id(), new_id()))  # in this order they are in a batch
     nowhere = "UPDATE outbox SET type = $2 WHERE aggregate_id = $1 AND aggregate_version = 1"
     async with running(server.url) as bus:
         await announce(order_database, blocked, blocked, other)

@@ -227,12 +227,12 @@ async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> No
 
 async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
     """And nothing else; the failure says whether the other side may have seen the call."""
-    tries = 0
+    attempts = 0
 
     async def fail(_: Any, __: Caller) -> pay_pb.Payment:
-        nonlocal tries
-        tries += 1
-        raise Unavailable("no") if tries < 10 else Invalid("x", "is bad")
+        nonlocal attempts
+        attempts += 1
+        raise Unavailable("no") if attempts < 10 else Invalid("x", "is bad")
 
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -243,12 +243,12 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
     async with open_client(f"127.0.0.1:{port}", name="order_svc") as client:
         with pytest.raises(CallFailed) as failure:
             await cancel(client)
-        assert tries == 3
+        assert attempts == 3
         assert not failure.value.never_sent
-        tries = 100
+        attempts = 100
         with pytest.raises(CallFailed):
             await cancel(client)
-        assert tries == 101
+        assert attempts == 101
     await server.stop(grace_seconds=1)
 
 
@@ -266,16 +266,16 @@ async def cancel(client: RpcClient) -> pay_pb.Payment:
     return await client.call(path, request, pay_pb.Payment, timeout_seconds=2)
 
 
-def test_retries_are_a_tenth_of_the_calls() -> None:
-    """In an outage a thousand calls become eleven hundred tries at most, and a few from the savings."""
+def test_reattempts_are_a_tenth_of_the_calls() -> None:
+    """In an outage a thousand calls become eleven hundred attempts at most, and a few from the savings."""
     budget = RetryBudget()
-    retries = 0
+    reattempts = 0
 
     for _ in range(1000):
         budget.earn()
-        retries += budget.spend()
+        reattempts += budget.spend()
 
-    assert 100 <= retries <= 105
+    assert 100 <= reattempts <= 105
 
 
 @pytest.mark.parametrize("token", ["x", "====", "bm90IGFuIGlk"])

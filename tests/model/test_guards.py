@@ -89,7 +89,7 @@ GUARDS = [
         without="self.approved_at is None and",
     ),
     Guard(
-        name="one try to pay at a time",
+        name="one attempt to pay at a time",
         owner=pay.Payment,
         attribute="may_be_tried",
         line="self.status == Status.DECLINED and",
@@ -139,7 +139,7 @@ GUARDS = [
         attribute="cancel",
         line='await self._enter(key, "", Money.zero("XXX"), reason=DeclineReason.PAYMENT_UNAVAILABLE)',
         without="Refusal(reason=DeclineReason.PAYMENT_UNAVAILABLE)",
-        test=test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later,
+        test=test_payments.test_an_attempt_that_was_settled_as_uncharged_is_never_charged_later,
     ),
     Guard(
         name="a card is sent to a processor only when it is stored that the processor knows the attempt",
@@ -149,12 +149,12 @@ GUARDS = [
         without="payment.note_created(attempt_id)",
     ),
     Guard(
-        name="a try that may still be at the processor is left alone",
+        name="an attempt that may still be at the processor is left alone",
         owner=pay_store,
         attribute="UNSETTLED",
         line="AND updated_at < now() - $1::interval",
         without="AND $1::interval IS NOT NULL",
-        test=test_payments.test_a_try_that_may_still_be_at_the_processor_is_left_alone,
+        test=test_payments.test_an_attempt_that_may_still_be_at_the_processor_is_left_alone,
     ),
     Guard(
         name="an ending that is carried through binds",
@@ -354,7 +354,10 @@ CONSTRAINTS = {
     "allotment_held_within_capacity": ("allotment", test_store.test_the_last_room_is_sold_once),
     "orders_hold_every_night": ("orders", test_store.test_a_night_that_is_not_on_sale_cannot_be_booked),
     "requests_once": ("requests", test_idempotency.test_the_same_request_many_times_at_once_acts_once),
-    "entries_one_outcome": ("entries", test_payments.test_a_try_that_was_settled_as_uncharged_is_never_charged_later),
+    "entries_one_outcome": (
+        "entries",
+        test_payments.test_an_attempt_that_was_settled_as_uncharged_is_never_charged_later,
+    ),
     "entries_one_refund": ("entries", test_payments.test_a_charge_is_given_back_once_and_that_can_be_counted),
     "outbox_aggregate_id_aggregate_version_key": ("outbox", test_bus.test_a_version_is_announced_once),
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
@@ -365,6 +368,13 @@ BACKED: dict[str, type[BaseException]] = {
     "allotment_held_within_capacity": asyncpg.CheckViolationError,  # allotment_shrinks_to_nominal
     "payments_pkey": asyncpg.UniqueViolationError,  # the outbox takes no version twice
 }
+
+
+def place(test: Callable[..., Awaitable[None] | None] | None) -> str:
+    """Where a test stands."""
+    if test is None:
+        return "tests/model/test_model.py"
+    return f"{Path(inspect.getfile(test)).relative_to(ROOT)}: {test.__name__}"
 
 
 def changed(owner: Any, guard: Guard) -> Any:
@@ -440,6 +450,22 @@ async def test_a_real_store_misses_a_rule(
     assert await fails(guard.test, at_hand, with_error=guard.ends_with)
 
 
+def noticing_tests() -> dict[str, Callable[..., Awaitable[None] | None]]:
+    """The tests of real parts that must notice, by where they stand."""
+    tests = [guard.test for guard in GUARDS if guard.test is not None] + [test for _, test in CONSTRAINTS.values()]
+    return {place(test): test for test in tests}
+
+
+@pytest.mark.parametrize("where", noticing_tests())
+async def test_the_test_of_a_guard_passes_unchanged(where: str, at_hand: dict[str, Any]) -> None:
+    """It would prove nothing otherwise. conftest.py leaves this out for a test that is part of the same run."""
+    test = noticing_tests()[where]
+
+    done = test(**{name: at_hand[name] for name in inspect.signature(test).parameters})
+    if inspect.isawaitable(done):
+        await done
+
+
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str, Any]) -> None:
     """The test of that rule fails."""
@@ -477,10 +503,3 @@ def test_the_documents_list_is_this_one() -> None:
         assert f"| {guard.name} | {place(guard.test)} |" in listed
     for constraint, (table, test) in CONSTRAINTS.items():
         assert f"| constraint `{constraint}` of `{table}` | {place(test)} |" in listed
-
-
-def place(test: Callable[..., Awaitable[None] | None] | None) -> str:
-    """Where a test stands."""
-    if test is None:
-        return "tests/model/test_model.py"
-    return f"{Path(inspect.getfile(test)).relative_to(ROOT)}: {test.__name__}"

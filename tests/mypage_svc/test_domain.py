@@ -11,7 +11,8 @@ from order_svc.domain import Facts, status_from
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 AMOUNT = Money("KRW", Decimal(1000))
-BOOKING = {"owner": "alice", "name": "A"}
+STAY = {"check_in": "2026-02-01", "check_out": "2026-02-03"}
+BOOKING = {"owner": "alice", "name": "A", "room_type": "Prime", "guest_cnt": 2, **STAY}
 
 
 def fact(event: str, source: str, version: int, **said: Any) -> Fact:

@@ -1,38 +1,76 @@
 """My pages on real PostgreSQL."""
 
-from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 
-from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from gotohotel.database import Database
 from gotohotel.ids import new_id
+from gotohotel.wire import LAST_ID
+from mypage_svc.domain import MyPageNotFound
 from mypage_svc.store import PostgresMyPages
-from tests.conftest import ROOT
 from tests.mypage_svc.test_domain import STORY
 
 
-@pytest.fixture
-async def database(scratch_url: str) -> AsyncIterator[Database]:
-    """mypage_svc's schema, empty."""
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "mypage_svc" / "migrations")
-    async with open_database(scratch_url, name="test", pool_size=5) as opened:
-        yield opened
-
-
-async def test_what_a_newer_release_wrote_into_a_page_stays(database: Database) -> None:
+async def test_what_a_newer_release_wrote_into_a_page_stays(mypage_database: Database) -> None:
     """Its own kinds of facts, and further keys of those that this release knows, though the event comes again."""
-    pages, order = PostgresMyPages(database.autocommit), new_id()
+    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY[:3])})
     newer = """
     UPDATE mypages
     SET facts = jsonb_set(facts, '{order/1,extra}', '1')
         || '{"desk/1": {"event": "GuestGreeted", "time": "2026-01-01T12:00:00+00:00", "mood": "good"}}'
     """
-    await database.autocommit.execute(newer)
+    await mypage_database.autocommit.execute(newer)
 
     await pages.merge({order: list(STORY)})
 
     page = await pages.get(order, owner=None)
     assert (page.status, page.booking["owner"], len(page.facts)) == ("CONFIRMED", "alice", 6)
     kept = "SELECT facts #> '{order/1,extra}', facts #>> '{desk/1,mood}' FROM mypages"
-    assert [tuple(row) for row in await database.autocommit.fetch(kept)] == [("1", "good")]
+    assert [tuple(row) for row in await mypage_database.autocommit.fetch(kept)] == [("1", "good")]
+
+
+async def stored(mypage_database: Database, *owners: str) -> list[str]:
+    """A page for each owner; their orders, oldest first."""
+    orders = [new_id() for _ in owners]
+    for order, owner in zip(orders, owners, strict=True):
+        booking = {**(STORY[0].booking or {}), "owner": owner}
+        await PostgresMyPages(mypage_database.autocommit).merge({order: [replace(STORY[0], booking=booking)]})
+    return orders
+
+
+async def test_facts_that_come_again_change_nothing(mypage_database: Database) -> None:
+    """Events are delivered at least once."""
+    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
+    await pages.merge({order: list(STORY)})
+    once = await pages.get(order, owner=None)
+
+    await pages.merge({order: list(reversed(STORY))})
+
+    assert await pages.get(order, owner=None) == once
+
+
+async def test_a_page_is_there_once_its_owner_is_known(mypage_database: Database) -> None:
+    """The desk's event may come first: nobody is shown an order that could be somebody else's."""
+    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
+    without_owner = next(fact for fact in STORY if fact.booking is None)
+    await pages.merge({order: [without_owner]})
+
+    with pytest.raises(MyPageNotFound):
+        await pages.get(order, owner=None)
+    assert await pages.page(owner=None, before=LAST_ID, size=10) == []
+
+    await pages.merge({order: list(STORY)})
+    assert (await pages.get(order, owner="alice")).order_id == order
+
+
+async def test_a_guest_sees_only_her_own_pages(mypage_database: Database) -> None:
+    """Somebody else's page is as one that does not exist."""
+    pages = PostgresMyPages(mypage_database.autocommit)
+    first, hers, last = await stored(mypage_database, "alice", "mallory", "alice")
+
+    assert [page.order_id for page in await pages.page(owner="alice", before=LAST_ID, size=10)] == [last, first]
+    assert [page.order_id for page in await pages.page(owner=None, before=last, size=1)] == [hers]
+    with pytest.raises(MyPageNotFound):
+        await pages.get(hers, owner="alice")

