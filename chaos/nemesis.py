@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -168,7 +168,7 @@ class Nemesis:
     @asynccontextmanager
     async def starved(self) -> AsyncIterator[None]:
         """PostgreSQL has no connection left, and those of the services are broken."""
-        hoard: list[Any] = []
+        hoard: list[asyncpg.Connection[asyncpg.Record]] = []
         url = self.stack.database_url("order_svc", "order_svc")
         began = time.monotonic()
         boss = await asyncpg.connect(self.stack.database_url("postgres", "postgres"))
@@ -183,7 +183,9 @@ class Nemesis:
                 connection.terminate()
             await boss.close()
 
-    async def _take_all(self, boss: Any, hoard: list[Any], url: str) -> bool:
+    async def _take_all(
+        self, boss: "asyncpg.Connection[asyncpg.Record]", hoard: list["asyncpg.Connection[asyncpg.Record]"], url: str
+    ) -> bool:
         broken = await boss.fetchval(BREAK_CONNECTIONS)
         while True:
             try:
@@ -220,7 +222,13 @@ async def query(stack: Stack, database: str, statement: str, *arguments: Any) ->
         await connection.close()
 
 
-async def until(condition: Any, otherwise: str, *, seconds: float = 30, error: type[Exception] = NotAsItMust) -> None:
+async def until(
+    condition: Callable[[], Any],  # a bool, or an awaitable one
+    otherwise: str,
+    *,
+    seconds: float = 30,
+    error: type[Exception] = NotAsItMust,
+) -> None:
     """Waits until something comes true (a function, or a coroutine function). Raises the error if it does not."""
     ends = time.monotonic() + seconds
     while True:

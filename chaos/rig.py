@@ -111,7 +111,7 @@ class Rig:
         return (await guest.book(**a_stay(self.chance), tries=1)).is_paid
 
     @asynccontextmanager
-    async def session(self, database: str) -> AsyncIterator[Any]:
+    async def session(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
         """A connection of the rig's own."""
         connection = await asyncpg.connect(self.stack.database_url(database, "postgres"))
         try:

@@ -2,7 +2,6 @@
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any
 
 from chaos.rig import Rig
 
@@ -27,7 +26,7 @@ SCENARIOS: dict[int, Scenario] = {}
 
 def scenario(
     number: int, sentence: str, *, load: bool = True, one_retry_helps: bool = False
-) -> Callable[[Callable[[Rig], Awaitable[None]]], Any]:
+) -> Callable[[Callable[[Rig], Awaitable[None]]], Callable[[Rig], Awaitable[None]]]:
     """Registers a scenario under its number and its function's name."""
 
     def register(run: Callable[[Rig], Awaitable[None]]) -> Callable[[Rig], Awaitable[None]]:

@@ -96,12 +96,12 @@ async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]
         await admin.close()
 
 
-async def _make_role(admin: Any, name: str, passwords: Mapping[str, str]) -> None:
+async def _make_role(admin: "asyncpg.Connection[asyncpg.Record]", name: str, passwords: Mapping[str, str]) -> None:
     if not await admin.fetchval("SELECT 1 FROM pg_roles WHERE rolname = $1", name):
         await admin.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{passwords[name]}'")
 
 
-async def _make_database(admin: Any, name: str, *, owned_by: str) -> None:
+async def _make_database(admin: "asyncpg.Connection[asyncpg.Record]", name: str, *, owned_by: str) -> None:
     if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", name):
         await admin.execute(f"CREATE DATABASE {name} OWNER {owned_by}")
     await admin.execute(f"REVOKE ALL ON DATABASE {name} FROM PUBLIC")

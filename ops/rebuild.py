@@ -3,7 +3,6 @@
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import asyncpg
 from google.protobuf.message import DecodeError
@@ -62,7 +61,7 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
     pages as they are, if another rebuild runs, if the table can't be had, or if the stream has lost events.
     `advance` is told of each batch.
     """
-    owner: Any = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
+    owner = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
     try:
         if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
             raise StackError("My page is being rebuilt already.")
@@ -88,7 +87,7 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
         await owner.close()
 
 
-async def _swap(owner: Any, events: "_Events") -> None:
+async def _swap(owner: "asyncpg.Connection[asyncpg.Record]", events: "_Events") -> None:
     async with owner.transaction():
         await owner.execute(HOLD)
         # What the service had handled before it was held is in the stream; this reads all that is there now.
@@ -101,12 +100,14 @@ async def _swap(owner: Any, events: "_Events") -> None:
         await owner.execute(SWAP)
 
 
-async def _catch_up(connection: Any, events: "_Events") -> None:
+async def _catch_up(connection: "asyncpg.Connection[asyncpg.Record]", events: "_Events") -> None:
     while arrivals := await events.next_batch():
         await _apply(connection, arrivals, events)
 
 
-async def _apply(connection: Any, arrivals: Sequence[ReceivedEvent], events: "_Events") -> None:
+async def _apply(
+    connection: "asyncpg.Connection[asyncpg.Record]", arrivals: Sequence[ReceivedEvent], events: "_Events"
+) -> None:
     try:
         async with connection.transaction():
             await policies.apply(connection, arrivals)
@@ -117,7 +118,7 @@ async def _apply(connection: Any, arrivals: Sequence[ReceivedEvent], events: "_E
             events.skipped += await _is_skipped(connection, arrival)
 
 
-async def _is_skipped(connection: Any, arrival: ReceivedEvent) -> bool:
+async def _is_skipped(connection: "asyncpg.Connection[asyncpg.Record]", arrival: ReceivedEvent) -> bool:
     try:
         async with connection.transaction():
             await policies.apply(connection, [arrival])

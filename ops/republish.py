@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any
 
 import asyncpg
 
@@ -49,7 +48,7 @@ async def republish(
 async def _republish(
     stack: Stack, service: str, begins: datetime, ends: datetime, advance: Callable[[int], None]
 ) -> int:
-    connection: Any = await asyncpg.connect(stack.database_url(service, service), timeout=3)
+    connection = await asyncpg.connect(stack.database_url(service, service), timeout=3)
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", REPUBLISH_LOCK):
             raise StackError("Events are being published again already; run it again when that has ended.")

@@ -5,9 +5,9 @@ import fcntl
 import json
 import random
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ class Stack(Addresses):
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
-                self._wait(name, lambda name=name: accepts(self.ports[PROCESSES[name]]))
+                self._wait(name, partial(accepts, self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
             open_catalogue(self)
             wait_until(
@@ -152,7 +152,7 @@ class Stack(Addresses):
         if not self.is_up:
             raise StackError("The stack is not up: run `make up` first.")
 
-    def _refuse_taken_ports(self, names: Any) -> None:
+    def _refuse_taken_ports(self, names: Iterable[str]) -> None:
         for port, number in self.ports.items():
             if twin := next((other for other, same in self.ports.items() if same == number and other < port), None):
                 raise StackError(
@@ -166,7 +166,7 @@ class Stack(Addresses):
                         f"set GOTOHOTEL_{port.upper()}_PORT to a free one."
                     )
 
-    def _wait(self, name: str, ready: Any) -> None:
+    def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         hint = f"{name} does not answer after {START_SECONDS} s; see {self.home}/log/{name}.log"
         try:
             wait_until(ready, hint, seconds=START_SECONDS)

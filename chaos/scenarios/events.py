@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 import nats.errors
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from chaos.load import OK, Caller, a_stay
@@ -138,7 +139,7 @@ async def _announced(rig: Rig, orders: list[str]) -> list[int]:
     return [await rig.sql(name, count, orders) for name in ("order_svc", "pay_svc", "reservation_svc")]
 
 
-async def _has_handled(js: Any, name: str, last: int) -> bool:
+async def _has_handled(js: JetStreamContext, name: str, last: int) -> bool:
     """Whether a service has acknowledged everything up to a place in the stream (or nothing is left for it at all)."""
     try:
         consumer = await js.consumer_info(str(EVENTS.name), name)

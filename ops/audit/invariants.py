@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -87,7 +87,7 @@ def _charges_match_orders(snapshot: AuditSnapshot) -> Iterator[str]:
 
 @invariant("A4", "for every night, held rooms = rooms of live orders <= capacity")
 def _held_nights_add_up(snapshot: AuditSnapshot) -> Iterator[str]:
-    live: Counter[tuple[str, Any]] = Counter()
+    live: Counter[tuple[str, date]] = Counter()
     for order in snapshot.orders.values():
         if order["status"] in LIVE:
             for day in range((order["check_out"] - order["check_in"]).days):
@@ -106,7 +106,7 @@ def _held_nights_add_up(snapshot: AuditSnapshot) -> Iterator[str]:
     for order_id, order in snapshot.orders.items():
         if order["holds_nights"] != (order["status"] in LIVE):
             yield f"order {order_id} is {order['status']}, but holds_nights is {order['holds_nights']}"
-    nights: defaultdict[str, set[Any]] = defaultdict(set)
+    nights: defaultdict[str, set[date]] = defaultdict(set)
     for row in snapshot.allotment:
         nights[row["room_type"]].add(row["night"])
     for room_type, known in nights.items():
@@ -122,7 +122,7 @@ def _held_nights_add_up(snapshot: AuditSnapshot) -> Iterator[str]:
             yield f"room type {row['id']} has no night on sale"
 
 
-def _days(first: Any, last: Any) -> list[Any]:
+def _days(first: date, last: date) -> list[date]:
     return [first + timedelta(days=day) for day in range((last - first).days + 1)]
 
 

@@ -50,7 +50,7 @@ async def read_snapshot(stack: Stack) -> AuditSnapshot:
 CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
 
 
-async def _read_orders(connection: Any, snapshot: AuditSnapshot) -> None:
+async def _read_orders(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     snapshot.orders = {str(row["id"]): row for row in await connection.fetch("SELECT * FROM orders")}
     owners = {order["owner"] for order in snapshot.orders.values()}
     snapshot.odd_subjects = {owner for owner in owners if _shows_a_card(owner, snapshot) and not _is_a_card(owner)}
@@ -64,20 +64,20 @@ async def _read_orders(connection: Any, snapshot: AuditSnapshot) -> None:
     snapshot.answered_orders = [order_service_pb2.Order.FromString(row["response"]).id for row in answers]
 
 
-async def _read_payments(connection: Any, snapshot: AuditSnapshot) -> None:
+async def _read_payments(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     snapshot.payments = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM payments")}
 
 
-async def _read_reservations(connection: Any, snapshot: AuditSnapshot) -> None:
+async def _read_reservations(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     snapshot.catalogue = await connection.fetch(CATALOGUE)
     snapshot.reservations = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM reservations")}
 
 
-async def _read_pages(connection: Any, snapshot: AuditSnapshot) -> None:
+async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     snapshot.pages = {str(row["order_id"]): page_of(row) for row in await connection.fetch("SELECT * FROM mypages")}
 
 
-async def _read_ledger(connection: Any, snapshot: AuditSnapshot) -> None:
+async def _read_ledger(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     for row in await connection.fetch("SELECT * FROM ledger WHERE outcome = 'CHARGED'"):
         snapshot.charges[row["order_id"]].append(row)
 
@@ -91,7 +91,9 @@ _READERS = {
 }
 
 
-async def _search_tables(connection: Any, database: str, snapshot: AuditSnapshot) -> None:
+async def _search_tables(
+    connection: "asyncpg.Connection[asyncpg.Record]", database: str, snapshot: AuditSnapshot
+) -> None:
     """Every value of every table, bytes included."""
     tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     for (table,) in tables:
