@@ -5,7 +5,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -223,7 +223,7 @@ async def query(stack: Stack, database: str, statement: str, *arguments: Any) ->
 
 
 async def until(
-    condition: Callable[[], Any],  # a bool, or an awaitable one
+    condition: Any,
     otherwise: str,
     *,
     seconds: float = 30,
