@@ -19,15 +19,16 @@ PATIENCE_SECONDS = 15
 Found = dict[str, list[str]]
 
 
-def check(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> Found:
+def check(stack: Stack, *, patience_seconds: float | None = None) -> Found:
     """The violations of each invariant, after waiting for what is on its way."""
     return check_snapshot(stack, patience_seconds=patience_seconds)[1]
 
 
-def check_snapshot(stack: Stack, *, patience_seconds: float = PATIENCE_SECONDS) -> tuple[AuditSnapshot, Found]:
+def check_snapshot(stack: Stack, *, patience_seconds: float | None = None) -> tuple[AuditSnapshot, Found]:
     """The books too. What is found at one look and no longer at the next was on its way, and is not wrong."""
     snapshot, seen = _look(stack)
-    ends = time.monotonic() + patience_seconds  # from here on: a look at a large hotel may take longer than that itself
+    patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
+    ends = time.monotonic() + patience  # from here on: a look at a large hotel may take longer than that itself
     found = seen
     while any(found.values()) and time.monotonic() < ends:
         time.sleep(0.5)
@@ -44,7 +45,7 @@ def _look(stack: Stack) -> tuple[AuditSnapshot, Found]:
 
 def report(stack: Stack) -> bool:
     """Prints a line for each invariant; True if all hold."""
-    found = check(stack, patience_seconds=PATIENCE_SECONDS)
+    found = check(stack)
     for number, violations in found.items():
         print(f"{number:<4} {'VIOLATED' if violations else 'holds':<9} {INVARIANTS[number][0]}")
         for violation in violations[:10]:

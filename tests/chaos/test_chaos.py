@@ -32,8 +32,12 @@ def test_a_few_scenarios_hold(capsys: pytest.CaptureFixture[str]) -> None:
     assert len(re.findall(r"holds$", told, re.MULTILINE)) == 3
 
 
-def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The first says nothing about the system, the second that it is wrong."""
+
+    monkeypatch.setattr("ops.audit.PATIENCE_SECONDS", 2)
 
     async def nothing(_: Rig) -> None:
         """No fault at all."""

@@ -36,6 +36,7 @@ from gotohotel.policies import Policies, ReceivedEvent
 from tests.conftest import ROOT, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
+PATIENCE_SECONDS = 30.0  # what an ended consumer held comes again after ACK_WAIT_SECONDS
 
 
 class Server:
@@ -158,7 +159,7 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits until something comes true; fails the test if it does not."""
-    async with within(30):  # what an ended consumer held comes again after ACK_WAIT_SECONDS
+    async with within(PATIENCE_SECONDS):
         while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
             await asyncio.sleep(0.02)
 

@@ -445,6 +445,7 @@ async def test_a_real_store_misses_a_rule(
 ) -> None:
     """The test of that rule fails."""
     assert guard.test is not None
+    monkeypatch.setattr(test_bus, "PATIENCE_SECONDS", 15.0)  # what the guard brings about never comes: not to wait long
     monkeypatch.setattr(guard.owner, guard.attribute, changed(guard.owner, guard))
 
     assert await fails(guard.test, at_hand, with_error=guard.ends_with)
