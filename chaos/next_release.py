@@ -47,6 +47,12 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
             "        self.record(GuestGreeted(occurred_at=at))",
         ),
     ),
+    "reservation_svc/domain/__init__.py": (
+        (
+            "__all__ = [",
+            'from reservation_svc.domain.reservation import GuestGreeted\n\n__all__ = [\n    "GuestGreeted",',
+        ),
+    ),
     "reservation_svc/wire.py": (
         ("    ReservationTaken,\n", "    ReservationTaken,\n    GuestGreeted,\n"),
         (

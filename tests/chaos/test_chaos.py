@@ -4,6 +4,8 @@ import os
 import random
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import pytest
 from chaos import scenarios  # noqa: F401 - registers them
 from chaos.__main__ import run
 from chaos.load import OK, REFUSED, Operation
+from chaos.next_release import next_release
 from chaos.rig import Rig
 from chaos.scenario import SCENARIOS, Scenario
 from chaos.verdict import Verdict, compare
@@ -63,6 +66,19 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
     for kept in re.findall(r"the logs are in (\S+)", told):
         assert (Path(kept) / "order_svc.log").exists()
         shutil.rmtree(kept)
+
+
+def test_the_next_release_can_be_loaded() -> None:
+    """The copy that scenario 25 rolls out: what it changes in this one's files still fits."""
+    names = ("order_svc", "pay_svc", "reservation_svc", "mypage_svc")
+    with next_release() as folder:
+        program = ";".join(f"import {name}.__main__" for name in names)
+        environment = {**os.environ, "PYTHONPATH": str(folder)}
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=folder, env=environment, capture_output=True, text=True
+        )
+
+    assert done.returncode == 0, done.stderr
 
 
 NOTHING_ELSE = {"cancel_asked_at": None, "rejected_at": None}
