@@ -8,7 +8,7 @@ from contextvars import ContextVar
 # By aggregate: a batch of events handles many requests' traces at once. "" is the trace of everything else.
 _traces: ContextVar[Mapping[str, str]] = ContextVar("traces")
 _aggregate: ContextVar[str] = ContextVar("aggregate", default="")
-MAX_LOGGED = 10
+MAX_LOGGED, MAX_ID_LENGTH = 10, 64
 _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
@@ -19,8 +19,8 @@ def enter(traceparent: str | None) -> None:
 
 
 def about(aggregate_id: str) -> None:
-    """Says what the current task works on: an order's id, for the log."""
-    _aggregate.set(aggregate_id)
+    """Says what the current task works on: an order's id, for the log. A longer text is no id."""
+    _aggregate.set(aggregate_id if len(aggregate_id) <= MAX_ID_LENGTH else "")
 
 
 def log_fields() -> dict[str, object]:

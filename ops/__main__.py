@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 
 import asyncpg
+import nats.errors
 import typer
 
 from ops.commands import events, stack
@@ -27,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments)
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+    except (OSError, TimeoutError, nats.errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         words = str(error) or type(error).__name__
         sys.exit(f"gotohotel: a part of the stack can't be reached; see `make status`: {words}")
 

@@ -58,12 +58,23 @@ def permissions(service: str) -> dict[str, list[str]]:
     }
 
 
+async def _ignore(_: Exception) -> None:
+    """The exception that is raised says it."""
+
+
 async def declare_streams(url: str, *, events_bytes: int) -> None:
     """Makes the streams that are not there yet; how large the events' may grow is up to the operator.
 
     Raises StackError if the server has not so much room.
     """
-    client = await nats.connect(url, connect_timeout=3, allow_reconnect=False)
+    client = await nats.connect(
+        url,
+        connect_timeout=3,
+        allow_reconnect=False,
+        max_reconnect_attempts=1,
+        reconnect_time_wait=0.2,
+        error_cb=_ignore,
+    )
     try:
         js = client.jetstream()
         for stream in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):

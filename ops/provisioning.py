@@ -8,21 +8,28 @@ from typing import Any
 import gotohotel
 from gotohotel.bus.connection import Bus
 from gotohotel.bus.consumer import Consumer
+from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.database import KERNEL_MIGRATIONS, migrate, open_database
 from gotohotel.policies import Policies
 from ops import nats_server, postgres
 from ops.addresses import Addresses
+from ops.errors import StackError
 from ops.services import LISTENERS, SANDBOX, SERVICES, owner
+
+
+def service_folder(name: str) -> Path:
+    """Where a service's code and migrations are."""
+    return Path(gotohotel.__file__).parents[1] / name
 
 
 async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
     """Makes what is not there yet and changes what differs. Safe to repeat.
 
-    Raises StackError if the streams can't be made, DeclarationDiffers if one differs in what can't be changed.
+    Raises StackError if a stream can't be made, or differs in what can't be changed.
     """
     await postgres.provision(addresses.database_url, addresses.credentials.all())
     for name, service in SERVICES.items():
-        folder = Path(gotohotel.__file__).parents[1] / name
+        folder = service_folder(name)
         await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, folder / "migrations")
         if service.has_card_processor:
             await migrate(addresses.database_url(SANDBOX, SANDBOX), folder / SANDBOX / "migrations")
@@ -31,12 +38,18 @@ async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
         await _declare_consumer(addresses, name)
 
 
+CONNECT_SECONDS = 10
+
+
 async def _declare_consumer(addresses: Addresses, name: str) -> None:
     policies: Policies[Any] = import_module(f"{name}.policies").policies
-    bus = Bus(addresses.nats_url(name), name=name)
+    bus = Bus(addresses.nats_url(), name=name)  # the operator's: a running NATS may not know a new service's user yet
     try:
-        await bus.connect(asyncio.Event())
+        async with asyncio.timeout(CONNECT_SECONDS):
+            await bus.connect(asyncio.Event())
         async with open_database(addresses.database_url(name, name), name=name, pool_size=2) as database:
             await Consumer(bus, policies, database).declare()
+    except DeclarationDiffers as error:
+        raise StackError(f"The {error}: this release can't use it as it is.") from None
     finally:
         await bus.close()

@@ -87,8 +87,9 @@ class Stack(Addresses):
     def migrate(self) -> None:
         """Brings roles, databases, schemas, streams and consumers to what this release declares. Safe to repeat.
 
-        PostgreSQL and NATS must run. Raises StackError if the streams can't be made.
+        PostgreSQL and NATS must run. Raises StackError if a stream can't be made, or differs in what can't be changed.
         """
+        self.credentials.mint()  # of a service that this home does not know yet
         asyncio.run(provisioning.provision(self, stream_bytes=stream_bytes(self.home)))
 
     def down(self) -> None:

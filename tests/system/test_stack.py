@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -11,16 +12,19 @@ import tempfile
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
+import asyncpg
 import nats
 import pytest
 from nats.aio.client import Client as NatsClient
 
+import gotohotel as gotohotel_package
 from ops import services
 from ops.configuration import PROCESSES
 from ops.errors import StackError
 from ops.stack import Stack
-from tests.conftest import Client, Hotel
+from tests.conftest import ROOT, Client, Hotel
 
 
 @pytest.fixture
@@ -236,3 +240,52 @@ def test_migrating_again_changes_nothing(stack: Stack) -> None:
 
     assert done.stdout == "Roles, databases, schemas, streams and consumers are those of this release.\n"
     assert done.returncode == 0
+
+
+def test_a_new_service_is_migrated_beside_a_stack_that_does_not_know_it(
+    stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Its secrets, roles and database are made before the restart, though the running NATS has no such user."""
+    monkeypatch.setitem(services.SERVICES, "review_svc", services.Service(port=8090))
+    shutil.copytree(
+        ROOT / "tests" / "fifth_service" / "review_svc" / "migrations", tmp_path / "review_svc" / "migrations"
+    )
+    folder = Path(gotohotel_package.__file__).parents[1]
+    monkeypatch.setattr(
+        "ops.provisioning.service_folder", lambda name: (tmp_path if name == "review_svc" else folder) / name
+    )
+    try:
+        stack.migrate()
+
+        assert stack.credentials["review_svc_owner"]
+        tables = "SELECT count(*) FROM information_schema.tables WHERE table_name = 'reviews'"
+        assert in_database(stack, "review_svc", tables) == 1
+    finally:
+        for statement in ("DROP DATABASE review_svc", "DROP ROLE review_svc", "DROP ROLE review_svc_owner"):
+            in_database(stack, "postgres", statement)
+
+
+def in_database(stack: Stack, database: str, statement: str) -> Any:
+    """One value, as the server's superuser."""
+
+    async def fetch() -> Any:
+        connection = await asyncpg.connect(stack.database_url(database, "postgres"))
+        try:
+            return await connection.fetchval(statement)
+        finally:
+            await connection.close()
+
+    return asyncio.run(fetch())
+
+
+@pytest.mark.parametrize("part", ["nats", "postgres"])
+def test_a_migration_without_its_parts_says_so(stack: Stack, part: str) -> None:
+    """No traceback, and no endless wait."""
+    stack.stop(part)
+    try:
+        done = gotohotel(stack, "migrate")
+    finally:
+        stack.start(part)
+
+    assert done.returncode == 1
+    assert re.match(r"gotohotel: .*can't be reached", done.stderr), done.stderr
