@@ -48,7 +48,7 @@ from tests.reservation_svc import test_store as test_desk
 # Any of a machine's many runs will do, the same ones each time; nothing is made smaller afterwards.
 SEARCH = settings(
     max_examples=2000,
-    stateful_step_count=25,
+    stateful_step_count=40,
     deadline=None,
     derandomize=True,
     report_multiple_bugs=False,
