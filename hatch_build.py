@@ -1,4 +1,4 @@
-"""Compiles protos/ into gotohotel/ whenever the project is built; what is generated is never committed."""
+"""Compiles protos/ into gotohotel/ at every build; the generated files are never committed."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ def compile_protos() -> None:
     sources = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{published}"]
     subprocess.run([*protoc, "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *sources], cwd=ROOT, check=True)
-    # Not imported by ours, but Envoy needs them to write an error's details as JSON.
+    # Imported by no proto of ours, but Envoy needs it to write error details as JSON.
     details = ["google/rpc/status.proto", "google/rpc/error_details.proto"]
     describe = ["--include_imports", "--include_source_info", "--descriptor_set_out=gotohotel/descriptors.binpb"]
     subprocess.run([*protoc, *describe, *sources, *details], cwd=ROOT, check=True)
@@ -28,7 +28,7 @@ def compile_protos() -> None:
 
 
 class CompileProtos(BuildHookInterface[Any]):
-    """Hatchling's hook: runs before a wheel or an editable install is made."""
+    """Hatchling's hook, run before a wheel or an editable install is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the hook's signature
         compile_protos()

@@ -1,5 +1,7 @@
-"""What GotoHotel costs: `make bench`.
+"""Measures throughput, latency and cost per order: `make bench`.
 
-__main__  the run and its report      load     closed-loop and paced orders through the gateway
-pgbench   the same statements, bare   usage    CPU and memory by process
+__main__  the run and its report
+load      closed-loop and paced orders through the gateway
+pgbench   the same statements in pgbench
+usage     CPU and memory per process
 """

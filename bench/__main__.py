@@ -24,7 +24,7 @@ def main(
     seconds: Annotated[int, typer.Option(min=1, help="Of full load; half load and pgbench take as long.")] = 15,
     clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
 ) -> None:
-    """Measures orders a second, against pgbench on the same server."""
+    """Measures orders per second, compared with pgbench on the same server."""
     home = Path(".run/bench")
     shutil.rmtree(home, ignore_errors=True)
     stack = Stack.on_free_ports(home)
@@ -107,7 +107,7 @@ async def _peak_memory(pids: dict[str, int], seconds: int) -> dict[str, int]:
 
 
 async def _caught_up(stack: Stack) -> float:
-    """Waits until My page has every paid order and its reservation; answers how many seconds that took."""
+    """Waits until My page has every paid order and its reservation; returns how many seconds that took."""
     started = time.perf_counter()
     orders = await asyncpg.connect(stack.database_url("order_svc", "postgres"))
     pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
@@ -123,7 +123,7 @@ async def _caught_up(stack: Stack) -> float:
 
 
 async def _lag(stack: Stack, seconds: float) -> tuple[float, float]:
-    """From a payment to the transaction that shows it on My page, over the last seconds: p50 and p99 in ms."""
+    """From a payment to the transaction that shows it on My page, during the last seconds: p50 and p99 in ms."""
     payments = await asyncpg.connect(stack.database_url("pay_svc", "postgres"))
     pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
     rows = await payments.fetch(

@@ -1,4 +1,4 @@
-"""Orders through the gateway, in HTTP written by hand: the generator takes little of the machine that it measures."""
+"""Orders through the gateway over hand-written HTTP: the generator uses little of the machine that it measures."""
 
 import asyncio
 import json
@@ -8,13 +8,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 
-NIGHTS = 300  # orders are spread over this many
+NIGHTS = 300  # number of guests that the orders are spread over
 CARD = "4242424242424242"
 
 
 @dataclass
 class Outcome:
-    """Seconds each paid order took, and what else came back."""
+    """The latency of each paid order in seconds, and the other answers."""
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)

@@ -1,8 +1,8 @@
 """The order path's own statements in pgbench, on the same server: what the database alone could do.
 
-One pgbench transaction is what a paid order has the server write before the guest gets the answer: the order with
-its night, the payment's intent, the sandbox processor's entry, the payment's result, the order's payment, each
-committed by itself. What happens behind the answer (relays, handlers, My page) is in the load, but not here.
+One pgbench transaction is what a paid order makes the server write before the guest gets the answer: the order with its
+night, the payment's intent, the sandbox processor's entry, the payment's result, the order's payment, each committed
+separately. The work after the answer (relays, handlers, My page) is in the load, but not here.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ MIGRATIONS = {
     "sandbox": (sandbox.MIGRATIONS,),
 }
 
-# pgbench's variables: a new id for the order and for each of its two events.
+# pgbench variables: a new id for the order and for each of its two events.
 HEAD = """\
 \\set order_no :client_id * 10000000000 + random(1, 9999999999)
 \\set night random(2, 299)
@@ -69,7 +69,7 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
         *(postgres.program("pgbench"), "-n", "-M", "prepared", "-f", str(script)),
         *("-c", str(clients), "-j", "2", "-T", str(seconds), url),
     ]
-    session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())  # the services' own
+    session = " ".join(f"-c {name}={value}" for name, value in SESSION.items())  # the services' own settings
     environment = {**os.environ, "PGOPTIONS": session}
     done = await asyncio.to_thread(
         subprocess.run, command, capture_output=True, text=True, check=False, env=environment
@@ -81,7 +81,7 @@ async def measure(stack: Stack, *, clients: int, seconds: int) -> float:
 
 
 def order_path() -> str:
-    """pgbench's script: the services' own statements, their parameters written in."""
+    """pgbench's script: the services' own statements with their parameters written in."""
     order_id = "lpad(to_hex((:order_no)::bigint), 32, '0')::uuid"
     card = {"card_brand": "'VISA'", "card_last4": "'4242'", "card_fingerprint": PAYLOAD}
     booking = '\'{"name": "Bench", "room_type": "Bench", "guest_cnt": 2}\''

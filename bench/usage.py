@@ -26,7 +26,7 @@ def _cpu(process: psutil.Process) -> float:
     try:
         times = process.cpu_times()
     except psutil.NoSuchProcess:
-        return 0.0  # a worker of PostgreSQL's that has ended; its parent's children_user knows of it
+        return 0.0  # a PostgreSQL worker that has ended; its parent's children_user includes it
     return float(times.user + times.system + times.children_user + times.children_system)
 
 

@@ -1,7 +1,10 @@
-"""Breaks a whole stack on purpose, under load, and judges what is left: `make chaos`.
+"""Injects faults into a whole stack under load, and checks the result: `make chaos`.
 
-scenarios  what is broken, and what must hold     nemesis  kills, freezes, cuts, fills; counts what it really did
-scenario   the list of them
-load       guests and a desk that remember        links    TCP connections that can be cut
-verdict    the audit and the clients' histories   rig      a stack, its load and its nemesis together
+scenarios  the faults, and what must hold
+nemesis    kills, freezes, cuts, fills; counts the faults that it has observed
+scenario   the list of scenarios
+load       guests and a desk that remember their answers
+links      TCP connections that can be cut
+verdict    the audit and the clients' histories
+rig        a stack, its load and its nemesis together
 """

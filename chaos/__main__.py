@@ -1,4 +1,4 @@
-"""`make chaos`: runs the scenarios, one after the other, and prints what came of each."""
+"""`make chaos`: runs the scenarios one after the other, and prints a result for each."""
 
 import asyncio
 import random
@@ -32,9 +32,9 @@ def main(
     seed: Annotated[int | None, typer.Option(help="Of everything that is left to chance.")] = None,
     seconds: Annotated[float | None, typer.Option(help="How long faults last, where that is free.")] = None,
 ) -> None:
-    """Breaks a stack under load and judges what is left. Ends with a failure if one scenario does not hold."""
+    """Injects faults into a stack under load and checks the result. Fails if one scenario does not hold."""
     chosen = _chosen(scenario)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends the stack too, as Ctrl-C does
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the stack too, as Ctrl-C does
     try:
         held = run(chosen, seed=random.randrange(10**6) if seed is None else seed, seconds=seconds)
     except KeyboardInterrupt:
@@ -44,7 +44,10 @@ def main(
 
 
 def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None) -> bool:
-    """Runs scenarios, prints a line for each; True if all hold. After one that does not the next gets a new stack."""
+    """Runs scenarios and prints a line for each; returns True if all hold.
+
+    After a failure the next one gets a new stack.
+    """
     print(f"SEED={seed}", flush=True)
     print(ROW.format(*HEAD), flush=True)
     began = time.monotonic()
@@ -140,7 +143,7 @@ def _word(problems: list[str]) -> str:
 
 
 def _recovered(rig: Rig) -> float:
-    """The longest time from a fault's end to the last try that failed because of it."""
+    """The longest time from a fault's end to the last attempt that failed because of it."""
     longest = 0.0
     faults = rig.nemesis.faults
     for fault, following in zip(faults, [*faults[1:], None], strict=False):

@@ -1,4 +1,4 @@
-"""Connections between the parts of a stack that can be cut, and healed again."""
+"""Connections between the parts of a stack that can be cut and restored."""
 
 import asyncio
 import threading
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from ops.configuration import PROCESSES
 from ops.services import SERVICES
 
-# Who calls whom: (process, the port's name that it calls).
+# Who calls whom: (process, name of the port that it calls).
 LINKS = (
     *(("envoy", PROCESSES[service]) for service in SERVICES),
     ("order_svc", "egress"),
@@ -22,36 +22,36 @@ CHUNK = 64 * 1024
 
 @dataclass
 class Link:
-    """One caller's connections to one part. While it is cut, what is sent does not arrive; nobody is told."""
+    """One caller's connections to one part. While it is cut, data does not arrive and neither side is told."""
 
     caller: str
     part: str
     target_port: int
     port: int = 0
-    swallowed: int = 0  # pieces that did not arrive while it was cut
-    there: asyncio.Event = field(default_factory=asyncio.Event)  # open: towards the part
-    back: asyncio.Event = field(default_factory=asyncio.Event)  # open: from the part
+    swallowed: int = 0  # pieces of data that were discarded while it was cut
+    there: asyncio.Event = field(default_factory=asyncio.Event)  # forwarding towards the part
+    back: asyncio.Event = field(default_factory=asyncio.Event)  # forwarding from the part
     _connections: dict[asyncio.StreamWriter, asyncio.StreamWriter] = field(default_factory=dict)
     _pumping: set[asyncio.Task[None]] = field(default_factory=set)
 
     async def open(self) -> None:
-        """Begins to listen, on a free port."""
+        """Starts to listen on a free port."""
         self.there.set()
         self.back.set()
         self._server = await asyncio.start_server(self._connect, "127.0.0.1", 0)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def close(self) -> None:
-        """Ends every connection and listens no more."""
+        """Ends every connection and stops listening."""
         self._server.close()
         self.heal()
         while self._pumping:
             await asyncio.wait(self._pumping)
 
     def heal(self) -> None:
-        """Ends every connection, as after a real cut both ends have given up, and lets new ones through.
+        """Ends every connection, as if after a real cut both ends had given up, and forwards new ones.
 
-        What had not arrived never will.
+        Discarded data stays lost.
         """
         for caller, part in list(self._connections.items()):
             for writer in (caller, part):
@@ -66,7 +66,7 @@ class Link:
             task.add_done_callback(self._pumping.discard)
         if not self.there.is_set():
             self.swallowed += 1
-            await self.there.wait()  # as if the SYN were lost: the caller's own patience decides
+            await self.there.wait()  # as if the SYN were lost: the caller's own timeout applies
         try:
             to_part = await asyncio.open_connection("127.0.0.1", self.target_port)
         except OSError:
@@ -88,7 +88,7 @@ class Link:
 
 
 class Links:
-    """All links of a stack, in a thread of their own, so that nothing else keeps them waiting."""
+    """All links of a stack, in a thread of their own, so that nothing else delays them."""
 
     def __init__(self, ports: Mapping[str, int]) -> None:
         self._links = {link: Link(*link, target_port=ports[link[1]]) for link in LINKS}
@@ -96,14 +96,14 @@ class Links:
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def open(self) -> dict[tuple[str, str], int]:
-        """Opens them all; where each caller finds each part."""
+        """Opens all; returns where each caller finds each part."""
         self._thread.start()
         for link in self._links.values():
             asyncio.run_coroutine_threadsafe(link.open(), self._loop).result(timeout=10)
         return {names: link.port for names, link in self._links.items()}
 
     def close(self) -> None:
-        """Ends them all."""
+        """Closes all."""
         for link in self._links.values():
             asyncio.run_coroutine_threadsafe(link.close(), self._loop).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -111,7 +111,7 @@ class Links:
         self._loop.close()
 
     def cut(self, names: tuple[str, str], *, there: bool = True, back: bool = True) -> None:
-        """From now on nothing arrives, in one direction or in both."""
+        """Discards data from now on, in one direction or in both."""
         link = self._links[names]
         link.swallowed = 0
         for gate, closes in ((link.there, there), (link.back, back)):
@@ -119,15 +119,15 @@ class Links:
                 self._loop.call_soon_threadsafe(gate.clear)
 
     def redirect(self, names: tuple[str, str], port: int) -> None:
-        """From now on new connections lead to another port; those that there are end."""
+        """Directs new connections to another port and ends the existing ones."""
         link = self._links[names]
         link.target_port = port
         self._loop.call_soon_threadsafe(link.heal)
 
     def swallowed(self, names: tuple[str, str]) -> int:
-        """How many pieces the cut has kept back."""
+        """How many pieces of data the cut has discarded."""
         return self._links[names].swallowed
 
     def heal(self, names: tuple[str, str]) -> None:
-        """Lets everything through again."""
+        """Forwards everything again."""
         self._loop.call_soon_threadsafe(self._links[names].heal)

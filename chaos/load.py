@@ -1,4 +1,4 @@
-"""Guests and a desk that go on calling, and remember what they were told."""
+"""Guests and a desk that make calls continuously, and remember the answers."""
 
 import asyncio
 import random
@@ -18,9 +18,9 @@ DECLINES = ("CARD_DECLINED", "INSUFFICIENT_FUNDS", "EXPIRED_CARD")
 ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
 NIGHTS = 300
 GUESTS = 6
-PAUSE_SECONDS = 0.25  # between two calls of a guest: constant load, not full load
-RETRY_SECONDS = 5.0  # a client tries once more after this
-PROBE_SECONDS = 0.1  # how often somebody asks who does not wait for what was asked before
+PAUSE_SECONDS = 0.25  # pause between two calls of a guest: constant load, not full load
+RETRY_SECONDS = 5.0  # a client tries once more after this time
+PROBE_SECONDS = 0.1  # interval of the probes, which do not wait for earlier answers
 HANGS_SECONDS = 15.0  # longer than the gateway lets any call take
 
 OK, REFUSED, UNKNOWN = "ok", "refused", "unknown"
@@ -28,11 +28,11 @@ OK, REFUSED, UNKNOWN = "ok", "refused", "unknown"
 
 @dataclass(kw_only=True)
 class Operation:
-    """One call and what was heard of it: ok, refused (a definite no), or unknown."""
+    """One call and its answer: ok, refused (definitely not done), or unknown."""
 
     kind: str
     request: dict[str, Any]
-    label: str = ""  # of an order: stands in its guest's name, so that the books can be compared
+    label: str = ""  # of an order: stored as its guest's name, so that it can be found in the databases
     order_id: str = ""
     began: float = 0.0
     ended: float = 0.0
@@ -40,10 +40,10 @@ class Operation:
     outcome: str = UNKNOWN
     first_outcome: str = ""
     answer: dict[str, Any] = field(default_factory=dict)
-    failed_at: list[float] = field(default_factory=list)  # when tries ended as unknown
-    errors: list[str] = field(default_factory=list)  # and with which words
-    unpaid: bool = False  # a probe's order was taken, but pay_svc could not be reached
-    slowest: float = 0.0  # of its tries, in seconds
+    failed_at: list[float] = field(default_factory=list)  # when attempts ended as unknown
+    errors: list[str] = field(default_factory=list)  # and with which errors
+    unpaid: bool = False  # a probe's order was placed, but pay_svc could not be reached
+    slowest: float = 0.0  # of its attempts, in seconds
 
     @property
     def reason(self) -> str:
@@ -57,23 +57,23 @@ class Operation:
 
     @property
     def is_refused(self) -> bool:
-        """Whether every try was refused for good."""
+        """Whether every attempt was definitely refused."""
         return self.outcome == REFUSED and not self.failed_at
 
     @property
     def may_be_charged(self) -> bool:
-        """Whether the answer leaves it possible that the card was charged: it was given, and not declined."""
+        """Whether the card may have been charged according to the answer: a card was given, and not declined."""
         error = self.answer.get("paymentError") or {}
         return bool(self.request.get("cardNo")) and error.get("reason") not in DECLINES
 
 
 def overlap(*operations: Operation) -> bool:
-    """Whether all of these calls were under way at one moment."""
+    """Whether all of these calls were running at one moment."""
     return max(each.began for each in operations) < min(each.ended for each in operations)
 
 
 class Caller:
-    """One caller of the gateway. A call whose fate is unknown is tried once more, with the same request id."""
+    """One client of the gateway. A call of unknown outcome is tried once more, with the same request id."""
 
     def __init__(self, stack: Stack, *, subject: str, role: str = "guest", history: list[Operation]) -> None:
         self.subject = subject
@@ -146,11 +146,11 @@ class Caller:
         return self._about(order_id, await self.call(f"desk {act}", "POST", path, body, tries=tries))
 
     async def look(self, path: str, *, tries: int = 2) -> Operation:
-        """Reads."""
+        """Reads a resource."""
         return await self.call("look", "GET", path, tries=tries)
 
     async def probe(self, method: str, path: str, body: dict[str, Any] | None = None) -> Operation:
-        """Asks once, only to see whether it works."""
+        """Makes one attempt, only to see whether it works."""
         return await self.call("probe", method, path, body, tries=1)
 
     @staticmethod
@@ -160,13 +160,13 @@ class Caller:
 
 
 def a_stay(chance: random.Random, *, few: bool = False) -> dict[str, Any]:
-    """Some nights; `few` means the next three days, which many want."""
+    """Some nights; `few` means the next three days, which many guests want."""
     first = date.today() + timedelta(days=1 + chance.randrange(3 if few else NIGHTS))  # noqa: DTZ011 - any will do
     return {"checkIn": first.isoformat(), "checkOut": (first + timedelta(days=chance.randint(1, 3))).isoformat()}
 
 
 class Load:
-    """Guests who book, pay, cancel and look, and a desk that decides."""
+    """Guests who book, pay, cancel and read, and a desk that decides."""
 
     def __init__(self, stack: Stack, *, name: str, seed: int) -> None:
         self.history: list[Operation] = []
@@ -182,7 +182,7 @@ class Load:
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self) -> None:
-        """Begins."""
+        """Starts the clients."""
         for number, guest in enumerate(self._guests):
             chance = random.Random(f"{self._seed}/{guest.subject}/{number}")
             self._tasks.append(asyncio.create_task(self._be_a_guest(guest, chance)))
@@ -190,14 +190,14 @@ class Load:
         self._tasks.append(asyncio.create_task(self._probe(random.Random(f"{self._seed}/probe"))))
 
     async def stop(self) -> None:
-        """Begins nothing new, and waits until every call has been answered."""
+        """Starts no new calls, and waits until every call has been answered."""
         self._stopping.set()
         await asyncio.gather(*self._tasks)
         for caller in (*self._guests, self._desk, self._prober):
             await caller.close()
 
     def errors(self) -> Iterator[Operation]:
-        """Calls whose first try did not say yes or no."""
+        """Calls whose first attempt had no definite outcome."""
         return (operation for operation in self.history if operation.first_outcome == UNKNOWN)
 
     async def _be_a_guest(self, guest: Caller, chance: random.Random) -> None:
@@ -222,14 +222,14 @@ class Load:
         while not self._stopping.is_set():
             await asyncio.sleep(PAUSE_SECONDS * chance.uniform(0.5, 1.5))
             received = await self._desk.look("/reservations?status=RECEIVED&pageSize=20")
-            # Those of the load: a scenario's own are decided by the scenario.
+            # Only the load's own: a scenario decides on its reservations itself.
             reservations = [r for r in received.answer.get("reservations") or [] if r["name"].startswith(self._name)]
             if reservations:
                 act = chance.choices(["confirm", "reject", "cancel"], [70, 15, 15])[0]
                 await self._desk.decide(chance.choice(reservations)["orderId"], act)
 
     async def _probe(self, chance: random.Random) -> None:
-        """Asks at a constant rate, whatever became of the last question: this is how long a failure lasts."""
+        """Probes at a constant rate, whatever the last answer was: this measures how long a failure lasts."""
         async with asyncio.TaskGroup() as probes:
             while not self._stopping.is_set():
                 for ask in (self._probe_booking(chance), *(self._prober.probe("GET", path) for path in PROBED)):

@@ -1,4 +1,4 @@
-"""Does harm, for real, and counts only what it has seen happen."""
+"""Injects real faults, and counts only those that it has observed."""
 
 import asyncio
 import os
@@ -31,16 +31,16 @@ SMALL_FILE_BYTES = 4096
 
 
 class NoHarmDone(Exception):
-    """A fault was not injected: the run says nothing."""
+    """A fault was not injected: the run proves nothing."""
 
 
 class NotAsItMust(Exception):
-    """What a scenario demands of the system does not hold."""
+    """A scenario's requirement does not hold."""
 
 
 @dataclass(kw_only=True)
 class Fault:
-    """One harm that was done, and when (monotonic seconds)."""
+    """One injected fault, and when (monotonic seconds)."""
 
     kind: str
     target: str
@@ -50,30 +50,30 @@ class Fault:
 
 @dataclass
 class Nemesis:
-    """What can be done to a stack."""
+    """The faults that can be injected into a stack."""
 
     stack: Stack
     links: Links
     faults: list[Fault] = field(default_factory=list)
 
     def note(self, kind: str, target: str, *, began: float | None = None) -> Fault:
-        """Counts a fault that has been seen to happen."""
+        """Counts a fault that was observed."""
         now = time.monotonic()
         fault = Fault(kind=kind, target=target, began=began or now, ended=now)
         self.faults.append(fault)
         return fault
 
     async def kill(self, name: str) -> None:
-        """kill -9; returns when the supervisor has brought the process back."""
+        """kill -9; returns when the supervisor has restarted the process."""
         began, pid = time.monotonic(), await self._pid(name)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: not _lives(pid), f"{name} survives kill -9", error=NoHarmDone)
         fault = self.note("kill", name, began=began)
         await self._comes_back(name, pid)
-        fault.ended = began  # from the kill on all is up to the system
+        fault.ended = began  # from the kill on, recovery is up to the system
 
     async def restart(self, name: str) -> None:
-        """An orderly stop, and a start."""
+        """An orderly stop and start."""
         began, pid = time.monotonic(), await self._pid(name)
         await asyncio.to_thread(self.stack.stop, name)
         if _lives(pid):
@@ -84,7 +84,7 @@ class Nemesis:
 
     @asynccontextmanager
     async def stopped(self, name: str) -> AsyncIterator[None]:
-        """The process is down meanwhile."""
+        """Stops the process during the block."""
         pid = await self._pid(name)
         await asyncio.to_thread(self.stack.stop, name)
         if _lives(pid):
@@ -98,7 +98,7 @@ class Nemesis:
 
     @asynccontextmanager
     async def frozen(self, name: str) -> AsyncIterator[None]:
-        """SIGSTOP for the process and its children, and SIGCONT in the end."""
+        """SIGSTOP for the process and its children, and SIGCONT at the end."""
         parent = psutil.Process(await self._pid(name))
         processes = [parent, *parent.children(recursive=True)]
 
@@ -108,7 +108,7 @@ class Nemesis:
 
         try:
             for process in processes:
-                with suppress(psutil.NoSuchProcess):  # a session of PostgreSQL may just have ended
+                with suppress(psutil.NoSuchProcess):  # a PostgreSQL session may have ended just now
                     process.suspend()
             await until(all_stopped, f"{name} does not freeze", error=NoHarmDone)
             fault = self.note("freeze", name)
@@ -121,7 +121,7 @@ class Nemesis:
 
     @asynccontextmanager
     async def cut(self, caller: str, part: str, *, there: bool = True, back: bool = True) -> AsyncIterator[None]:
-        """Nothing arrives meanwhile. Without traffic that it kept back it was no cut."""
+        """Discards traffic during the block. If none was discarded there was no cut."""
         names = (caller, part)
         began = time.monotonic()
         self.links.cut(names, there=there, back=back)
@@ -136,7 +136,7 @@ class Nemesis:
 
     @asynccontextmanager
     async def full_stream(self) -> AsyncIterator[None]:
-        """The stream takes nothing more (its limit is what it holds)."""
+        """Makes the stream full: its limit is set to its current size."""
         began = time.monotonic()
         async with jetstream(self.stack) as js:
             await js.update_stream(_limited(EVENTS, (await js.stream_info(str(EVENTS.name))).state.bytes))
@@ -151,7 +151,7 @@ class Nemesis:
 
     @asynccontextmanager
     async def full_disk(self) -> AsyncIterator[None]:
-        """Every write of NATS to its files fails. It has to be started again when there is room again."""
+        """Makes every file write of NATS fail. It has to be restarted when there is room again."""
         began = time.monotonic()
         process = psutil.Process(await self._pid("nats"))
         process.rlimit(psutil.RLIMIT_FSIZE, (SMALL_FILE_BYTES, resource.RLIM_INFINITY))
@@ -167,13 +167,13 @@ class Nemesis:
 
     @asynccontextmanager
     async def starved(self) -> AsyncIterator[None]:
-        """PostgreSQL has no connection left, and those of the services are broken."""
+        """Takes all connections of PostgreSQL and breaks those of the services."""
         hoard: list[asyncpg.Connection[asyncpg.Record]] = []
         url = self.stack.database_url("order_svc", "order_svc")
         began = time.monotonic()
         boss = await asyncpg.connect(self.stack.database_url("postgres", "postgres"))
         try:
-            # Whoever is faster gets a connection that was broken, so again until the services have none.
+            # Services may reconnect first, so this repeats until they have no connection.
             await until(lambda: self._take_all(boss, hoard, url), "the services keep connections", error=NoHarmDone)
             fault = self.note("no connections left", "postgres", began=began)
             yield
@@ -204,7 +204,8 @@ class Nemesis:
         return pid
 
     async def _comes_back(self, name: str, old_pid: int) -> None:
-        # Asked at its port: a question to the supervisor would make it look after its children sooner than by itself.
+        # Asks its port, not the supervisor: a question would make the supervisor check its children sooner than it does
+        # by itself.
         port = self.stack.ports[PROCESSES[name]]
 
         def is_back() -> bool:
@@ -214,7 +215,7 @@ class Nemesis:
 
 
 async def query(stack: Stack, database: str, statement: str, *arguments: Any) -> Any:
-    """One value, asked as PostgreSQL's superuser."""
+    """One value, read as PostgreSQL's superuser."""
     connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=5)
     try:
         return await connection.fetchval(statement, *arguments)
@@ -229,10 +230,10 @@ async def until(
     seconds: float = 30,
     error: type[Exception] = NotAsItMust,
 ) -> None:
-    """Waits until something comes true (a function, or a coroutine function). Raises the error if it does not."""
+    """Waits until a condition (a function or a coroutine function) is true. Raises the error if it is not in time."""
     ends = time.monotonic() + seconds
     while True:
-        with suppress(*TRANSIENT):  # what is asked may be away itself
+        with suppress(*TRANSIENT):  # the part that is asked may be away itself
             holds = condition()
             if await holds if asyncio.iscoroutine(holds) else holds:
                 return

@@ -1,4 +1,4 @@
-"""Makes a copy of the program that is one release further: what a rollout and a rollback meet beside this one.
+"""Makes a copy of the program that is one release further, for rollouts and rollbacks beside this one.
 
 It has one more field in the booking, one more event, one more subscription and one more migration.
 """
@@ -18,7 +18,7 @@ PACKAGES = ("gotohotel", "order_svc", "pay_svc", "reservation_svc", "mypage_svc"
 NEW_EVENT = "gotohotel.reservation.v1.GuestGreeted"
 NEW_FIELD = "special_request"
 
-# File → (what stands there once, what is put in its place).
+# File → (a text that it contains once, its replacement).
 CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
     "protos/gotohotel/order/v1/events.proto": (("string owner = 7;", "string owner = 7; string special_request = 8;"),),
     "protos/gotohotel/reservation/v1/events.proto": (
@@ -90,7 +90,10 @@ MIGRATION = "ALTER TABLE orders ADD COLUMN special_request text NOT NULL DEFAULT
 
 @contextmanager
 def next_release() -> Iterator[Path]:
-    """The folder of the copy, which goes with the block. Raises ValueError if a line that it changes has changed."""
+    """The folder of the copy, which is deleted after the block.
+
+    Raises ValueError if a text to replace was not found once.
+    """
     with TemporaryDirectory(prefix="gotohotel-next-") as name:
         folder = Path(name)
         for package in PACKAGES:

@@ -1,4 +1,4 @@
-"""A stack whose connections can be cut, its load, its nemesis, and what a scenario may ask of them."""
+"""A stack with connections that can be cut, its load, its nemesis, and the tools of scenarios."""
 
 import asyncio
 import dataclasses
@@ -28,7 +28,7 @@ CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
 
 @contextmanager
 def running_stack() -> Iterator[tuple[Stack, Links]]:
-    """A stack of its own, all of whose connections lead over links; nothing is left of it afterwards."""
+    """A stack of its own, all of whose connections go through links; everything is deleted afterwards."""
     home = Path(tempfile.mkdtemp(prefix="gotohotel-chaos-"))
     with ExitStack() as resources:
         resources.callback(shutil.rmtree, home)
@@ -57,23 +57,23 @@ class Rig:
         self._callers: dict[str, Caller] = {}
 
     def seconds(self, default: float) -> float:
-        """How long a fault lasts: as the command line says, or else this."""
+        """How long a fault lasts: the command line's value, or else this one."""
         return self._seconds or default
 
     def caller(self, name: str, *, role: str = "guest") -> Caller:
-        """A caller beside the load."""
+        """A client beside the load."""
         if name not in self._callers:
             subject = f"{self.name}-{self.seed}-{name}"
             self._callers[name] = Caller(self.stack, subject=subject, role=role, history=self.history)
         return self._callers[name]
 
     async def close(self) -> None:
-        """Ends the callers."""
+        """Closes the clients."""
         for caller in self._callers.values():
             await caller.close()
 
     def demand(self, holds: object, otherwise: str) -> None:
-        """Raises NotAsItMust."""
+        """Raises NotAsItMust unless the condition holds."""
         if not holds:
             raise NotAsItMust(otherwise)
 
@@ -99,20 +99,20 @@ class Rig:
         return await query(self.stack, database, statement, *arguments)
 
     async def order_status(self, order_id: str) -> str:
-        """What the books of order_svc say."""
+        """The order's status in order_svc's database."""
         return str(await self.sql("order_svc", "SELECT status FROM orders WHERE id = $1", order_id))
 
     async def order_is(self, order_id: str, status: str) -> bool:
-        """Whether the books of order_svc say so."""
+        """Whether order_svc's database has this status."""
         return await self.order_status(order_id) == status
 
     async def books_paid(self, guest: Caller) -> bool:
-        """Whether a booking is paid at this moment."""
+        """Whether a booking is paid at once now."""
         return (await guest.book(**a_stay(self.chance), tries=1)).is_paid
 
     @asynccontextmanager
     async def session(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-        """A connection of the rig's own."""
+        """A database connection of the rig's own."""
         connection = await asyncpg.connect(self.stack.database_url(database, "postgres"))
         try:
             yield connection
@@ -120,7 +120,7 @@ class Rig:
             await connection.close()
 
     async def charges(self, order_id: str) -> tuple[int, int]:
-        """How often an order was charged, and how many of these charges stand, in the processor's ledger."""
+        """How many charges an order has in the processor's ledger, and how many of them are not refunded."""
         made, standing = await self.sql("sandbox", CHARGES, order_id)
         return made, standing
 
@@ -133,9 +133,9 @@ class Rig:
         return bool(await self.sql("reservation_svc", count, order_ids) == len(order_ids))
 
     async def works_again(self) -> None:
-        """Until who books pays, and the desk gets it; notes how long the last harm was felt.
+        """Waits until a booking is paid and reaches the desk; records how long the last fault had effects.
 
-        Before that the next harm would not be a new one.
+        Before that, the next fault would not be a separate one.
         """
         guest, desk = self.caller("probe"), self.caller("probe-desk", role="desk")
         began = time.monotonic()
@@ -152,7 +152,7 @@ class Rig:
 
         await until(whole_way, "bookings do not go through again", seconds=60)
         whole_again = time.monotonic() - began
-        # What still fails now is seen by the probes, and no retry meets the next harm.
+        # Failures from now on are seen by the probes, so that no retry runs into the next fault.
         await let_run(RETRY_SECONDS + 0.5)
         fault = self.nemesis.faults[-1]
         failed = [at for operation in self.history for at in operation.failed_at if at >= fault.began]
@@ -169,8 +169,8 @@ class Rig:
     ) -> AsyncIterator["Replica"]:
         """Another process of a service beside the stack's, as during a rollout: the same database, another port.
 
-        Its connections lead over no link: it is well when the stack's own is cut off. `code` is another release's
-        folder; its clock may be ahead.
+        Its connections go through no link, so it works when the stack's own process is cut off. `code` is another
+        release's folder; its clock may be ahead.
         """
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -198,7 +198,7 @@ class Rig:
             await asyncio.wait_for(process.wait(), timeout=60)
 
     def route(self, name: str, port: int | None = None) -> None:
-        """Has the gateway send a service's calls to a replica, or (None) to the stack's own process again."""
+        """Makes the gateway send a service's calls to a replica, or (None) to the stack's own process again."""
         part = PROCESSES[name]
         self.nemesis.links.redirect(("envoy", part), port or self.stack.ports[part])
 
@@ -223,7 +223,7 @@ class Replica:
     log_began: int
 
     def said(self, text: str) -> bool:
-        """Whether its log holds a text."""
+        """Whether its log contains a text."""
         return text in self.log.read_bytes()[self.log_began :].decode(errors="replace")
 
 
@@ -236,7 +236,7 @@ WHERE order_id = $1
 
 
 def paid(operations: list[Operation]) -> list[str]:
-    """The orders that were answered as paid."""
+    """The orders whose answer was paid."""
     return [operation.order_id for operation in operations if operation.is_paid]
 
 
@@ -247,7 +247,7 @@ def _count(moments: list[float], since: float, what: str) -> str:
 
 
 async def let_run(seconds: float) -> None:
-    """Gives the load time to meet the harm. (It is the harm's length, not a wait for something.)"""
+    """Lets the load run during the fault. (This is the fault's duration, not a wait for a condition.)"""
     await asyncio.sleep(seconds)
 
 

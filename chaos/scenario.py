@@ -1,4 +1,4 @@
-"""What a scenario is, and the list of all."""
+"""What a scenario is, and the list of all scenarios."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from chaos.rig import Rig
 class Scenario:
     """One way to break the system.
 
-    Without `load` only the scenario itself calls. If `one_retry_helps`, no call may fail twice.
+    Without `load` only the scenario makes calls. With `one_retry_helps` no call may fail twice.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""What is left after the harm: does everything come to rest, do the books agree, was every answer true?"""
+"""Checks the result: does everything come to rest, do the databases agree, was every answer true?"""
 
 import asyncio
 import time
@@ -16,9 +16,9 @@ from ops.errors import StackError
 from ops.stack import Stack
 from ops.stream import jetstream
 
-REST_SECONDS = 60  # what is unknown has to be settled by then
+REST_SECONDS = 60  # outcomes that are unknown have to be known by then
 
-# What is still under way, by the database that knows of it.
+# What is still in progress, according to the database that knows it.
 UNDER_WAY = (
     ("order_svc", "orders being canceled", "SELECT count(*) FROM orders WHERE status = 'CANCELING'"),
     (
@@ -42,7 +42,7 @@ CONSUMERS = ("order_svc", "reservation_svc", "mypage_svc")
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What was found; it passes if nothing was."""
+    """The violations; it passes if there are none."""
 
     lost: list[str] = field(default_factory=list)
     doubled: list[str] = field(default_factory=list)
@@ -52,11 +52,11 @@ class Verdict:
 
     @property
     def passes(self) -> bool:
-        """Whether all is as it must be."""
+        """Whether there are no violations."""
         return not (self.lost or self.doubled or self.stuck or self.violations)
 
     def sentences(self) -> Iterator[str]:
-        """What is wrong."""
+        """The violations as sentences."""
         yield from (f"lost: {what}" for what in self.lost)
         yield from (f"doubled: {what}" for what in self.doubled)
         yield from (f"stuck: {count} {what}" for what, count in self.stuck.items())
@@ -64,11 +64,11 @@ class Verdict:
 
 
 async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
-    """Waits until all is at rest, and compares the books with one another and with what the clients were told."""
+    """Waits until everything is at rest, and compares the databases with one another and with the clients' answers."""
     verdict = Verdict()
     began = time.monotonic()
     quiet = 0
-    while quiet < 2:  # what was handled between two questions may have made something new
+    while quiet < 2:  # an event that was handled between two queries may have caused a new one
         under_way = await _under_way(stack)
         quiet = 0 if under_way else quiet + 1
         if time.monotonic() - began > REST_SECONDS:
@@ -84,7 +84,7 @@ async def judge(stack: Stack, history: Iterable[Operation]) -> Verdict:
 
 
 def _out_of_order(snapshot: audit.AuditSnapshot) -> list[str]:
-    """Events that the relay put into the stream before an earlier one of the same aggregate."""
+    """Events that the relay published before an earlier one of the same aggregate."""
     last: dict[tuple[str, str], int] = {}
     found = []
     for event in (event for event in snapshot.events if event.from_relay):
@@ -109,7 +109,7 @@ async def _under_way(stack: Stack) -> dict[str, int]:
 
 
 def compare(history: Iterable[Operation], snapshot: audit.AuditSnapshot, verdict: Verdict) -> None:
-    """Adds what the clients were told and the books do not bear out."""
+    """Adds the answers that the databases contradict."""
     by_label: dict[str, list[Any]] = {}
     for order in snapshot.orders.values():
         by_label.setdefault(order["name"], []).append(order)
@@ -145,10 +145,10 @@ def _only_order(orders: list[Any]) -> str:
 def _compare_refusals(
     operations: list[Operation], snapshot: audit.AuditSnapshot, order_id: str, verdict: Verdict
 ) -> None:
-    """What was refused for good by every call that asked for it must not have been done."""
+    """What was refused by every call that asked for it must not have been done."""
     order, reservation = snapshot.orders[order_id], snapshot.reservations.get(order_id)
     if not any(operation.kind in ("book", "probe") or operation.label for operation in operations):
-        return  # it was placed by somebody else, who may have asked for more than is known here
+        return  # placed by another caller, who may have made calls that are not in this history
     done = {
         "pay": order["paid_at"] is not None or order_id in snapshot.charges,
         "cancel": order["cancel_asked_at"] is not None,
@@ -176,7 +176,7 @@ def _compare_booking(operation: Operation, orders: list[Any], verdict: Verdict) 
             verdict.lost.append(f"the acknowledged order {operation.order_id}")
         elif operation.is_paid and orders[0]["paid_at"] is None:
             verdict.lost.append(f"the acknowledged payment of {operation.order_id}")
-    # A refusal after a first try whose fate is unknown may speak of that try's own order.
+    # A refusal after a first attempt of unknown outcome may be about that attempt's own order.
     elif operation.is_refused and orders:
         verdict.doubled.append(f"the request {operation.label!r} was refused, and yet made an order")
 

@@ -30,8 +30,8 @@ from gotohotel.settings import S, SettingRefused, Settings, read_settings
 
 logger = logging.getLogger(__name__)
 
-DATABASE_GONE_SECONDS = 10.0  # a service whose database has not answered for so long is NOT_SERVING
-DECLARATION_SECONDS = 5.0  # how often a declaration that differs is compared again
+DATABASE_GONE_SECONDS = 10.0  # a service whose database has not answered for this long is NOT_SERVING
+DECLARATION_SECONDS = 5.0  # how often a differing declaration is compared again
 
 
 class App:
@@ -41,7 +41,7 @@ class App:
         self.name = name
         self.settings = settings
         self.database = database
-        self.resources = resources  # what `compose` opens and the app closes last
+        self.resources = resources  # opened by `compose`, closed last by the app
         self.clock = Clock()
         self._bus = Bus(settings.nats_url, name=name)
         self._relay = Relay(settings.database_url, self._bus, source=name)
@@ -61,13 +61,13 @@ class App:
         self._server.add(service, implementation)
 
     def listen(self, policies: Policies[Any]) -> None:
-        """Runs these policies on the events that they name."""
+        """Runs the policies when their events arrive."""
         self._consumer = Consumer(self._bus, policies, self.database)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
-        """Runs a job again and again, and at once after a commit if it `follows_commits`.
+        """Runs a job repeatedly, and at once after a commit if it `follows_commits`.
 
-        It must be safe to run in several replicas at once.
+        The job must be safe to run in several replicas at the same time.
         """
         due = asyncio.Event()
         self._jobs.append((job, seconds, due))
@@ -75,7 +75,7 @@ class App:
             self._follow_ups.append(due)
 
     def _follow_commit(self) -> None:
-        """What was committed may have to be published or followed up."""
+        """Wakes the relay and the jobs that follow commits."""
         self._relay.wake()
         for due in self._follow_ups:
             due.set()
@@ -90,7 +90,7 @@ class App:
         self.every(600, self._bus.watch_the_stream)
         self.every(1, self._report_health)
         self.every(SYNCHRONIZE_SECONDS, self._synchronize_clock)
-        await self._server.start()  # first: a taken port ends the start at once
+        await self._server.start()  # first: a port in use ends the start at once
         async with asyncio.TaskGroup() as tasks:
             relay = tasks.create_task(self._or_stop(self._relay.run()))
             consumer = tasks.create_task(self._or_stop(self._consume()))
@@ -105,18 +105,18 @@ class App:
             lost.cancel()
 
             logger.info("%s drains", self.name)
-            await self._server.set_serving(False)  # 1. whoever checks its health sends no new calls
-            await asyncio.sleep(self.settings.notice_seconds)  # 2. once it has noticed
-            await asyncio.wait([consumer], timeout=5)  # 3. the batch of events under way ends, no other begins
+            await self._server.set_serving(False)  # 1. load balancers that check health send no new calls
+            await asyncio.sleep(self.settings.notice_seconds)  # 2. the time they need to notice
+            await asyncio.wait([consumer], timeout=5)  # 3. the current batch of events is finished, no other begins
             consumer.cancel()
-            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 4. calls under way end
+            await self._server.stop(grace_seconds=self.settings.drain_seconds)  # 4. running calls finish
             self._calls_ended.set()
             for _, _, due in self._jobs:
                 due.set()
-            await asyncio.wait(jobs, timeout=5)  # 5. jobs, too: one of them renews the claims of those calls
+            await asyncio.wait(jobs, timeout=5)  # 5. then the jobs: one of them renews the claims of running calls
             for job in jobs:
                 job.cancel()
-            self._relay.finish()  # 6. what they announced goes out
+            self._relay.finish()  # 6. the relay publishes what these calls announced
             await asyncio.wait([relay], timeout=5)
             relay.cancel()
             await self._bus.close()
@@ -127,16 +127,16 @@ class App:
             raise ConsumerLost("the connection to NATS was closed for good")
 
     async def _or_stop(self, loop: Awaitable[None]) -> None:
-        """Runs a loop that lasts as long as the service. If it fails, calls under way still end in order."""
+        """Runs a loop for the lifetime of the service. If it fails, running calls still finish in order."""
         try:
             await loop
-        except Exception as error:  # the edge of loops: one that fails ends the service, but breaks no call off
+        except Exception as error:  # Outermost handler of loops: a failure ends the service, but interrupts no call.
             logger.critical("%s can't go on", self.name, exc_info=error)
             self._failure = error
             self._stopping.set()
 
     async def _consume(self) -> None:
-        """Connects whenever NATS lets it; calls are served meanwhile, and the outbox keeps what they announce."""
+        """Consumes events while NATS is reachable. Calls are served meanwhile; the outbox keeps their events."""
         while not self._stopping.is_set():
             try:
                 await self._bus.connect(self._stopping)
@@ -157,10 +157,9 @@ class App:
                 await self._pause(2)
 
     async def _report_health(self) -> None:
-        """NOT_SERVING if the database is gone, or if a rollout must stop here, so that the release before goes on.
-
-        The latter is: the consumer on the server is not as declared, or no event at all could be handled. A service
-        that has handled some goes on taking calls.
+        """Reports NOT_SERVING if the database is gone, or if a rollout must stop here so that the previous release goes
+        on: the consumer on the server is not as declared, or no event at all could be handled. A service that has
+        handled at least one event keeps taking calls.
         """
         with suppress(*TRANSIENT):
             await self.database.autocommit.fetchval("SELECT 1")
@@ -171,7 +170,7 @@ class App:
         await self._server.set_serving(serving, has_database=has_database)
 
     async def _pause(self, seconds: float, until: asyncio.Event | None = None) -> None:
-        """Waits so long, or until something comes true, or the service is told to end."""
+        """Waits this long, or until the event is set, or until the service is told to stop."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await (until or self._stopping).wait()
@@ -183,7 +182,7 @@ class App:
                 await job()
             except TRANSIENT as error:
                 logger.warning("job %s: %r", job.__name__, error)
-            except Exception:  # the edge of jobs: one that fails must not end the calls beside it
+            except Exception:  # Outermost handler of jobs: a failure must not end the calls beside it.
                 logger.exception("job %s has failed and is tried again", job.__name__)
             await self._pause(seconds, due)
 
@@ -196,7 +195,10 @@ class App:
 
 
 def _calm_the_garbage_collector() -> None:
-    """What was made at the start stays; requests leave few cycles. Worth 6 % of a service's CPU (`make bench`)."""
+    """Excludes the objects made at start from garbage collection; requests leave few cycles.
+
+    Saves 6 % of a service's CPU (`make bench`).
+    """
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
@@ -214,7 +216,7 @@ async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awa
 
 
 def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitable[None]], *, folder: Path) -> None:
-    """A service's main function: ends with one clear sentence if it can't start."""
+    """A service's main function: exits with one clear sentence if the service can't start."""
     name = folder.name
     try:
         settings = read_settings(settings_type, prefix)

@@ -1,11 +1,12 @@
-"""Card numbers: the check digit, and how to find them in a text where they must not stand."""
+"""Card numbers: the check digit, and how to find them in text where they are not allowed."""
 
 import re
 from collections.abc import Iterator
 
-# Digits with at most two signs between them, as people write them: 4242 4242, 4242-4242, 4242.4242, 4242 – 4242.
+# Digits with up to two other characters between them, as people write them: 4242 4242, 4242-4242, 4242.4242, 4242 –
+# 4242.
 _DIGITS = re.compile(r"\d(?:[ \u00a0\u202f._/\-\u2010-\u2015]{0,2}\d){12,}")
-# Identifiers hold digits too, but no card number: UUIDs, trace contexts, SHA-256, and seconds since 1970 in logs.
+# Identifiers contain digits too, but no card numbers: UUIDs, trace contexts, SHA-256, and Unix times in logs.
 IDENTIFIER = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
     r"|(?<!\w)(?=\d*[a-f])[0-9a-f]{64}(?!\w)|(?<!\d)\d{10}\.\d{3,9}(?!\d)"
@@ -19,10 +20,12 @@ def passes_luhn(digits: str) -> bool:
 
 
 def find_card_numbers(text: str) -> list[str]:
-    """The parts of a text that may be card numbers: 13 to 19 digits that begin with 2 to 6 and pass Luhn.
+    """Returns the parts of a text that may be card numbers: 13 to 19 digits that begin with 2 to 6 and pass Luhn.
 
-    Every stretch of digits is tried from every digit on: an expiry date beside a number does not hide it. What is an
-    identifier by its form is passed over: this is for what the program writes. What a guest writes: parse_text.
+    Starts at every digit of every run of digits, so that an expiry date beside a number does not hide it.
+
+    Identifiers, recognised by their form, are skipped: this function is for text that the program writes. For text that
+    a guest types use parse_text.
     """
     if len(text) < 13:
         return []
@@ -30,7 +33,7 @@ def find_card_numbers(text: str) -> list[str]:
 
 
 def cards_in(text: str) -> Iterator[str]:
-    """The card numbers in a text, whatever is between their digits but letters."""
+    """Returns the card numbers in a text, with any characters but letters between their digits."""
     for run in re.finditer(r"\d(?:[\W_]*\d){12,}", text):
         places = [place for place, char in enumerate(run[0]) if char.isdecimal()]
         digits = "".join(str(int(run[0][place])) for place in places)

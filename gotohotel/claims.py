@@ -1,4 +1,4 @@
-"""What one process knows of the request ids that its own calls act under."""
+"""The request ids that the running calls of this process have claimed."""
 
 import time
 from collections.abc import Iterator
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 from gotohotel.database import TRANSIENT
 
-# A call that works under a claim renews it every second. One that was not renewed for so long belongs to a process that
-# has died or can't reach the database: a repetition takes it over, and has time left to act within its own deadline.
+# A running call renews its claim every second. A claim that was not renewed for this long belongs to a process that
+# died or lost the database: a repeated request takes it over, and still has time to act within its own deadline.
 RENEW_SECONDS = 1.0
 ABANDONED_AFTER_SECONDS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class IdempotencyKey:
-    """Who asked for what under which id, and a keyed hash of the body (it may hold a card number)."""
+    """Who sent which request id for which method, and a keyed hash of the body (which may contain a card number)."""
 
     subject: str
     method: str
@@ -29,20 +29,19 @@ class IdempotencyKey:
 
 
 class LiveClaims:
-    """The claims that calls of this process act under, and those whose last call has ended without an answer."""
+    """The claims of running calls of this process, and those whose last call ended without an answer."""
 
     def __init__(self) -> None:
-        # How many calls act under a claim now, and since when. Two: a duplicate does not know yet that it is one.
+        # How many calls hold a claim, and since when. It can be two: a duplicate does not know yet that it is one.
         self._live: dict[tuple[str, str, str], tuple[int, float]] = {}
-        # When the last call under a claim ended without leaving an answer; oldest first.
+        # When the last call of a claim ended without an answer; oldest first.
         self._ended: dict[tuple[str, str, str], float] = {}
 
     @contextmanager
     def acting(self, claim: IdempotencyKey | None) -> Iterator[None]:
-        """While a call acts under a claim, repetitions wait for it, in this process and in others (`to_renew`).
-
-        If it ends because the database is unavailable, its claim may have been stored all the same. It is then
-        orphaned: as soon as no other call acts under it, a repetition takes it over at once.
+        """Marks a claim as held while a call runs: repeated requests wait for it, in this process and in others
+        (`to_renew`). If the call ends because the database is unavailable, its claim may have been stored all the same.
+        The claim is then orphaned: as soon as no other call holds it, a repeated request takes it over at once.
         """
         if claim is None:
             yield
@@ -60,23 +59,23 @@ class LiveClaims:
                 self._live[claim.key] = count - 1, since
 
     def to_renew(self) -> list[tuple[str, str, str]]:
-        """The keys of calls that take longer than a second, in their order."""
+        """The keys of calls that have run for more than a second, sorted."""
         old = time.monotonic() - RENEW_SECONDS
         return sorted(key for key, (_, since) in self._live.items() if since < old)
 
     def note_ended(self, claim: IdempotencyKey | None) -> None:
-        """The call has ended without leaving an answer."""
+        """Records that the call ended without an answer."""
         if claim is not None:
             now = time.monotonic()
             while self._ended and now - next(iter(self._ended.values())) > ABANDONED_AFTER_SECONDS:
-                del self._ended[next(iter(self._ended))]  # anybody may take it over by now
+                del self._ended[next(iter(self._ended))]  # by now the claim may be taken over anyway
             self._ended.pop(claim.key, None)
             self._ended[claim.key] = now
 
     def is_orphaned(self, claim: IdempotencyKey) -> bool:
-        """Whether a call of this process has ended without an answer, and no other acts under the claim."""
+        """Whether a call of this process ended without an answer and no other call holds the claim."""
         return claim.key in self._ended and claim.key not in self._live
 
     def forget(self, claim: IdempotencyKey) -> None:
-        """The claim was taken over."""
+        """Removes an orphaned claim that was taken over."""
         self._ended.pop(claim.key, None)

@@ -1,4 +1,4 @@
-"""The database's time. Replicas' own clocks may be minutes apart; what is stored or compared goes by this one."""
+"""The database's time. Replicas' own clocks may be minutes apart, so stored and compared times use this clock."""
 
 import logging
 import time
@@ -10,20 +10,20 @@ logger = logging.getLogger(__name__)
 
 SYNCHRONIZE_SECONDS = 10.0
 MAX_SKEW = timedelta(seconds=1)
-# A reading that took longer says too little: half of it is the possible error.
+# A reading that took longer is too inexact: half of its duration is the possible error.
 MAX_ROUND_TRIP_SECONDS = 0.2
 
-READINGS = 3  # the quickest one counts
+READINGS = 3  # the quickest one is used
 READ = "SELECT clock_timestamp()"
 
 
 def _seconds() -> float:
-    """A clock that nobody sets, and that goes on while the machine sleeps where the system has one that does."""
+    """A monotonic clock that includes the time the machine was suspended, where the system has one."""
     return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 async def _reading(database: Database) -> tuple[float, float, datetime]:
-    """How long it took, the moment in the middle of that, and the database's time."""
+    """Returns the duration of the query, the middle of it on the local clock, and the database's time."""
     asked = _seconds()
     read = await database.autocommit.fetchval(READ)
     answered = _seconds()
@@ -31,10 +31,10 @@ async def _reading(database: Database) -> tuple[float, float, datetime]:
 
 
 class Clock:
-    """The database's time, read now and then and counted on by this process's monotonic clock.
+    """The database's time, read periodically and advanced by the process's monotonic clock.
 
     A use case gets the time without a round trip, exact to half the round trip of the last reading. Until the first
-    `synchronize` it is this machine's own time.
+    `synchronize` it is the machine's own time.
     """
 
     def __init__(self) -> None:
@@ -46,11 +46,12 @@ class Clock:
         return self._time_read + timedelta(seconds=_seconds() - self._read_at)
 
     async def synchronize(self, database: Database, *, at_any_price: bool = False) -> None:
-        """Reads the database's clock; a slow answer is ignored unless it is wanted `at_any_price`.
+        """Reads the database's clock.
 
-        Logs a warning if this machine's clock differs from it by more than MAX_SKEW.
+        Ignores a slow answer unless `at_any_price`. Logs a warning if the machine's clock differs by more than
+        MAX_SKEW.
         """
-        # On a connection that has not sent this statement before the first reading takes two round trips.
+        # The first reading on a connection takes two round trips: the statement has to be prepared.
         round_trip, read_at, read = min([await _reading(database) for _ in range(READINGS)])
         if round_trip > MAX_ROUND_TRIP_SECONDS and not at_any_price:
             return

@@ -1,4 +1,4 @@
-"""Statements whose parameters have names, and the columns of an aggregate: named once, for SQL and for its values."""
+"""Statements with named parameters, and the columns of an aggregate, named once for SQL and values."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -10,7 +10,7 @@ _PARAMETER = re.compile(r"(?<!:):([a-z]\w*)")
 
 
 class Statement:
-    """SQL written with :names, and as PostgreSQL takes it: with $1, $2, … in the order in which the names appear."""
+    """SQL written with :names, converted to PostgreSQL's $1, $2, … in order of first use."""
 
     def __init__(self, source: str) -> None:
         self.source = source
@@ -19,13 +19,13 @@ class Statement:
         self._sql = _PARAMETER.sub(lambda found: f"${numbers[found[1]]}", source)
 
     def bind(self, values: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The SQL and its parameters, as asyncpg takes them. Raises KeyError for a name that has no value."""
+        """Returns the SQL and its parameters in asyncpg's form. Raises KeyError for a name without a value."""
         return (self._sql, *(values[name] for name in self._names))
 
 
 @dataclass(frozen=True)
 class Column(Generic[A]):
-    """One column: its name, PostgreSQL's type, and the aggregate's value for it."""
+    """One column: its name, its PostgreSQL type, and how to get its value from the aggregate."""
 
     name: str
     type: str
@@ -33,7 +33,7 @@ class Column(Generic[A]):
 
 
 class Columns(Generic[A]):
-    """The columns that an aggregate is saved in, in one order for every statement."""
+    """The columns of an aggregate, in one order for every statement."""
 
     def __init__(self, *columns: Column[A]) -> None:
         self._columns = columns
@@ -59,10 +59,10 @@ class Columns(Generic[A]):
         return ", ".join(f":{column.name}::{column.type}[]" for column in self._columns)
 
     def values(self, aggregate: A) -> dict[str, Any]:
-        """One row's values; two states of an aggregate whose values are the same need no saving."""
+        """The values of one row. Two states of an aggregate with equal values need no save."""
         return {column.name: column.value(aggregate) for column in self._columns}
 
     def columns(self, aggregates: Iterable[A]) -> dict[str, list[Any]]:
-        """Many rows' values, a list for each column."""
+        """The values of many rows, one list per column."""
         rows = list(aggregates)
         return {column.name: [column.value(row) for row in rows] for column in self._columns}

@@ -1,4 +1,4 @@
-"""Repeats what lost a race: somebody else saved the same aggregate in between."""
+"""Repeats a step whose save lost a race: another call or event changed the same aggregate in between."""
 
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
@@ -13,12 +13,11 @@ T = TypeVar("T")
 
 
 async def until_saved(step: Callable[[bool], Awaitable[T]]) -> T:
-    """Runs a step that loads, tells and saves, again if its save lost a race: `step(True)` loads what is stored now.
-
-    Raises the Conflict after MAX_REPETITIONS.
+    """Runs a step that loads, tells and saves, and repeats it if its save lost a race: `step(True)` loads the stored
+    state again. Raises the Conflict after MAX_REPETITIONS.
     """
     try:
-        return await step(False)  # tenacity only where there is something to repeat: it costs 27 µs
+        return await step(False)  # tenacity only when a repetition is needed: it costs 27 µs
     except Conflict:
         async for attempt in AsyncRetrying(
             retry=retry_if_exception_type(Conflict), stop=stop_after_attempt(MAX_REPETITIONS), reraise=True

@@ -14,36 +14,36 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 logger = logging.getLogger(__name__)
 
-# What a broken or overloaded server makes asyncpg raise. None of it says that the statement was wrong:
-# the same work may succeed a moment later.
+# Errors that asyncpg raises for a broken or overloaded server. They do not mean that the statement was wrong: the same
+# statement may succeed a moment later.
 TRANSIENT = (
     OSError,
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,  # "another operation is in progress", on a connection that has just broken
-    asyncpg.TransactionRollbackError,  # deadlock and serialization failures too
+    asyncpg.TransactionRollbackError,  # includes deadlock and serialization failures
     asyncpg.InsufficientResourcesError,
     asyncpg.OperatorInterventionError,
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
-    asyncpg.InvalidCachedStatementError,  # a migration has changed a table meanwhile
+    asyncpg.InvalidCachedStatementError,  # a migration has changed the table meanwhile
 )
 
 MIGRATIONS_LOCK = 0x676F746F  # "goto"
 
-# Together under three seconds: then a caller hears that the database is away.
+# Together under three seconds: then the caller gets UNAVAILABLE.
 ACQUIRE_SECONDS = 1.3
 COMMAND_SECONDS = 1.2
 RELEASE_SECONDS = 0.3
 
 SESSION = {
-    # The server gives up before the client does, so that no abandoned statement goes on holding locks.
+    # The server gives up before the client does, so that abandoned statements hold no locks.
     "statement_timeout": "1100ms",
     "lock_timeout": "1s",
     "idle_in_transaction_session_timeout": "10s",
-    # Every statement goes by an index. Left to itself the planner reads whole tables as long as they are new, and
-    # a plan made then is kept until the next ANALYZE.
+    # Every statement uses an index. By default the planner scans whole tables as long as they are new, and keeps such a
+    # plan until the next ANALYZE.
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
@@ -57,7 +57,7 @@ Row = asyncpg.Record
 
 
 class Connection(Protocol):
-    """What stores use: a connection inside a transaction, or the pool, where each statement is one of its own."""
+    """What stores use: a connection inside a transaction, or the pool, where each statement is its own transaction."""
 
     async def fetch(self, query: str, *args: object) -> list[Row]: ...
     async def fetchrow(self, query: str, *args: object) -> Row | None: ...
@@ -66,7 +66,7 @@ class Connection(Protocol):
 
 
 class _Autocommit:
-    """The pool as a Connection: each statement takes a connection for itself."""
+    """The pool as a Connection: each statement takes a connection of its own."""
 
     def __init__(self, pool: "asyncpg.Pool[Row]", committed: Callable[[], None]) -> None:
         self._pool = pool
@@ -102,7 +102,10 @@ class _Autocommit:
 
 
 class Database:
-    """A service's own database. Waiting for a connection, the statement and giving it back are each bounded."""
+    """A service's own database.
+
+    Waiting for a connection, running a statement and returning the connection each have a time limit.
+    """
 
     def __init__(self, pool: "asyncpg.Pool[Row]") -> None:
         self._pool = pool
@@ -110,7 +113,7 @@ class Database:
         self._listeners: list[Callable[[], None]] = []
 
     def after_commits(self, listener: Callable[[], None]) -> None:
-        """Calls a function whenever something may have been committed here."""
+        """Registers a function that is called whenever something may have been committed here."""
         self._listeners.append(listener)
 
     def _committed(self) -> None:
@@ -119,12 +122,12 @@ class Database:
 
     @property
     def autocommit(self) -> Connection:
-        """Each statement is a transaction of its own: one round trip."""
+        """The pool; each statement is its own transaction, in one round trip."""
         return self._autocommit
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
-        """One transaction: committed at the end, rolled back on an exception."""
+        """Opens a transaction: committed at the end, rolled back on an exception."""
         async with _acquired(self._pool) as connection, connection.transaction():
             yield connection
         self._committed()
@@ -136,12 +139,12 @@ async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionP
     try:
         yield connection
     finally:
-        # A frozen server does not even answer a cancel: then the connection is thrown away.
+        # A frozen server does not even answer a cancel request: then the connection is discarded.
         await pool.release(connection, timeout=RELEASE_SECONDS)
 
 
 async def _keep_session(_: object) -> None:
-    """Stands in for asyncpg's reset, which costs a round trip: nothing here changes a session."""
+    """Replaces asyncpg's reset, which costs a round trip: no code here changes session state."""
 
 
 @asynccontextmanager
@@ -167,9 +170,9 @@ async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator
 
 
 async def delete_in_batches(database: Database, statement: str, *before: object) -> None:
-    """Repeats a DELETE of at most 1000 rows until none is left, so that none holds locks or bloats the log for long."""
+    """Repeats a DELETE of at most 1000 rows until no row is left, so that no statement holds locks for long."""
     while await database.autocommit.execute(statement, *before) == "DELETE 1000":  # noqa: ASYNC110
-        await asyncio.sleep(0.1)  # leaves room between batches
+        await asyncio.sleep(0.1)  # lets other statements run between batches
 
 
 CREATE_MIGRATIONS_TABLE = """
@@ -188,10 +191,10 @@ INSERT INTO schema_migrations (component, number, name)
 VALUES ($1, $2, $3)
 """
 
-# A migration that waits for a table's lock makes everybody else queue up behind it: it gives up soon and comes again.
+# A migration that waits for a table's lock makes all others queue behind it: it gives up soon and retries.
 LOCK_TIMEOUT_SECONDS = 0.3
 LOCK_RETRY_SECONDS = 1.0
-# A replica that is frozen, or whose machine is gone, in the middle of a migration gives its locks up.
+# A replica that is frozen or disconnected in the middle of a migration loses its locks.
 MIGRATION_SESSION = {
     "idle_in_transaction_session_timeout": "10s",
     "idle_session_timeout": "30s",
@@ -200,23 +203,23 @@ MIGRATION_SESSION = {
 }
 LOCK_PATIENCE_SECONDS = 300.0
 
-# In a file's first line: its statements run one by one, outside any transaction, as CREATE INDEX CONCURRENTLY demands.
-# If one fails the whole file is run again, so each statement must be safe to repeat.
+# As a file's first line: its statements run one by one, outside any transaction, as CREATE INDEX CONCURRENTLY requires.
+# If one fails the whole file runs again, so each statement must be safe to repeat.
 OUTSIDE_TRANSACTION = "-- outside a transaction"
 
 
 async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIENCE_SECONDS) -> None:
-    """Applies the numbered SQL files that are not applied yet, each once, in one transaction each.
+    """Applies the numbered SQL files that are not applied yet, each in one transaction, or in none if it begins with
+    OUTSIDE_TRANSACTION. Replicas that start together wait for one another.
 
-    A file that begins with OUTSIDE_TRANSACTION runs in none. Replicas that start together wait for one another. A
-    statement waits 0.3 s for a lock and is then tried again, for `patience_seconds` in all: whoever uses the table is
-    never held up for longer. Raises asyncpg.LockNotAvailableError after that.
+    A statement waits 0.3 s for a lock and is then retried, for `patience_seconds` in all, so that no other user of the
+    table waits longer than that. Raises asyncpg.LockNotAvailableError afterwards.
     """
     connection = await asyncpg.connect(
         url, timeout=3, server_settings={"lock_timeout": f"{int(LOCK_TIMEOUT_SECONDS * 1000)}ms", **MIGRATION_SESSION}
     )
     try:
-        # Asked again and again, not waited for: CREATE INDEX CONCURRENTLY waits for whoever waits in a statement.
+        # Polled, not waited for: CREATE INDEX CONCURRENTLY waits for every session that is waiting inside a statement.
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATIONS_LOCK):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         await connection.execute(CREATE_MIGRATIONS_TABLE)
@@ -233,7 +236,7 @@ async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIE
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One numbered file of a component's folder."""
+    """One numbered SQL file of a component."""
 
     component: str
     number: int
@@ -260,7 +263,7 @@ async def _apply_patiently(
 
 
 def statements_of(sql: str) -> list[str]:
-    """What is to be sent to the server one by one: the whole file, or each statement if no transaction is allowed."""
+    """What is sent to the server one by one: the whole file, or each statement if no transaction is allowed."""
     return list(filter(str.strip, sql.split(";\n"))) if sql.startswith(OUTSIDE_TRANSACTION) else [sql]
 
 

@@ -6,22 +6,22 @@ from datetime import datetime
 from decimal import Decimal
 
 # DomainError
-#   NotFound          there is no such thing, or it is somebody else's
-#   Invalid           a value is not what its field takes
-#   Conflict          somebody else was faster; trying again may help
+#   NotFound          it does not exist, or belongs to somebody else
+#   Invalid           a value is not valid for its field
+#   Conflict          somebody else changed it first; trying again may help
 #     AlreadyExists   the name is taken; trying again does not help
-#   WrongState        the thing exists, but its state forbids the act
+#   WrongState        it exists, but its state forbids the act
 
 
 class DomainError(Exception):
-    """Something that the business forbids. The class's docstring is its message, its name the reason."""
+    """A violated business rule. The class's docstring is the message, its name the reason."""
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
 
     @classmethod
     def reason(cls) -> str:
-        """The class's name as UPPER_SNAKE, as it stands in ErrorInfo."""
+        """The class's name in UPPER_SNAKE, as in ErrorInfo."""
         return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).upper()
 
 
@@ -52,17 +52,17 @@ class WrongState(DomainError):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """Something that happened to one aggregate; `version` counts that aggregate's events from 1 without a gap."""
+    """Something that happened to one aggregate. `version` counts that aggregate's events from 1 without a gap."""
 
     version: int = 0
     occurred_at: datetime
 
 
 class Aggregate:
-    """Guards its own rules and records what happened to it.
+    """Guards its own rules and records its events.
 
-    `revision` is that of the stored row: a save succeeds only if nobody saved in between. `version` counts
-    the announced events.
+    `revision` is that of the stored row: a save succeeds only if no other save came in between. `version` is the number
+    of recorded events.
     """
 
     def __init__(self, *, version: int = 0, revision: int = 0) -> None:
@@ -71,12 +71,12 @@ class Aggregate:
         self._events: list[Event] = []
 
     def record(self, event: Event) -> None:
-        """Announces an event under the next version."""
+        """Records an event under the next version."""
         self.version += 1
         self._events.append(replace(event, version=self.version))
 
     def collect_events(self) -> list[Event]:
-        """Hands over what happened since the last call."""
+        """Returns the events since the last call."""
         events, self._events = self._events, []
         return events
 
@@ -104,5 +104,5 @@ class Money:
 
     @classmethod
     def zero(cls, currency: str) -> "Money":
-        """Nothing, in that currency."""
+        """Zero in this currency."""
         return cls(currency, Decimal(0))

@@ -1,4 +1,4 @@
-"""Makes a mutating request safe to repeat: the same id and body give the same answer again."""
+"""Makes a mutating request safe to repeat: the same id and body return the same answer."""
 
 import asyncio
 import hashlib
@@ -17,7 +17,7 @@ from gotohotel.texts import parse_key
 
 logger = logging.getLogger(__name__)
 
-RELEASE_SECONDS = 0.5  # the caller waits for it, and has waited for a failure already
+RELEASE_SECONDS = 0.5  # the caller is waiting, and has waited for a failure already
 
 CLAIM = """
 INSERT INTO requests (subject, method, request_id, fingerprint)
@@ -90,7 +90,7 @@ KEEP = timedelta(days=30)
 
 
 async def prune(database: Database, *, now: datetime) -> None:
-    """Forgets request ids of more than thirty days ago."""
+    """Deletes request ids older than thirty days."""
     await delete_in_batches(database, PRUNE, now - KEEP)
 
 
@@ -103,7 +103,7 @@ class RequestInProgress(Conflict):
 
 
 class IdempotencyStore:
-    """The requests that a service has answered, or is answering."""
+    """The requests that a service has answered or is answering."""
 
     def __init__(self, database: Database, secret: bytes) -> None:
         self._database = database
@@ -111,7 +111,7 @@ class IdempotencyStore:
         self._live = LiveClaims()
 
     def claim_of(self, request: Any, *, subject: str) -> IdempotencyKey | None:
-        """The claim that a request makes; None if it bears no request id. Raises Invalid if that is too long."""
+        """The claim that a request makes; None if it has no request id. Raises Invalid if the id is too long."""
         request_id = parse_key(request.request_id, "requestId", limit=64)
         if not request_id:
             return None
@@ -122,7 +122,7 @@ class IdempotencyStore:
     async def once(
         self, request: Message, response_type: type[R], act: Callable[[Connection], Awaitable[R]], *, subject: str
     ) -> R:
-        """Runs `act` in one transaction with its claim and its answer; a repetition gets that answer."""
+        """Runs `act` in one transaction with its claim and its answer. A repetition returns the stored answer."""
         claim = self.claim_of(request, subject=subject)
         async with self._database.transaction() as connection:
             if claim is None:
@@ -132,14 +132,16 @@ class IdempotencyStore:
                 await self.answer(connection, claim, response)
                 return response
         kept = await self._find(claim)
-        if kept["response"] is None:  # `once` leaves no such claim: it is another release's, which acts in steps
+        if kept["response"] is None:  # left by another release, which acts in steps: `once` leaves no such claim
             raise RequestInProgress()
         return response_type.FromString(kept["response"])
 
     async def in_steps(
         self, request: Message, response_type: type[R], act: Callable[[], Awaitable[R]], *, subject: str
     ) -> R:
-        """Runs an `act` that commits on its way and is safe to repeat; a repetition of the request gets its answer.
+        """Runs an `act` that commits several times and is safe to repeat.
+
+        A repetition of the request returns the stored answer.
 
         If the process dies in between, a repetition runs `act` again.
         """
@@ -165,10 +167,10 @@ class IdempotencyStore:
         *,
         subject: str,
     ) -> R:
-        """Runs an `act` whose first statement makes a resource and claims the id with it, and which then goes on.
+        """Runs an `act` whose first statement creates a resource and claims the id with it.
 
-        A repetition gets the kept answer, whatever `act` would say now. If whoever made the resource has died before
-        there was an answer, the repetition goes on with it: `resume` gets its id.
+        A repetition returns the stored answer, whatever `act` would return now. If the process died before there was an
+        answer, the repetition continues: `resume` gets the resource's id.
         """
         claim = self.claim_of(request, subject=subject)
         with self._live.acting(claim):
@@ -199,7 +201,10 @@ class IdempotencyStore:
         return response
 
     async def keep_answer(self, claim: IdempotencyKey | None, response: Message) -> None:
-        """Keeps the answer of an act that was committed before. If the database is away, what was done stands."""
+        """Stores the answer of an act that is committed already.
+
+        If the database is away, the act stands all the same.
+        """
         try:
             await self.answer(self._database.autocommit, claim, response)
         except TRANSIENT as error:
@@ -212,7 +217,7 @@ class IdempotencyStore:
             await self._database.autocommit.execute(RENEW, *(list(column) for column in zip(*keys, strict=True)))
 
     async def _release(self, claim: IdempotencyKey) -> None:
-        """Gives the id back after a failure."""
+        """Frees the id after a failure."""
         try:
             async with asyncio.timeout(RELEASE_SECONDS):
                 await self._database.autocommit.execute(RELEASE, *claim.key)
@@ -220,20 +225,20 @@ class IdempotencyStore:
             self._live.note_ended(claim)
 
     async def claim(self, connection: Connection, claim: IdempotencyKey) -> bool:
-        """Claims the id. False if it is taken: `replay` then tells by what."""
+        """Claims the id. Returns False if it is taken; then call `replay`."""
         row = await connection.fetchval(CLAIM, *claim.key, claim.fingerprint)
         return row is not None
 
     async def answer(self, connection: Connection, claim: IdempotencyKey | None, response: Message) -> None:
-        """Keeps the answer for the repetitions to come."""
+        """Stores the answer for repetitions."""
         if claim is not None:
             await connection.execute(ANSWER, *claim.key, response.SerializeToString())
 
     async def replay(self, claim: IdempotencyKey, response_type: type[R]) -> R | None:
-        """The answer kept under an id that is taken, waiting for it while another call works on it.
+        """Returns the answer stored under a taken id, and waits for it while another call works on it.
 
-        None if that call has ended without one: the id has passed to the caller, who carries on from what is stored.
-        Raises RequestIdReused if the body differs.
+        Returns None if that call ended without an answer: the id now belongs to the caller, who continues from the
+        stored state. Raises RequestIdReused if the body differs.
         """
         pause = 0.02
         while True:
@@ -261,6 +266,6 @@ class IdempotencyStore:
         return await self._database.autocommit.fetchrow(FIND, *claim.key) is not None
 
     async def resource_of(self, claim: IdempotencyKey) -> str:
-        """What the claimed request made."""
+        """The id of the resource that the claimed request created."""
         [row] = await self._database.autocommit.fetch(FIND, *claim.key)
         return str(row["resource_id"])

@@ -9,12 +9,12 @@ from gotohotel.domain import Invalid
 
 
 def new_id() -> str:
-    """A UUIDv7 as text: unique, and sorted by the time of its making."""
+    """A UUIDv7 as text: unique, sorted by creation time."""
     return str(uuid_utils.compat.uuid7())
 
 
 def first_id_at(time: datetime) -> str:
-    """The least UUIDv7 that could have been made at that time (RFC 9562), which knows none before 1970."""
+    """The smallest UUIDv7 of that time (RFC 9562). Times before 1970 count as 1970."""
     milliseconds = f"{max(0, int(time.timestamp() * 1000)):012x}"
     return str(UUID(f"{milliseconds}70008000000000000000"))
 

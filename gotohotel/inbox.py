@@ -1,4 +1,4 @@
-"""Remembers which events were handled, in the transaction of their effects."""
+"""Remembers handled events, in the transaction of their effects."""
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from gotohotel.database import Connection, Database, delete_in_batches
 from gotohotel.ids import first_id_at
 
-# A competing transaction that claims the same event makes this one wait for its end.
+# A competing transaction that claims the same event waits for the end of this one.
 CLAIM = """
 INSERT INTO inbox (event_id)
 SELECT event_id
@@ -17,7 +17,7 @@ RETURNING event_id
 """
 
 
-# Events' ids are UUIDv7: the oldest are found by the primary key.
+# Event ids are UUIDv7, so the oldest are found by the primary key.
 PRUNE = """
 DELETE FROM inbox
 WHERE event_id IN (SELECT event_id FROM inbox WHERE event_id < $1 ORDER BY event_id LIMIT 1000)
@@ -26,10 +26,10 @@ KEEP = timedelta(days=30)
 
 
 async def prune(database: Database, *, now: datetime) -> None:
-    """Forgets what was handled more than thirty days ago."""
+    """Deletes entries older than thirty days."""
     await delete_in_batches(database, PRUNE, first_id_at(now - KEEP))
 
 
 async def claim(connection: Connection, event_ids: Sequence[str]) -> set[str]:
-    """Claims events for this transaction; answers with those that nobody had claimed before."""
+    """Claims events for this transaction. Returns those that were not claimed before."""
     return {str(row["event_id"]) for row in await connection.fetch(CLAIM, sorted(set(event_ids)))}

@@ -27,22 +27,22 @@ def mask(text: str) -> str:
 
 
 def in_short(error: BaseException) -> str:
-    """An error's kind and what it says, without what PostgreSQL or asyncpg repeat of a guest's row."""
+    """An error's type and message, without the guest's data that PostgreSQL or asyncpg repeat in it."""
     text = str(error.args[0]) if error.args else ""
     return f"{type(error).__name__}: {_without_value(text)}"
 
 
 def without_rows(error: BaseException | None) -> None:
-    """Removes guests' data from an exception, its causes and its members, before a traceback of it is written.
+    """Removes guests' data from an exception, its causes and its members, before its traceback is logged.
 
-    PostgreSQL's DETAIL lines hold whole rows: "Failing row contains (…, Alice, +82-10-…)".
+    PostgreSQL's DETAIL lines contain whole rows: "Failing row contains (…, Alice, +82-10-…)".
     """
     for each in list(_all_of(error, set())):
         if isinstance(each, asyncpg.PostgresError):
             each.detail = None
             each.args = (_without_value(str(each.args[0])),)
         if isinstance(each, asyncpg.DataError):
-            each.__cause__ = each.__context__ = None  # what could not convert the value repeats it
+            each.__cause__ = each.__context__ = None  # the conversion error repeats the value
 
 
 def _without_value(text: str) -> str:
@@ -60,7 +60,7 @@ def _all_of(error: BaseException | None, seen: set[int]) -> Iterator[BaseExcepti
 
 
 def formatter() -> logging.Formatter:
-    """One JSON object a line: time, level, logger, message, trace_id, aggregate_id and, if there is one, traceback."""
+    """JSON lines: time, level, logger, message, trace_id, aggregate_id and, if there is one, traceback."""
     return ProcessorFormatter(
         foreign_pre_chain=[
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),

@@ -1,4 +1,4 @@
-"""The OpenAPI description of the JSON calls, made from the compiled protos: the same source that the gateway reads."""
+"""The OpenAPI description of the JSON calls, generated from the compiled protos, as the gateway's routes are."""
 
 import json
 import re
@@ -21,7 +21,7 @@ PACKAGE = "gotohotel."
 PATH_FIELD = r"{(\w+)}"
 ERROR = {"$ref": "#/components/schemas/Error"}
 
-# How protobuf's JSON mapping writes what is not a message of ours (and, for int64, what it takes besides).
+# protobuf's JSON mapping of well-known types and scalars (for int64 also the accepted number form).
 INT32: dict[str, Any] = {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1}
 INT64: dict[str, Any] = {"type": "string", "format": "int64", "pattern": r"^-?\d{1,19}$"}
 SCALARS: dict[int, dict[str, Any]] = {
@@ -43,7 +43,7 @@ WELL_KNOWN: dict[str, dict[str, Any]] = {
         "additionalProperties": False,
     },
 }
-# What may be answered instead of 200, and when.
+# The possible error answers, and when they are returned.
 REFUSALS = {
     400: "A field is wrong (INVALID_ARGUMENT) or the state forbids it (FAILED_PRECONDITION).",
     401: "No token, or not a good one.",
@@ -95,7 +95,7 @@ def document(descriptors: bytes) -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     templates: dict[str, str] = {}
     for operation in operations:
-        # /orders/{id} and /orders/{order_id} are one path: the first name that it was given stands for all.
+        # /orders/{id} and /orders/{order_id} are the same path: the first name is used for all.
         path = templates.setdefault(re.sub(PATH_FIELD, "{}", operation.path), operation.path)
         paths.setdefault(path, {})[operation.verb] = _describe(operation, messages, re.findall(PATH_FIELD, path))
     answers: dict[str, Any] = {}
@@ -120,14 +120,14 @@ def write(descriptors: Path, target: Path) -> None:
 
 @dataclass(frozen=True, slots=True)
 class _Message:
-    """A message type, with the comments above it and its fields."""
+    """A message type with its comments and fields."""
 
     comment: str
     fields: dict[str, tuple[FieldDescriptorProto, str]]
-    enums: dict[str, list[str]]  # full name → the values' names
+    enums: dict[str, list[str]]  # full name of an enum → its values' names
 
     def schema(self, *, without: frozenset[str] = frozenset(), request: bool = False) -> dict[str, Any]:
-        """As a JSON object; in a request some fields are required."""
+        """The message as a JSON object. In a request, some fields are required."""
         chosen = [(field, comment) for name, (field, comment) in self.fields.items() if name not in without]
         schema: dict[str, Any] = {
             "type": "object",
@@ -171,12 +171,12 @@ class _Operation:
 
     @property
     def path_fields(self) -> list[str]:
-        """The request's fields that stand in the path, by their proto names."""
+        """The request's fields that are in the path, by their proto names."""
         return re.findall(PATH_FIELD, self.path)
 
 
 class _File:
-    """One proto file: its messages and its RPCs, with the comments that stand above them."""
+    """One proto file: its messages and RPCs with their comments."""
 
     def __init__(self, file: FileDescriptorProto, enums: dict[str, list[str]]) -> None:
         self._file = file
@@ -218,7 +218,7 @@ class _File:
 
 
 def _collect(names: set[str], messages: dict[str, _Message], schemas: dict[str, Any]) -> None:
-    """The schemas of these messages, and of those that stand in them."""
+    """The schemas of these messages and of all messages in their fields."""
     for name in names:
         if name in messages and _short(name) not in schemas:
             schemas[_short(name)] = messages[name].schema()

@@ -1,4 +1,4 @@
-"""Publishes what happened: rows written with the aggregate, and the relay that sends them to the stream."""
+"""Publishes events: outbox rows are written with the aggregate, and the relay sends them to the stream."""
 
 import asyncio
 import logging
@@ -19,23 +19,23 @@ from gotohotel.ids import first_id_at, new_id
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.25  # the safety net: a commit in this process wakes the relay at once
+POLL_SECONDS = 0.25  # fallback: a commit in this process wakes the relay at once
 BATCH_SIZE = 500
 GATHER_SECONDS = 0.1
-KEEP_PUBLISHED = timedelta(days=3)  # so that events can be published again
+KEEP_PUBLISHED = timedelta(days=3)  # kept so that events can be published again
 
-# A relay at work asks every quarter of a second: one whose session was idle for so long is frozen, or its machine gone.
-# (TCP keepalive would not notice a frozen process: its kernel still answers.)
+# An active relay queries every quarter of a second: if its session is idle for this long, its process is frozen or its
+# machine is gone. (TCP keepalive would not notice a frozen process: its kernel still answers.)
 RELAY_SESSION = {"idle_session_timeout": "3s", "tcp_keepalives_idle": "3", "tcp_keepalives_interval": "1"}
-HAND_OVER_SECONDS = 2.0  # with events to send and nothing acknowledged for so long, another replica may try
+HAND_OVER_SECONDS = 2.0  # if no event of a backlog was acknowledged for this long, another replica may try
 RETRY_LOCK_SECONDS = 0.5
-STEP_BACK_SECONDS = 3 * RETRY_LOCK_SECONDS  # so that the others come first
+STEP_BACK_SECONDS = 3 * RETRY_LOCK_SECONDS  # pause before competing for the lock again
 
 VERSION_HEADER = "ce-aggregateversion"
 RELAY_LOCK = 0x72656C79  # "rely"
 
-# Ends the session of a relay that is frozen in the middle of a statement: the server waits for it to go on, or to read
-# the answer, and to the server such a session is not idle.
+# Ends the session of a relay that is frozen in the middle of a statement. The server then waits for the client to
+# continue, and does not count such a session as idle.
 EVICT = """
 SELECT pg_terminate_backend(pid)
 FROM pg_stat_activity
@@ -49,7 +49,7 @@ WHERE locktype = 'advisory'
   AND query_start < now() - interval '3 seconds'
 """
 
-# One event an aggregate: its next one goes out only after this one is acknowledged.
+# One event per aggregate: the next one is sent only after this one is acknowledged.
 NEXT_BATCH = """
 SELECT DISTINCT ON (aggregate_id)
     event_id,
@@ -71,8 +71,8 @@ SET published_at = now()
 WHERE event_id = ANY($1::uuid[])
 """
 
-# Events' ids are UUIDv7: the oldest are found by the primary key. The time is compared too: what waited for NATS was
-# published later than it was written.
+# Event ids are UUIDv7, so the oldest are found by the primary key. The publish time is compared too: events that waited
+# for NATS were published later than they were written.
 PRUNE = """
 DELETE FROM outbox
 WHERE event_id IN (
@@ -116,13 +116,13 @@ def outbox_values(rows: Iterable[OutboxRow]) -> dict[str, list[Any]]:
 
 
 async def prune(database: Database, *, now: datetime) -> None:
-    """Deletes what was published more than three days ago."""
+    """Deletes rows that were published more than three days ago."""
     before = now - KEEP_PUBLISHED
     await delete_in_batches(database, PRUNE, first_id_at(before), before)
 
 
 class Relay:
-    """Sends unpublished rows in batches. Of all replicas' relays one is active: the one that holds the lock."""
+    """Publishes unpublished rows in batches. Only one replica's relay is active: the one that holds the lock."""
 
     def __init__(self, database_url: str, bus: Bus, *, source: str) -> None:
         self._url = database_url
@@ -132,7 +132,7 @@ class Relay:
         self._last_batch = False
 
     def wake(self) -> None:
-        """Says that something was committed."""
+        """Signals that something was committed."""
         self._work.set()
 
     async def run(self) -> None:
@@ -148,17 +148,17 @@ class Relay:
             await self._wait_for_nats()
 
     async def _wait_for_nats(self) -> None:
-        """Whoever can't publish does not compete for the lock."""
+        """Waits until NATS is connected: a relay that can't publish does not compete for the lock."""
         while not self._bus.is_connected and not self._last_batch:  # noqa: ASYNC110 - both change elsewhere
             await asyncio.sleep(POLL_SECONDS)
 
     def finish(self) -> None:
-        """Makes `run` return after one more look at what is unpublished."""
+        """Makes `run` return after one more look for unpublished rows."""
         self._last_batch = True
         self.wake()
 
     async def _relay_on_own_connection(self) -> None:
-        # A direct connection of its own: PostgreSQL frees the lock when it ends.
+        # A direct connection of its own: PostgreSQL releases the lock when it ends.
         connection = await asyncpg.connect(
             self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **RELAY_SESSION}
         )
@@ -173,8 +173,8 @@ class Relay:
             await connection.close(timeout=2)
 
     async def _relay(self, connection: "asyncpg.Connection[Row]") -> None:
-        """Sends what there is, for as long as it is acknowledged."""
-        stuck_since: float | None = None  # when the stream first did not answer
+        """Publishes rows as long as they are acknowledged."""
+        stuck_since: float | None = None  # since when nothing was acknowledged
         while True:
             last = self._last_batch
             self._work.clear()
@@ -183,9 +183,9 @@ class Relay:
             if sent:
                 stuck_since = None
             if sent == BATCH_SIZE:
-                continue  # there is a backlog: nothing needs to be gathered
+                continue  # with a backlog there is no need to wait for more events
             if sent:
-                # The first event went out at once; those that follow on its heels go together.
+                # The first event was published at once; those that follow closely are published together.
                 await asyncio.sleep(GATHER_SECONDS)
             elif last:
                 return
@@ -207,7 +207,7 @@ class Relay:
                         await self._work.wait()
 
     async def _send_batch(self, connection: "asyncpg.Connection[Row]") -> tuple[int, int]:
-        """Publishes one batch: how many events there were to send, and how many of them the stream has acknowledged."""
+        """Publishes one batch. Returns how many events there were, and how many of them the stream acknowledged."""
         rows = await connection.fetch(NEXT_BATCH, BATCH_SIZE)
         if not rows or not self._bus.is_connected:
             return len(rows), 0
@@ -229,7 +229,7 @@ class Relay:
             "ce-type": row["type"],
             "ce-subject": row["aggregate_id"],
             "ce-time": row["occurred_at"].isoformat(),
-            # So that who does not know this type of event can still see that none is missing.
+            # Lets a reader that does not know this event type see that no version is missing.
             VERSION_HEADER: str(row["aggregate_version"]),
             "traceparent": row["traceparent"],
         }

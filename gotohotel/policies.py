@@ -27,7 +27,7 @@ E = TypeVar("E", bound=Message)
 
 @dataclass(frozen=True, slots=True)
 class ReceivedEvent:
-    """An event as it came in: its id, whose it is, and what it says."""
+    """An event as it was received: its id, its aggregate, and its message."""
 
     event_id: str
     aggregate_id: str
@@ -36,7 +36,7 @@ class ReceivedEvent:
 
 
 class Policies(Generic[UnitOfWork]):
-    """A service's policies, by the type of event that they answer to."""
+    """A service's policies, by event type."""
 
     def __init__(
         self, open_work: Callable[[Connection, Sequence[ReceivedEvent]], AbstractAsyncContextManager[UnitOfWork]]
@@ -48,7 +48,7 @@ class Policies(Generic[UnitOfWork]):
     def whenever(
         self, event_type: type[E]
     ) -> Callable[[Callable[[E, UnitOfWork], None]], Callable[[E, UnitOfWork], None]]:
-        """Registers a function for a type of event, after those that are registered for it already."""
+        """Registers a function for an event type, after those already registered for it."""
         subject = event_type.DESCRIPTOR.full_name
 
         def register(handler: Callable[[E, UnitOfWork], None]) -> Callable[[E, UnitOfWork], None]:
@@ -60,11 +60,11 @@ class Policies(Generic[UnitOfWork]):
 
     @property
     def subjects(self) -> list[str]:
-        """The full names of the events that are listened to."""
+        """The full names of the events that have policies."""
         return sorted(self._handlers)
 
     def parse(self, subject: str, payload: bytes) -> Message:
-        """Reads an event. Raises KeyError or DecodeError if it can't be read here."""
+        """Parses an event. Raises KeyError or DecodeError if this release can't read it."""
         return self._types[subject].FromString(payload)
 
     async def apply(self, connection: Connection, arrivals: Sequence[ReceivedEvent]) -> None:
@@ -73,7 +73,7 @@ class Policies(Generic[UnitOfWork]):
             self.run(arrivals, work)
 
     def run(self, arrivals: Sequence[ReceivedEvent], work: UnitOfWork) -> None:
-        """Runs the policies over what is loaded already."""
+        """Runs the policies on a unit of work that is loaded already."""
         for arrival in arrivals:
             for handler in self._handlers[arrival.message.DESCRIPTOR.full_name]:
                 handler(arrival.message, work)

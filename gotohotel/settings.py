@@ -1,4 +1,4 @@
-"""A service's settings: read from the environment once, and refused by name if they are not valid."""
+"""A service's settings: read from the environment once; invalid ones are refused by name."""
 
 from typing import Annotated, Literal, TypeVar
 
@@ -12,7 +12,7 @@ Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
 class SettingRefused(Exception):
-    """A setting is missing or not valid; says which one and why, and never shows its value: it may be a secret."""
+    """A setting is missing or invalid. The message names it and says why, without its value: it may be a secret."""
 
 
 class Settings(BaseSettings):
@@ -22,12 +22,12 @@ class Settings(BaseSettings):
 
     port: Port
     database_url: str
-    migration_url: str  # of the role that owns the schema; the run-time role can't change it
+    migration_url: str  # of the role that owns the schema; the run-time role can't change the schema
     nats_url: str
     host: str = "127.0.0.1"
     pool_size: PoolSize = 10
-    drain_seconds: Seconds = 20.0  # how long calls under way may take when the service is told to end
-    notice_seconds: Seconds = 1.0  # how long it goes on taking calls then, until all have seen that it is NOT_SERVING
+    drain_seconds: Seconds = 20.0  # how long running calls may take after SIGTERM
+    notice_seconds: Seconds = 1.0  # how long calls are accepted after SIGTERM, so that callers see NOT_SERVING
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

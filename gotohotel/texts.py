@@ -1,18 +1,18 @@
-"""Text that a caller typed."""
+"""Text typed by a caller."""
 
 from gotohotel.cards import IDENTIFIER, cards_in
 from gotohotel.domain import Invalid
 
 
 def parse_key(value: str, field: str, *, limit: int) -> str:
-    """An id that a caller made up: as parse_text, but digits in a UUID, a trace or a hash are no card number."""
+    """An id chosen by a caller: like parse_text, but digits in a UUID, a trace id or a hash are no card number."""
     if IDENTIFIER.fullmatch(value):
         return value
     return parse_text(value, field, limit=limit)
 
 
 def parse_text(value: str, field: str, *, limit: int) -> str:
-    """Free text as a guest may type it, without the blanks around it.
+    """Free text typed by a guest, without surrounding blanks.
 
     Raises Invalid if it is too long, has control characters, or looks like a card number.
     """

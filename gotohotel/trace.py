@@ -5,7 +5,7 @@ import secrets
 from collections.abc import Mapping
 from contextvars import ContextVar
 
-# By aggregate: a batch of events handles many requests' traces at once. "" is the trace of everything else.
+# By aggregate: a batch of events handles several requests' traces at once. "" is the trace of everything else.
 _traces: ContextVar[Mapping[str, str]] = ContextVar("traces")
 _aggregate: ContextVar[str] = ContextVar("aggregate", default="")
 MAX_LOGGED, MAX_ID_LENGTH = 10, 64
@@ -13,18 +13,18 @@ _TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def enter(traceparent: str | None) -> None:
-    """Continues the caller's trace in this task, or begins one if there is none worth continuing."""
+    """Continues the caller's trace in this task, or starts one if the caller sent none that is valid."""
     valid = traceparent and _TRACEPARENT.fullmatch(traceparent)
     _traces.set({"": traceparent if traceparent and valid else _new()})
 
 
 def about(aggregate_id: str) -> None:
-    """Says what the current task works on: an order's id, for the log. A longer text is no id."""
+    """Sets what the current task is about, for the log: an order's id. A text too long for an id counts as none."""
     _aggregate.set(aggregate_id if len(aggregate_id) <= MAX_ID_LENGTH else "")
 
 
 def log_fields() -> dict[str, object]:
-    """What a log line says of where it comes from: trace_id and aggregate_id, or those of a batch, ten at most."""
+    """The trace_id and aggregate_id for a log line, or those of a batch, ten at most."""
     traces = dict(_traces.get({}))
     current = traces.pop("", "")
     aggregates = [_aggregate.get()] if _aggregate.get() else list(traces)[:MAX_LOGGED]
@@ -41,7 +41,7 @@ def enter_batch(traces: Mapping[str, str]) -> None:
 
 
 def of(aggregate_id: str) -> str:
-    """The traceparent that an event of this aggregate bears."""
+    """The traceparent for an event of this aggregate."""
     traces = _traces.get({})
     known = traces.get(aggregate_id) or traces.get("")
     return known or _new()

@@ -1,4 +1,4 @@
-"""Values as they stand in messages: money, time, pages of lists."""
+"""Values in messages: money, time, pages of lists."""
 
 import base64
 import binascii
@@ -14,7 +14,7 @@ from google.type import money_pb2
 from gotohotel.domain import Invalid, Money
 
 MAX_UNITS = 10**12
-LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # the first page is what comes before it
+LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # larger than any id: the first page is what comes before it
 
 
 def timestamp(time: datetime) -> Timestamp:
@@ -31,7 +31,7 @@ def money_to_proto(money: Money) -> money_pb2.Money:
 
 
 def money_from_proto(message: money_pb2.Money, field: str) -> Money:
-    """The amount that a message holds. Raises Invalid naming the field."""
+    """The amount in a message. Raises Invalid naming the field."""
     if not 0 <= message.units <= MAX_UNITS or not 0 <= message.nanos < 1_000_000_000:
         raise Invalid(field, f"must be 0 to {MAX_UNITS} units and 0 to 999999999 nanos")
     try:
@@ -42,13 +42,13 @@ def money_from_proto(message: money_pb2.Money, field: str) -> Money:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page of a list: at most `size` things whose UUIDv7 is less than `before`."""
+    """One page of a list: at most `size` items whose UUIDv7 is less than `before`."""
 
     size: int
     before: str
 
     def next_token(self, ids: list[str]) -> str:
-        """The token of the page after one that ended with these ids; a full page may have a successor."""
+        """The token of the page after one that ended with these ids; a full page may have a next one."""
         return base64.urlsafe_b64encode(ids[-1].encode()).decode() if len(ids) == self.size else ""
 
 

@@ -14,7 +14,7 @@ class MyPageSettings(Settings):
 
 
 async def compose(app: App, _: MyPageSettings) -> None:
-    """Builds the service out of its parts."""
+    """Wires the service together."""
     app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], MyPageServer(app.database))
     app.listen(policies)
 

@@ -1,7 +1,7 @@
-"""How the facts that the services announced become a page. Pure.
+"""Derives a page from the facts that the services announced. Pure.
 
-A page is kept as the set of its facts. A set does not care in which order, or how often, a fact was added; what a
-guest sees is derived from it.
+A page is stored as the set of its facts, so neither the order nor the repetition of events matters. What a guest sees
+is derived from the set.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +30,7 @@ class Fact:
 
     @property
     def key(self) -> str:
-        """Two facts with one key are the same fact."""
+        """Facts with the same key are the same fact."""
         return f"{self.source}/{self.version}"
 
 
@@ -43,13 +43,13 @@ class MyPage:
 
     @classmethod
     def of(cls, order_id: str, facts: Iterable[Fact]) -> "MyPage":
-        """The page that these facts make, oldest first."""
+        """The page that these facts make; facts are sorted, oldest first."""
         distinct = {fact.key: fact for fact in facts}.values()
         return cls(order_id=order_id, facts=tuple(sorted(distinct, key=lambda fact: (fact.time, fact.key))))
 
     @property
     def status(self) -> str:
-        """Where the order stands: the same rule as order_svc's, on what the events tell."""
+        """The state of the order: order_svc's rule, applied to the events."""
         if self._has("OrderExpired"):
             return "EXPIRED"
         ended = self._has("ReservationRejected") or self._has("ReservationCanceled")
@@ -63,7 +63,7 @@ class MyPage:
 
     @property
     def payment_status(self) -> str:
-        """Where the payment stands; "" while nothing was tried."""
+        """The state of the payment; "" while no attempt was made."""
         if self._has("PaymentCanceled"):
             return "CANCELED"
         if self._has("PaymentApproved"):
@@ -72,7 +72,7 @@ class MyPage:
 
     @property
     def reservation_status(self) -> str:
-        """Where the reservation stands; "" while the desk has none."""
+        """The state of the reservation; "" while there is none."""
         for event, status in (
             ("ReservationRejected", "REJECTED"),
             ("ReservationCanceled", "CANCELED"),
@@ -85,7 +85,7 @@ class MyPage:
 
     @property
     def booking(self) -> Mapping[str, Any]:
-        """What was booked, as Ordered or PaymentApproved says; empty while neither has come."""
+        """What was booked, from Ordered or PaymentApproved; empty while neither has arrived."""
         return next((fact.booking for fact in self.facts if fact.booking), {})
 
     @property
@@ -95,7 +95,7 @@ class MyPage:
 
     @property
     def refunded(self) -> Money | None:
-        """What was given back."""
+        """The amount refunded."""
         return next((fact.amount for fact in self._all("PaymentCanceled")), None)
 
     @property

@@ -1,4 +1,4 @@
-"""What My page learns: every event of an order becomes a fact on its page."""
+"""What My page shows: every event of an order becomes a fact on its page."""
 
 from datetime import UTC
 from typing import Any
@@ -18,7 +18,7 @@ policies: Policies[UnitOfWork] = Policies(open_work)
 
 @policies.whenever(order_events.Ordered)
 def open_page(event: order_events.Ordered, work: UnitOfWork) -> None:
-    """The order's page begins."""
+    """The order was placed."""
     _add(event, work, booking=event.booking, amount=event.amount)
 
 
@@ -43,19 +43,19 @@ def show_payment(event: pay_events.PaymentApproved, work: UnitOfWork) -> None:
 
 @policies.whenever(pay_events.PaymentDeclined)
 def show_decline(event: pay_events.PaymentDeclined, work: UnitOfWork) -> None:
-    """A try to pay did not succeed."""
+    """An attempt to pay did not succeed."""
     _add(event, work, detail=event.reason)
 
 
 @policies.whenever(pay_events.PaymentCanceled)
 def show_refund(event: pay_events.PaymentCanceled, work: UnitOfWork) -> None:
-    """The money went back."""
+    """The payment was canceled and refunded."""
     _add(event, work, amount=event.refunded_amount)
 
 
 @policies.whenever(reservation_events.ReservationTaken)
 def show_reservation(event: reservation_events.ReservationTaken, work: UnitOfWork) -> None:
-    """The desk has the booking."""
+    """The desk received the booking."""
     _add(event, work)
 
 
@@ -73,7 +73,7 @@ def show_rejection(event: reservation_events.ReservationRejected, work: UnitOfWo
 
 @policies.whenever(reservation_events.ReservationCanceled)
 def show_reservation_cancel(event: reservation_events.ReservationCanceled, work: UnitOfWork) -> None:
-    """The reservation is canceled."""
+    """The reservation was canceled."""
     _add(event, work, detail=event.reason)
 
 

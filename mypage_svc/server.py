@@ -1,4 +1,4 @@
-"""mypage.v1.MyPageService: requests in, answers out."""
+"""mypage.v1.MyPageService: gRPC requests and responses."""
 
 from gotohotel.database import Database
 from gotohotel.domain import Money

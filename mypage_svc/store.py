@@ -1,4 +1,4 @@
-"""My pages in PostgreSQL: one row an order, its facts as JSON."""
+"""My pages in PostgreSQL: one row per order, with its facts as JSON."""
 
 import json
 from collections import defaultdict
@@ -14,8 +14,8 @@ from gotohotel.domain import Money
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound
 
-# || merges by key, so a fact that is there already stays as it is, with what a newer release has written into it: no
-# row has to be read first.
+# || merges by key. A fact that is stored already wins, with whatever a newer release has added to it; no row has to be
+# read first.
 MERGE = """
 INSERT INTO mypages (order_id, owner, facts, updated_at)
 SELECT order_id, owner, facts, updated_at
@@ -44,7 +44,7 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# A statement of its own: one for both could use no index for the owner.
+# Two statements, with and without owner: a combined one could not use the index on owner.
 LIST_OF_OWNER = """
 SELECT order_id, facts
 FROM mypages
@@ -56,13 +56,13 @@ LIMIT $2
 
 
 class PostgresMyPages:
-    """Where pages are kept."""
+    """Stores pages."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def get(self, order_id: str, *, owner: str | None) -> MyPage:
-        """A page; raises MyPageNotFound if there is none or it is not this owner's (None: anybody's)."""
+        """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
         row = await self._connection.fetchrow(GET, order_id, owner)
         if row is None:
             raise MyPageNotFound()
@@ -88,7 +88,7 @@ class PostgresMyPages:
 
 @dataclass
 class UnitOfWork:
-    """The facts that a batch of events tells, by order."""
+    """The facts of a batch of events, by order."""
 
     facts: defaultdict[str, list[Fact]] = field(default_factory=lambda: defaultdict(list))
 
@@ -113,7 +113,7 @@ def _to_json(fact: Fact) -> dict[str, Any]:
 
 
 def page_of(row: Row) -> MyPage:
-    """The page that a row holds."""
+    """The page stored in a row."""
     return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()))
 
 

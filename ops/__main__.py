@@ -23,7 +23,7 @@ app.add_typer(events.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Ends with status 0, or with one sentence and another status."""
+    """Runs a command. Exits with 0, or prints one sentence and exits with another status."""
     try:
         app(args=arguments)
     except StackError as error:

@@ -1,4 +1,4 @@
-"""How the parts of a stack reach one another: ports, URLs, tokens, and the settings that each service is given."""
+"""How the parts of a stack reach one another: ports, URLs, tokens, and each service's settings."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ class Addresses:
 
     home: Path
     ports: Mapping[str, int]
-    # (process, the port's name that it calls) → another port to call instead: what stands there may cut the connection.
+    # (process, name of the port it calls) → another port to call instead, whose listener may cut the connection
     detours: Mapping[tuple[str, str], int] = field(default_factory=dict)
 
     @cached_property
@@ -27,24 +27,24 @@ class Addresses:
 
     @property
     def gateway_url(self) -> str:
-        """Where the gateway answers."""
+        """The gateway's URL."""
         return f"http://127.0.0.1:{self.ports['gateway']}"
 
     @property
     def archive(self) -> Path:
-        """The folder of old events that were moved out of the stream."""
+        """The folder of events that were moved out of the stream."""
         return self.home / "archive"
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:
-        """How a role reaches a database of this stack."""
+        """The URL of a database for a role."""
         return f"postgresql://{role}:{self.credentials[role]}@127.0.0.1:{self.port('postgres', caller)}/{database}"
 
     def nats_url(self, user: str = OPERATOR) -> str:
-        """How a service, or an operator, reaches NATS."""
+        """The URL of NATS for a service or an operator."""
         return f"nats://{user}:{self.credentials[nats_password(user)]}@127.0.0.1:{self.port('nats', user)}"
 
     def port(self, name: str, caller: str) -> int:
-        """The port at which a caller reaches something."""
+        """The port at which a caller reaches a part."""
         return self.detours.get((caller, name), self.ports[name])
 
     def token(self, *, subject: str, role: str) -> str:
@@ -55,7 +55,7 @@ class Addresses:
             raise StackError("There is no key to sign tokens with yet: run `make up` first.") from None
 
     def service_environment(self, name: str) -> dict[str, str]:
-        """The settings that a service of this stack runs with; no secret of another one."""
+        """The settings of a service of this stack; they contain its own secrets only."""
         service = SERVICES[name]
         prefix = part(name).upper()
         settings = {

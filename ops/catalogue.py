@@ -17,7 +17,7 @@ PATIENCE_SECONDS = 60
 
 
 def open_catalogue(addresses: Addresses) -> None:
-    """Enters it as the desk would, into a hotel that has no room type; waits until it is on sale."""
+    """Creates the catalogue through the desk's RPCs if the hotel has no room type; waits until it is on sale."""
     headers = {"Authorization": f"Bearer {addresses.token(subject='catalogue', role='desk')}"}
     with httpx.Client(base_url=addresses.gateway_url, headers=headers, timeout=10) as client:
         if not _ids(client, "/roomTypes", "id"):
@@ -33,6 +33,6 @@ def open_catalogue(addresses: Addresses) -> None:
 
 
 def _ids(client: httpx.Client, path: str, key: str) -> set[str]:
-    """What a list of the gateway's names."""
+    """The ids in a list of the gateway."""
     lists: dict[str, list[dict[str, str]]] = client.get(path).raise_for_status().json()
     return {entry[key] for entries in lists.values() for entry in entries}

@@ -1,4 +1,4 @@
-"""Writes the configuration files of a stack's parts, and says how each process is run."""
+"""Writes the configuration files of a stack's parts, and defines the command line of each process."""
 
 import json
 import sys
@@ -10,7 +10,7 @@ from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part
 from ops.supervision import Program
 
-# Process → the port by which it is known, in the order of starting.
+# Process → the name of its port, in start order.
 PROCESSES = {
     "postgres": "postgres",
     "nats": "nats",
@@ -21,7 +21,7 @@ LISTENS_TOO = {"envoy": ("egress", "admin")}
 
 
 def write(addresses: Addresses) -> None:
-    """Writes what NATS and Envoy read, and the key of tokens if there is none."""
+    """Writes the configuration of NATS and Envoy, and the token key if there is none."""
     (addresses.home / "log").mkdir(parents=True, exist_ok=True)
     (addresses.home / "ports.json").write_text(json.dumps(dict(addresses.ports)))
     jwks = tokens.make_key(addresses.home)
@@ -50,7 +50,7 @@ def write(addresses: Addresses) -> None:
 
 
 def programs(addresses: Addresses) -> dict[str, Program]:
-    """How each process is run, in the order of starting."""
+    """The command line of each process, in start order."""
     scripts, home = Path(sys.executable).parent, addresses.home
     return {
         "postgres": Program(

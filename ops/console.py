@@ -1,4 +1,4 @@
-"""What commands show: plain lines, tables, and progress bars where somebody is looking."""
+"""Output of commands: plain lines, tables, and progress bars on a terminal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-PIPED_WIDTH = 250  # wide enough that no line of a table is folded
+PIPED_WIDTH = 250  # wide enough to fold no line of a table
 
 
 def _console(*, stderr: bool) -> Console:
@@ -18,7 +18,7 @@ def _console(*, stderr: bool) -> Console:
 
 
 def table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    """A table without lines; columns named in `right` are aligned to the right."""
+    """A table without lines; the columns in `right` are right-aligned."""
     made = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
@@ -32,7 +32,7 @@ def show(made: Table) -> None:
 
 @contextmanager
 def progress(title: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-    """Shows how far something is, on a terminal only. Call what it yields with how much more is done."""
+    """Shows progress on a terminal, and nothing elsewhere. Call the yielded function with each further amount done."""
     console = _console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:

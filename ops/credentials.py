@@ -9,7 +9,7 @@ from ops.services import secrets_needed
 
 
 class Credentials:
-    """What stands in a stack's secrets.json."""
+    """The contents of a stack's secrets.json."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -29,15 +29,15 @@ class Credentials:
         return self._read
 
     def mint(self) -> None:
-        """Makes those that do not exist yet: all at the first start, a new service's later on.
+        """Creates missing ones: all at the first start, a new service's later on.
 
-        Raises StackError if the file is gone, but the data that its passwords open is there.
+        Raises StackError if the file is gone although the data that its passwords open exists.
         """
         if not self._file.exists() and (self._home / "postgres").exists():
             raise StackError(f"{self._file} is gone, but the data that its passwords open is there.")
         made: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
         if not set(secrets_needed()) <= set(made):
-            fresh = self._home / "secrets.new"  # renamed when it is whole
+            fresh = self._home / "secrets.new"  # renamed when it is complete
             fresh.touch(mode=0o600)
             fresh.write_text(json.dumps({**{name: secrets.token_hex(24) for name in secrets_needed()}, **made}))
             fresh.rename(self._file)

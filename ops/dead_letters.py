@@ -1,4 +1,4 @@
-"""Dead letters: events that a consumer could not handle, with the reason, until somebody redrives or drops them."""
+"""Dead letters: events that a consumer could not handle, with the reason, until an operator redrives or drops them."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,7 +20,7 @@ ADDED_BY_THE_BURIAL = "x-dead-"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeadLetter:
-    """One event that one consumer could not handle. `number` is its place in the stream of dead letters."""
+    """One event that one consumer could not handle. `number` is its sequence number in the stream of dead letters."""
 
     number: int
     buried_at: datetime | None
@@ -29,7 +29,7 @@ class DeadLetter:
 
     @property
     def subject(self) -> str:
-        """The subject that it came under, which is the event's full name."""
+        """The original subject, which is the event's full name."""
         return self.headers.get("x-dead-subject", "")
 
     @property
@@ -39,17 +39,17 @@ class DeadLetter:
 
     @property
     def reason(self) -> str:
-        """Why not."""
+        """Why it could not be handled."""
         return self.headers.get("x-dead-reason", "")
 
     @property
     def aggregate(self) -> str:
-        """Whose event it is: an order's id, or a room type."""
+        """The id of its aggregate: an order's id, or a room type."""
         return self.headers.get("ce-subject", "")
 
     @property
     def text(self) -> str:
-        """What the event says, or its bytes if it can't be read."""
+        """The event as JSON, or its bytes if it can't be parsed."""
         try:
             return MessageToString(TYPES[self.subject].FromString(self.payload))
         except (KeyError, DecodeError):
@@ -57,11 +57,11 @@ class DeadLetter:
 
 
 async def every(stack: Stack) -> list[DeadLetter]:
-    """All of them, oldest first."""
+    """All dead letters, oldest first."""
     async with jetstream(stack) as js:
         state = (await js.stream_info(str(DEAD_LETTERS.name))).state
         letters = []
-        for number in range(max(1, state.first_seq), state.last_seq + 1):  # a stream that never held any begins at 0
+        for number in range(max(1, state.first_seq), state.last_seq + 1):  # a stream that was always empty begins at 0
             try:
                 letters.append(await _get(js, number))
             except NotFoundError:
@@ -70,17 +70,17 @@ async def every(stack: Stack) -> list[DeadLetter]:
 
 
 async def get(stack: Stack, number: int) -> DeadLetter:
-    """One of them. Raises StackError if there is none of that number."""
+    """One dead letter. Raises StackError if there is none of that number."""
     async with jetstream(stack) as js:
         return await _find(js, number)
 
 
 async def redrive(stack: Stack, number: int) -> DeadLetter:
-    """Sends the event again, for the service that could not handle it. Safe to repeat."""
+    """Sends the event again, to the service that could not handle it. Safe to repeat."""
     async with jetstream(stack) as js:
         letter = await _find(js, number)
         headers = {name: value for name, value in letter.headers.items() if not name.startswith(ADDED_BY_THE_BURIAL)}
-        # The stream would take the event's own id for a repetition, for ten minutes; the inbox goes by ce-id.
+        # For ten minutes the stream would take the event's own id for a duplicate; the inbox uses ce-id.
         headers["Nats-Msg-Id"] = f"redrive/{DEAD_LETTERS.name}/{number}"
         headers.pop("Nats-Expected-Stream", None)
         headers[REDRIVE_FOR] = letter.consumer
@@ -90,7 +90,7 @@ async def redrive(stack: Stack, number: int) -> DeadLetter:
 
 
 async def drop(stack: Stack, number: int) -> DeadLetter:
-    """Forgets a dead letter: its event will never be handled by that consumer."""
+    """Deletes a dead letter: that consumer will never handle its event."""
     async with jetstream(stack) as js:
         letter = await _find(js, number)
         await js.delete_msg(str(DEAD_LETTERS.name), number)
@@ -100,7 +100,7 @@ async def drop(stack: Stack, number: int) -> DeadLetter:
 async def _find(js: JetStreamContext, number: int) -> DeadLetter:
     try:
         return await _get(js, number)
-    except (NotFoundError, BadRequestError):  # the latter for 0 and less
+    except (NotFoundError, BadRequestError):  # NATS's answer for numbers up to 0
         raise StackError(f"There is no dead letter {number}; `gotohotel dead-letters list` shows all.") from None
 
 

@@ -1,4 +1,4 @@
-"""The main job as a story on the terminal: each step with its call, its answer, and what happened behind it."""
+"""The main job as a story on the terminal: each step with its call, its answer, and its effects."""
 
 import json
 import random
@@ -19,11 +19,11 @@ WAIT_SECONDS = 10
 
 
 class NotAsPromised(Exception):
-    """A step did not answer as the story says."""
+    """A step's answer differs from the story."""
 
 
 class Story:
-    """Tells a step, makes its call, and compares the answer with what was promised."""
+    """Announces a step, makes its call, and compares the answer with the expected one."""
 
     def __init__(self, stack: Stack) -> None:
         self._client = httpx.Client(base_url=stack.gateway_url, timeout=10)
@@ -35,7 +35,7 @@ class Story:
         self._step = 0
 
     def step(self, title: str) -> None:
-        """Begins a step."""
+        """Starts a step."""
         self._step += 1
         print(f"\n{self._step}. {title}")
 
@@ -52,16 +52,16 @@ class Story:
         return result
 
     def search(self, path: str) -> dict[str, Any]:
-        """Searches rooms without telling of it."""
+        """Searches rooms without printing it."""
         return dict(self._client.get(path).json())
 
     def expect(self, what: str, found: object, promised: object) -> None:
-        """Raises NotAsPromised if it is not as promised."""
+        """Raises NotAsPromised unless the condition holds."""
         if found != promised:
             raise NotAsPromised(f"{what}: found {found!r}, promised {promised!r}")
 
     def behind(self, order_id: str, *events: str) -> dict[str, Any]:
-        """Shows what My page has learned since the last look, once it knows of these events."""
+        """Prints what My page has learned since the last look, once it knows these events."""
         ends = time.monotonic() + WAIT_SECONDS
         headers = {"Authorization": f"Bearer {self._tokens['guest']}"}
         while True:
@@ -79,9 +79,9 @@ class Story:
 
 
 def tell(stack: Stack) -> bool:
-    """The whole story; True if every step was as promised and the audit finds nothing."""
+    """Tells the whole story; returns True if every step was as promised and the audit finds nothing."""
     story = Story(stack)
-    # A night of its own, so that the story can be told again on the same stack.
+    # Nights of its own, so that the story can be told again on the same stack.
     night = date.today() + timedelta(days=random.randrange(30, 330))  # noqa: DTZ011, S311 - any night will do
     stay = {"checkIn": night.isoformat(), "checkOut": (night + timedelta(days=2)).isoformat()}
     try:
@@ -177,7 +177,7 @@ def _wait_on_sale(story: Story, stay: dict[str, str]) -> None:
 
 
 def _in_short(answer: dict[str, Any]) -> str:
-    """What a reader wants to see of an answer."""
+    """The part of an answer that a reader wants to see."""
     if "rooms" in answer:
         return ", ".join(f"{room['roomType']}: {room['available']} free" for room in answer["rooms"])
     if "details" in answer:

@@ -1,5 +1,5 @@
-"""What an operator is told instead of a traceback."""
+"""Errors that an operator sees without a traceback."""
 
 
 class StackError(Exception):
-    """The stack can't do what was asked; says why in one sentence."""
+    """The stack can't do what was asked; the message says why in one sentence."""

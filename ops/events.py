@@ -1,4 +1,4 @@
-"""The types of all events that this release knows, by their full name, which is also their subject."""
+"""All event types of this release by full name, which is also their subject."""
 
 from importlib import import_module
 

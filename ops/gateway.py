@@ -19,10 +19,10 @@ from ops.services import part
 FOLDER = Path(__file__).parents[1] / "envoy"
 DESCRIPTORS = Path(gotohotel.__file__).parent / "descriptors.binpb"
 
-# What Envoy itself says of the error, where that is worth reading.
+# Envoy's own detail about the error, where it is useful.
 ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
 
-# The gateway's own answers: HTTP status → (google.rpc.Code, reason, message, seconds to wait before trying again).
+# The gateway's own answers: HTTP status → (google.rpc.Code, reason, message, seconds to wait before retrying).
 LOCAL_REPLIES = {
     400: (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", ENVOYS_WORDS, None),
     401: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", ENVOYS_WORDS, None),
@@ -59,7 +59,7 @@ CLUSTER = """\
 
 
 def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]) -> str:
-    """The configuration for these values and these services' (host, port). Raises KeyError for a missing value."""
+    """The configuration for these values and services. Raises KeyError for a missing value."""
     clusters = "".join(CLUSTER.format(name=name, host=host, port=port) for name, (host, port) in services.items())
     pay_host, pay_port = services["pay_svc"]
     rpcs = list(_public_rpcs(services))
@@ -81,7 +81,7 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
 
 @dataclass(frozen=True, slots=True)
 class PublicRpc:
-    """An RPC that callers may reach from outside, and the cluster that serves it."""
+    """An RPC with a route, and the cluster that serves it."""
 
     cluster: str
     service: str  # full name
@@ -91,12 +91,12 @@ class PublicRpc:
 
     @property
     def paths(self) -> list[str]:
-        """As gRPC and as JSON calls ask for it."""
+        """Its gRPC path and its JSON paths."""
         return [f"/{self.service}/{self.name}", *self.json_paths]
 
 
 def _public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
-    """What the compiled protos declare for these services."""
+    """The public RPCs that the compiled protos declare for these services."""
     clusters = {f"gotohotel.{part(name)}.v1": name for name in services}
     for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
         for service in file.service if file.package in clusters else ():
@@ -125,13 +125,13 @@ def _route(rpc: PublicRpc) -> str:
 
 
 def _rule(path: str) -> str:
-    """No token is asked for at this path; {field} stands for any text without a slash."""
+    """The JWT rule of a path that needs no token; {field} matches any text without a slash."""
     regex = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
     return f"                        - {json.dumps({'match': {'safe_regex': {'regex': regex}}})}"
 
 
 def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:
-    """A gRPC call gets the details as a header, any other a JSON body."""
+    """Error bodies: gRPC calls get the details in a header, all others a JSON body."""
     details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel")]
     as_json: list[object] = [
         {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "gotohotel"}
@@ -152,7 +152,7 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
             "content_type": "application/json",
         },
     }
-    if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua writes it anew
+    if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua rewrites it
         as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
     as_header: dict[str, object] = {
         "filter": _is_grpc_with(http),
@@ -167,7 +167,7 @@ def _has_status(http: int) -> dict[str, object]:
 
 
 def _is_no_health_answer_with(http: int) -> dict[str, object]:
-    """healthz.lua has written that body."""
+    """Excludes answers whose body healthz.lua has written."""
     healthz = {"name": ":path", "string_match": {"prefix": "/healthz"}, "invert_match": True}
     return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": healthz}}]}}
 

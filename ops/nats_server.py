@@ -43,7 +43,7 @@ def configuration(*, home: Path, port: int, passwords: Mapping[str, str]) -> str
 
 
 def permissions(service: str) -> dict[str, list[str]]:
-    """What a service may do: announce its own events, read by its own consumer; no stream is changed or emptied."""
+    """A service may publish its own events and read from its own consumer; it can't change or empty a stream."""
     events, dead_letters = EVENTS.name, DEAD_LETTERS.name
     announces = [f"gotohotel.{part(service)}.v1.*"] if SERVICES[service].publishes else []
     return {
@@ -54,18 +54,18 @@ def permissions(service: str) -> dict[str, list[str]]:
             *(f"$JS.API.CONSUMER.{act}.{events}.{service}" for act in ("INFO", "DURABLE.CREATE", "MSG.NEXT")),
             f"$JS.ACK.{events}.{service}.>",
         ],
-        "subscribe": [f"_INBOX.{service}.>"],  # answers, and the events that its consumer is sent
+        "subscribe": [f"_INBOX.{service}.>"],  # replies, and the events delivered to its consumer
     }
 
 
 async def _ignore(_: Exception) -> None:
-    """The exception that is raised says it."""
+    """No log lines of the client: the exception that is raised says it."""
 
 
 async def declare_streams(url: str, *, events_bytes: int) -> None:
-    """Makes the streams that are not there yet; how large the events' may grow is up to the operator.
+    """Creates missing streams; the operator decides the size of the events' stream.
 
-    Raises StackError if the server has not so much room.
+    Raises StackError if the server lacks the room.
     """
     client = await nats.connect(
         url,

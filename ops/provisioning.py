@@ -18,14 +18,14 @@ from ops.services import LISTENERS, SANDBOX, SERVICES, owner
 
 
 def service_folder(name: str) -> Path:
-    """Where a service's code and migrations are."""
+    """The folder of a service's code and migrations."""
     return Path(gotohotel.__file__).parents[1] / name
 
 
 async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
-    """Makes what is not there yet and changes what differs. Safe to repeat.
+    """Creates what is missing and changes what differs. Safe to repeat.
 
-    Raises StackError if a stream can't be made, or differs in what can't be changed.
+    Raises StackError if a stream can't be created, or differs in a way that can't be changed.
     """
     await postgres.provision(addresses.database_url, addresses.credentials.all())
     for name, service in SERVICES.items():

@@ -1,4 +1,4 @@
-"""Builds My page anew from the first event, while the old one serves."""
+"""Rebuilds My page from the first event, while the old pages are served."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -25,20 +25,21 @@ FETCH = 500
 TRIES_TO_HOLD = 20
 REBUILD_LOCK = 0x72656275  # "rebu"
 
-# The same table by the same name, in a schema of its own: what fills the old one fills the new one too.
+# A table of the same name in a schema of its own, so that the service's code fills it unchanged.
 BEGIN = """
 DROP SCHEMA IF EXISTS rebuilt CASCADE;
 CREATE SCHEMA rebuilt;
 SET search_path TO rebuilt;
 """
 
-# Whoever reads or writes meanwhile waits, and finds the new table. If it takes long to get it, nobody may queue behind.
+# Readers and writers wait during the swap and then find the new table. If the lock takes long to get, nobody may queue
+# behind it.
 HOLD = """
 SET LOCAL lock_timeout = '500ms';
 LOCK TABLE public.mypages IN ACCESS EXCLUSIVE MODE;
 """
 
-# Pages that know of an event that the new ones have never heard of.
+# Old pages with an event that the new pages do not have.
 LOST = """
 SELECT count(*)
 FROM public.mypages AS old
@@ -54,12 +55,11 @@ DROP SCHEMA rebuilt;
 
 
 async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int, int]:
-    """Rebuilds every page; answers from how many events, and how many can't be applied. Safe to break off.
+    """Rebuilds every page; returns the number of events, and of those that can't be applied. Safe to interrupt.
 
-    The service goes on in both directions: it serves the old pages and adds what happens to them. Only for the last
-    events, those that came while it was catching up, is the old table held. Raises StackError, and leaves the old
-    pages as they are, if another rebuild runs, if the table can't be had, or if the stream has lost events.
-    `advance` is told of each batch.
+    The service keeps running: it serves the old pages and updates them. Only for the last events, which arrived during
+    the rebuild, is the old table locked. Raises StackError, and leaves the old pages as they are, if another rebuild
+    runs, if the lock can't be had, or if the stream has lost events. `advance` is called with the size of each batch.
     """
     owner = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
     try:
@@ -79,7 +79,7 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
                 try:
                     await _swap(owner, events)
                 except asyncpg.LockNotAvailableError:
-                    await asyncio.sleep(0.5)  # lets those pass who would have queued
+                    await asyncio.sleep(0.5)  # lets queued sessions pass
                 else:
                     return events.count, events.skipped
         raise StackError("Somebody keeps My page's table busy (a dump?); try again later.")
@@ -90,7 +90,7 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
 async def _swap(owner: "asyncpg.Connection[asyncpg.Record]", events: "_Events") -> None:
     async with owner.transaction():
         await owner.execute(HOLD)
-        # What the service had handled before it was held is in the stream; this reads all that is there now.
+        # Whatever the service had handled before the lock is in the stream; this reads all that is there now.
         await _catch_up(owner, events)
         if lost := await owner.fetchval(LOST):
             raise StackError(
@@ -114,7 +114,7 @@ async def _apply(
     except Exception as error:
         if not is_poison(error):
             raise
-        for arrival in arrivals:  # one of them; the service has made it a dead letter
+        for arrival in arrivals:  # a poisonous event; the service has moved it to the dead letters
             events.skipped += await _is_skipped(connection, arrival)
 
 
@@ -130,7 +130,7 @@ async def _is_skipped(connection: "asyncpg.Connection[asyncpg.Record]", arrival:
 
 
 class _Events:
-    """All events from the first one on: the archive's, then the stream's, through a reader that the server forgets."""
+    """All events from the first one on: the archive's, then the stream's, through an ephemeral consumer."""
 
     def __init__(self, stack: Stack, js: JetStreamContext, advance: Callable[[int], None]) -> None:
         self._js = js
@@ -149,7 +149,7 @@ class _Events:
         self._pull = await self._js.pull_subscribe("", stream=EVENTS.name, config=reader)
 
     def archived(self) -> Iterator[list[ReceivedEvent]]:
-        """What was moved out of the stream, in batches."""
+        """The archived events, in batches."""
         batch: list[ReceivedEvent] = []
         for archive in self._archived:
             for message in archive.read():
@@ -161,7 +161,7 @@ class _Events:
         yield self._counted(batch)
 
     async def next_batch(self) -> list[ReceivedEvent]:
-        """The next events, up to the last one that is in the stream now; none when all are read."""
+        """The next events, up to the last one that is in the stream now; empty when all are read."""
         arrivals: list[ReceivedEvent] = []
         while not arrivals:
             info = await self._pull.consumer_info()
@@ -184,5 +184,5 @@ class _Events:
         try:
             return [ReceivedEvent(headers["ce-id"], headers["ce-subject"], "", policies.parse(subject, data))]
         except (KeyError, DecodeError):
-            self.skipped += 1  # unreadable: a dead letter
+            self.skipped += 1  # can't be parsed: a dead letter
             return []

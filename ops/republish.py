@@ -1,4 +1,4 @@
-"""Sends events that were published before once more, for a stream that has lost some."""
+"""Publishes stored events again, for a stream that has lost some."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -10,8 +10,8 @@ from ops.errors import StackError
 from ops.services import PUBLISHERS
 from ops.stack import Stack
 
-# The relay sends what is marked as unpublished, each aggregate's events in their order. In parts, so that no lock is
-# held for long.
+# The relay publishes rows that are marked as unpublished, each aggregate's events in order. In batches, so that no lock
+# is held for long.
 MARK_UNPUBLISHED = """
 WITH chosen AS (
     SELECT event_id
@@ -35,10 +35,10 @@ REPUBLISH_LOCK = 0x72657075  # "repu"
 async def republish(
     stack: Stack, begins: datetime, ends: datetime, *, advance: Callable[[int], None]
 ) -> dict[str, int]:
-    """Has every event that was written in [begins, ends), and is still kept, sent again; how many, by service.
+    """Marks every stored event written in [begins, ends) as unpublished; returns how many, by service.
 
-    Harmless: the stream takes no event that it was sent within ten minutes, and consumers handle none twice.
-    `advance` is told of each batch. Raises StackError if that time is empty.
+    Harmless: the stream ignores events that it received within ten minutes, and consumers handle none twice. `advance`
+    is called with the size of each batch. Raises StackError if the interval is empty.
     """
     if begins >= ends:
         raise StackError(f"There is no time between {begins:%Y-%m-%d %H:%M:%S%z} and {ends:%Y-%m-%d %H:%M:%S%z}.")

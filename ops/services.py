@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Service:
-    """One service, and what it needs from the stack."""
+    """One service, and what the stack provides for it."""
 
     port: int  # unless GOTOHOTEL_<PART>_PORT says otherwise
-    publishes: bool = False  # has events of its own: gotohotel.<part>.v1
+    publishes: bool = False  # publishes events: gotohotel.<part>.v1
     listens: bool = False  # has policies
-    calls_pay: bool = False  # reaches pay_svc through the gateway's egress listener
-    has_fingerprint_key: bool = False  # keeps keyed hashes: of request bodies, or of card numbers
-    has_card_processor: bool = False  # holds the account of the sandbox processor
+    calls_pay: bool = False  # calls pay_svc through the gateway's egress listener
+    has_fingerprint_key: bool = False  # stores keyed hashes: of request bodies, or of card numbers
+    has_card_processor: bool = False  # gets the password of the sandbox processor's ledger
 
 
 SERVICES: dict[str, Service] = {
@@ -24,8 +24,8 @@ SERVICES: dict[str, Service] = {
 PUBLISHERS = tuple(name for name, service in SERVICES.items() if service.publishes)
 LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)
 
-OPERATOR = "operator"  # the NATS user of this command line: may do everything
-# The sandbox processor's own books: another database and another role than pay_svc's.
+OPERATOR = "operator"  # the NATS user of this command line, without restrictions
+# The sandbox processor's own ledger: another database and another role than pay_svc's.
 SANDBOX = "sandbox"
 
 
@@ -40,17 +40,17 @@ def owner(name: str) -> str:
 
 
 def nats_password(user: str) -> str:
-    """The secret that a NATS user logs in with."""
+    """The name of a NATS user's password in secrets.json."""
     return f"{user}_nats"
 
 
 def fingerprint_key(name: str) -> str:
-    """The secret that keys a service's hashes."""
+    """The name of a service's hash key in secrets.json."""
     return f"{name}_fingerprint"
 
 
 def secrets_needed() -> list[str]:
-    """The names of all secrets that a stack has."""
+    """The names of all secrets of a stack."""
     names = ["postgres", SANDBOX, nats_password(OPERATOR)]
     for name, service in SERVICES.items():
         names += [name, owner(name), nats_password(name)]

@@ -1,4 +1,4 @@
-"""Where a stack keeps its files and listens, and how large its stream may grow: GOTOHOTEL_… in the environment."""
+"""Where a stack stores files and listens, and how large its stream may grow: GOTOHOTEL_… environment variables."""
 
 import os
 import re
@@ -8,7 +8,7 @@ from pathlib import Path
 from ops.errors import StackError
 from ops.services import SERVICES, part
 
-# What listens where, unless GOTOHOTEL_<NAME>_PORT says otherwise.
+# Default ports; GOTOHOTEL_<NAME>_PORT overrides one.
 PORTS = {
     "gateway": 8088,
     **{part(name): service.port for name, service in SERVICES.items()},
@@ -18,11 +18,11 @@ PORTS = {
     "postgres": 8089,
 }
 MIN_STREAM_BYTES, MAX_STREAM_BYTES = 256 * 1024**2, 16 * 1024**3
-MAX_HOME_LENGTH = 85  # a socket's path has at most 107 bytes, and supervisord makes one with its process id behind
+MAX_HOME_LENGTH = 85  # a socket path has at most 107 bytes, and supervisord appends its process id
 
 
 def home_setting() -> Path:
-    """GOTOHOTEL_HOME. It stands in configuration files that give blanks, quotes and % a meaning of their own."""
+    """GOTOHOTEL_HOME. It appears in configuration files where blanks, quotes and % have a special meaning."""
     text = os.environ.get("GOTOHOTEL_HOME") or ".run"
     try:
         home = Path(text).resolve()
@@ -46,7 +46,7 @@ def port_setting(name: str, default: int) -> int:
 
 
 def stream_bytes(home: Path) -> int:
-    """How large the stream of events may grow: a quarter of the free disk, or as GOTOHOTEL_STREAM_MIB says."""
+    """The size limit of a new stream of events: a quarter of the free disk, or GOTOHOTEL_STREAM_MIB."""
     by_disk = min(max(shutil.disk_usage(home).free // 4, MIN_STREAM_BYTES), MAX_STREAM_BYTES)
     text = os.environ.get("GOTOHOTEL_STREAM_MIB", "")
     if not text:

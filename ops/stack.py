@@ -27,11 +27,14 @@ START_SECONDS = 60
 
 
 class Stack(Addresses):
-    """One embedded stack: a folder and its ports. Two with other folders and ports run side by side."""
+    """One embedded stack: a folder and its ports. Two with different folders and ports run side by side."""
 
     @classmethod
     def from_environment(cls) -> "Stack":
-        """GOTOHOTEL_HOME (default .run) and GOTOHOTEL_<NAME>_PORT. A running stack keeps the ports it began with."""
+        """GOTOHOTEL_HOME (default .run) and GOTOHOTEL_<NAME>_PORT.
+
+        A running stack keeps the ports it was started with.
+        """
         home = home_setting()
         stack = cls(home, {name: port_setting(name, default) for name, default in PORTS.items()})
         begun_with = home / "ports.json"
@@ -41,9 +44,9 @@ class Stack(Addresses):
 
     @classmethod
     def on_free_ports(cls, home: Path) -> "Stack":
-        """A stack beside any other, in its own folder, on ports that nobody uses now.
+        """A stack in its own folder, on ports that are free now.
 
-        They are below those that the system hands out by itself, so that no connection takes one before its owner does.
+        They are below the ephemeral range, so that no outgoing connection takes one before its owner does.
         """
         candidates = random.sample(range(20_000, 32_000), 500)
         ports = dict(zip(PORTS, filter(_is_free, candidates), strict=False))
@@ -56,7 +59,7 @@ class Stack(Addresses):
     # ------------------------------------------------------------------------------------------ up and down
 
     def up(self) -> None:
-        """Starts whatever does not run yet; returns when the gateway answers. Data of an earlier run is kept."""
+        """Starts every process that is not running; returns when the gateway answers. Existing data is kept."""
         with self._one_at_a_time():
             if not self.is_up:
                 self._refuse_taken_ports(PROCESSES)
@@ -71,7 +74,7 @@ class Stack(Addresses):
                 self._start(name)
                 self._wait(name, ready)
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
-                self.migrate()  # never under services that run, perhaps of the release before
+                self.migrate()  # never while services run, perhaps of the previous release
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
@@ -85,19 +88,20 @@ class Stack(Addresses):
             )
 
     def migrate(self) -> None:
-        """Brings roles, databases, schemas, streams and consumers to what this release declares. Safe to repeat.
+        """Updates roles, databases, schemas, streams and consumers to this release. Safe to repeat.
 
-        PostgreSQL and NATS must run. Raises StackError if a stream can't be made, or differs in what can't be changed.
+        PostgreSQL and NATS must run. Raises StackError if a stream can't be created, or differs in a way that can't be
+        changed.
         """
-        self.credentials.mint()  # of a service that this home does not know yet
+        self.credentials.mint()  # of a service that this home does not have yet
         asyncio.run(provisioning.provision(self, stream_bytes=stream_bytes(self.home)))
 
     def down(self) -> None:
-        """Stops everything, the services before what they stand on. Data is kept."""
+        """Stops everything, the services before the parts that they need. Data is kept."""
         with self._one_at_a_time():
             if not self.is_up:
                 return
-            for name in reversed(self._known_processes()):  # the running stack may be of another release
+            for name in reversed(self._known_processes()):  # the running stack may belong to another release
                 self._supervisor.stop(name)
             self._supervisor.shut_down()
 
@@ -107,7 +111,7 @@ class Stack(Addresses):
         return self._supervisor.is_up
 
     def status(self) -> list[tuple[str, str, int, int]]:
-        """(name, state, pid, port) of each process; pid 0 is none."""
+        """(name, state, pid, port) of each process; pid is 0 for one that does not run."""
         if not self.is_up:
             return [(name, "STOPPED", 0, self.ports[port]) for name, port in PROCESSES.items()]
         known = self._known_processes()
@@ -136,7 +140,7 @@ class Stack(Addresses):
             self._supervisor.start(name)
 
     def _known_processes(self) -> dict[str, Any]:
-        """What the running supervisor knows, in the order of starting."""
+        """The processes of the running supervisor, in start order."""
         known = self._supervisor.processes()
         return {name: known[name] for name in sorted(known, key=_place)}
 
@@ -198,7 +202,7 @@ class Stack(Addresses):
 
     @contextmanager
     def _one_at_a_time(self) -> Iterator[None]:
-        """Two `make up` at once: the second waits, and then finds everything running."""
+        """Serialises concurrent `make up`: the second waits, and then finds everything running."""
         self.home.mkdir(parents=True, exist_ok=True)
         with (self.home / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -206,7 +210,7 @@ class Stack(Addresses):
 
 
 def _place(name: str) -> int:
-    """Where a process stands in the order of starting; one that only another release knows is among the services."""
+    """A process's position in the start order; one that only another release knows counts as a service."""
     return list(PROCESSES).index(name if name in PROCESSES else next(iter(SERVICES)))
 
 
@@ -221,7 +225,7 @@ def _is_free(port: int) -> bool:
 
 
 def accepts(port: int) -> bool:
-    """Whether something on this machine takes connections at a port."""
+    """Whether a port of this machine accepts connections."""
     with socket.socket() as probe:
         probe.settimeout(1)
         return probe.connect_ex(("127.0.0.1", port)) == 0

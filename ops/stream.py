@@ -1,4 +1,4 @@
-"""The stream of events and its archive, as an operator's commands reach them: no message is missed unnoticed."""
+"""The stream of events and its archive, for the operator's commands, which must not miss a message unnoticed."""
 
 import base64
 import fcntl
@@ -41,12 +41,12 @@ class StreamMessage:
 
 @asynccontextmanager
 async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
-    """The streams of a stack. Raises StackError if NATS can't be reached, or goes away meanwhile."""
+    """The JetStream context of a stack. Raises StackError if NATS can't be reached or the connection is lost."""
     try:
         client = await nats.connect(
             stack.nats_url(),
             connect_timeout=3,
-            # A connection that breaks must not heal unnoticed: what was on its way in it would be missing.
+            # A lost connection must not be restored silently: messages that were on their way would be missing.
             allow_reconnect=False,
             max_reconnect_attempts=1,
             reconnect_time_wait=0.2,
@@ -63,7 +63,7 @@ async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
 
 
 async def _say_nothing(_: Exception) -> None:
-    """The exception that is raised says it."""
+    """No log lines of the client: the exception that is raised says it."""
 
 
 # ---------------------------------------------------------------------------------------------- size
@@ -80,11 +80,11 @@ class Usage:
     last_at: datetime | None
     free_disk_bytes: int
     archived: int
-    behind: dict[str, int]  # consumer → events that it has not handled
+    behind: dict[str, int]  # consumer → number of events that it has not handled
 
     @property
     def days_left(self) -> float | None:
-        """Until it is full, if events come as they have come since its first one; None if nobody can tell."""
+        """Days until it is full, at the average rate since its first event; None if unknown."""
         if not self.first_at or not self.last_at or self.last_at <= self.first_at:
             return None
         days = (self.last_at - self.first_at).total_seconds() / 86_400
@@ -92,7 +92,7 @@ class Usage:
 
 
 async def usage(stack: Stack) -> Usage:
-    """How full it is, and who lags behind."""
+    """How full it is, and how far consumers are behind."""
     async with jetstream(stack) as js:
         stream = await js.stream_info(str(EVENTS.name))
         consumers = await js.consumers_info(str(EVENTS.name))
@@ -121,7 +121,10 @@ async def _time_of(js: JetStreamContext, sequence: int) -> datetime | None:
 
 
 async def grow(stack: Stack, max_bytes: int) -> int:
-    """Gives the stream more room; what it had before. Raises StackError if that is less, or more than the disk has."""
+    """Raises the stream's size limit; returns the previous one.
+
+    Raises StackError if it would shrink, or if the disk is too small.
+    """
     async with jetstream(stack) as js:
         stream = await js.stream_info(str(EVENTS.name))
         before, used = int(stream.config.max_bytes or 0), int(stream.state.bytes)
@@ -139,9 +142,9 @@ async def grow(stack: Stack, max_bytes: int) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """One file of old events: a line of JSON each, compressed. Its name says which, and of which stream.
+    """One file of old events: compressed JSON lines. Its name gives the range of events and their stream.
 
-    A stream that is made anew counts from 1 again: `stream` is when it was made.
+    A stream that is created anew counts from 1 again, so `stream` is its creation time.
     """
 
     path: Path
@@ -168,14 +171,14 @@ class Archive:
             raise StackError(f"The archive {self.path} can't be read after {expected} events: {error}") from None
 
     def check(self) -> None:
-        """Raises StackError if it is not whole."""
+        """Raises StackError if the file is incomplete."""
         places = [message.sequence for message in self.read()]
         if not places or (places[0], places[-1]) != (self.first, self.last):
             raise StackError(f"The archive {self.path} does not hold what its name says; nothing was removed.")
 
 
 def archives(stack: Stack) -> list[Archive]:
-    """The files of the archive, oldest first."""
+    """The archive's files, oldest first."""
     found = []
     for path in sorted(stack.archive.glob("events-*-*-*.jsonl.gz")):
         stream, first, last = path.name.removesuffix(".jsonl.gz").split("-")[1:]
@@ -184,7 +187,7 @@ def archives(stack: Stack) -> list[Archive]:
 
 
 async def archived_until(stack: Stack, js: JetStreamContext) -> int:
-    """The last place of the present stream that stands in the archive too; 0 if none does."""
+    """The last sequence number of the present stream that is archived; 0 if none is."""
     stream = await _made(js)
     return max((archive.last for archive in archives(stack) if archive.stream == stream), default=0)
 
@@ -195,10 +198,10 @@ async def _made(js: JetStreamContext) -> str:
 
 
 async def archive(stack: Stack, before: datetime) -> int:
-    """Moves events that were published before a time from the stream to the archive; how many. Safe to break off.
+    """Moves events published before a time from the stream to the archive; returns how many. Safe to interrupt.
 
-    An event stays until every consumer has acknowledged it. It leaves the stream when its file is on the disk; if the
-    command is broken off in between it stands in both, which readers know, and the next run removes it.
+    An event stays until every consumer has acknowledged it, and leaves the stream only when its file is on the disk.
+    After an interruption it may be in both; readers handle that, and the next run removes it from the stream.
     """
     stack.archive.mkdir(parents=True, exist_ok=True)
     with (stack.archive / "lock").open("w") as lock:
@@ -215,7 +218,7 @@ async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
     done = await archived_until(stack, js)
     for archived in archives(stack):
         if archived.stream == stream:
-            archived.check()  # what a run that was broken off has left: it must be whole before anything is removed
+            archived.check()  # left by an interrupted run: it must be complete before anything is removed
     consumers = [each for each in await js.consumers_info(name) if each.config.durable_name]
     floor = min((each.ack_floor.stream_seq for each in consumers if each.ack_floor), default=0)
     moved = 0
@@ -237,7 +240,7 @@ async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
 
 
 def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
-    """A file under its final name only when it was read back whole."""
+    """Writes a file, which gets its final name only after it was read back completely."""
     first, last = messages[0].sequence, messages[-1].sequence
     path = stack.archive / f"events-{stream}-{first:016d}-{last:016d}.jsonl.gz"
     fresh = path.with_suffix(".new")
@@ -266,7 +269,7 @@ def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
 
 
 async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[StreamMessage]:
-    """All events there have ever been, the archived ones first."""
+    """All events ever published, the archived ones first."""
     done = await archived_until(stack, js)
     for archived in archives(stack):
         for message in archived.read():
@@ -277,7 +280,7 @@ async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[Strea
 
 
 async def messages_of(js: JetStreamContext, stream: str) -> AsyncIterator[StreamMessage]:
-    """What stands in a stream now."""
+    """The messages in a stream now."""
     left = (await js.stream_info(stream)).state.messages
     reading = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=30, deliver_policy=DeliverPolicy.ALL)
     subscription = await js.pull_subscribe("", stream=stream, config=reading)

@@ -50,12 +50,12 @@ stdout_logfile_backups = 2
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """A process that is to be supervised."""
+    """A process to supervise."""
 
     command: str
     environment: Mapping[str, str] = field(default_factory=dict)
     stopsignal: str = "TERM"
-    user: str = ""  # "": whoever runs the supervisor
+    user: str = ""  # "": the user who runs the supervisor
 
 
 class Supervisor:
@@ -66,7 +66,7 @@ class Supervisor:
 
     @property
     def is_up(self) -> bool:
-        """Whether it runs. Raises StackError if it does, but does not answer."""
+        """Whether it runs. Raises StackError if it runs but does not answer."""
         try:
             self.call("getState")
         except (OSError, xmlrpc.client.Error):
@@ -78,9 +78,9 @@ class Supervisor:
         return True
 
     def run(self) -> None:
-        """Starts it, with no process yet."""
+        """Starts it, without any process yet."""
         command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(self._home / "supervisor.conf")]
-        # supervisor still imports pkg_resources, which warns; nothing that its user could mend.
+        # supervisor still imports pkg_resources, which warns; a user can't change that.
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONWARNINGS": "ignore"})
         if done.returncode != 0:
             raise StackError(f"supervisord does not start: {done.stderr.strip()}")
@@ -94,7 +94,7 @@ class Supervisor:
         (self._home / "supervisor.sock").unlink(missing_ok=True)
 
     def configure(self, programs: Mapping[str, "Program"]) -> None:
-        """Writes its configuration: processes by name, in the order of starting."""
+        """Writes its configuration: processes by name, in start order."""
         identity = "user = root\n" if os.geteuid() == 0 else ""
         conf = self._home / "supervisor.conf"
         conf.touch(mode=0o600)
@@ -115,24 +115,24 @@ class Supervisor:
         )
 
     def processes(self) -> dict[str, Any]:
-        """What it knows of each process, by name."""
+        """The state of each process, by name."""
         return {info["name"]: info for info in self.call("getAllProcessInfo")}
 
     def start(self, name: str) -> None:
-        """Starts a process; does not wait for it."""
+        """Starts a process without waiting for it."""
         self.call("startProcess", name, False)
 
     def stop(self, name: str) -> None:
-        """Stops a process, unless it is stopped already."""
+        """Stops a process unless it is stopped already."""
         if self.call("getProcessInfo", name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
             self.call("stopProcess", name)
 
     def is_started(self, name: str) -> bool:
-        """Whether it runs a process, or tries to."""
+        """Whether a process is running or being started."""
         return self.call("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF")
 
     def call(self, name: str, *arguments: Any) -> Any:
-        """One call of its XML-RPC interface. Raises OSError if it does not run."""
+        """Calls its XML-RPC interface. Raises OSError if it does not run."""
         transport = SupervisorTransport(None, None, f"unix://{self._home}/supervisor.sock")
         try:
             server: Any = xmlrpc.client.ServerProxy("http://127.0.0.1", transport=transport)
@@ -142,7 +142,7 @@ class Supervisor:
 
 
 def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: float) -> None:
-    """Returns when a condition holds. Raises StackError with these words if it does not in time."""
+    """Returns when a condition holds. Raises StackError with this message after a timeout."""
     ends = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > ends:

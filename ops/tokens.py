@@ -1,4 +1,4 @@
-"""The laptop's issuer of tokens: an ES256 key made at the first start, and its public half as a JWKS for Envoy."""
+"""The laptop's token issuer: an ES256 key created at the first start, and its public half as a JWKS for Envoy."""
 
 import json
 import time
@@ -16,7 +16,7 @@ LIFETIME_SECONDS = 12 * 3600
 
 
 def make_key(folder: Path) -> Path:
-    """Makes the key pair if there is none; answers with the JWKS file."""
+    """Creates the key pair if there is none; returns the JWKS file."""
     private, jwks = folder / "token-key.pem", folder / "jwks.json"
     if not (private.exists() and jwks.exists()):
         key = ec.generate_private_key(ec.SECP256R1())

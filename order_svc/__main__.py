@@ -24,16 +24,16 @@ class OrderSettings(Settings):
     """ORDER_… in the environment."""
 
     pay_target: str  # the gateway's egress listener, host:port
-    fingerprint_key: str  # keys the hashes of request bodies
+    fingerprint_key: str  # key of the hashes of request bodies
     pay_timeout_seconds: Timeout = 3.0
     unpaid_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 15.0
     expiry_every_seconds: Timeout = 5.0
-    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # of phone numbers without a country code
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # country of phone numbers without a country code
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
 
 
 async def compose(app: App, settings: OrderSettings) -> None:
-    """Builds the service out of its parts."""
+    """Wires the service together."""
 
     def today() -> date:
         return app.clock.now().astimezone(settings.time_zone).date()

@@ -1,4 +1,4 @@
-"""Calls to pay_svc, through the gateway's egress listener, whose breaker ejects a pay_svc that fails."""
+"""Calls to pay_svc, through the gateway's egress listener, whose outlier detection ejects a failing pay_svc."""
 
 import logging
 from datetime import UTC
@@ -36,7 +36,7 @@ class GrpcPayments:
         self._timeout_seconds = timeout_seconds
 
     async def process(self, order: Order, card_no: str) -> PaymentOutcome:
-        """Charges the order's current attempt at most once. When pay_svc can't be reached the order is paid later."""
+        """Charges the order's current attempt at most once. If pay_svc can't be reached the order is paid later."""
         request = pb.ProcessPaymentRequest(
             order_id=order.id,
             attempt_id=order.attempt_id,
@@ -52,12 +52,13 @@ class GrpcPayments:
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
             if error.never_sent:
                 return PaymentOutcome(error=PAY_LATER)
-            # It may have been charged: then PaymentApproved says so, and the expiry asks before it gives the room away.
+            # It may have been charged: then PaymentApproved will arrive, and expiry asks pay_svc before it releases the
+            # room.
             return PaymentOutcome(error=IN_PROGRESS, settled=False)
         return _outcome(payment)
 
     async def close(self, order_id: str) -> PaymentClosure:
-        """Closes the payment unless something is, or may still be, charged. Raises PaymentsUnreachable."""
+        """Closes the payment unless a charge exists or may still follow. Raises PaymentsUnreachable."""
         request = pb.ClosePaymentRequest(order_id=order_id)
         try:
             answer = await self._client.call(
@@ -91,5 +92,5 @@ def _outcome(payment: pb.Payment) -> PaymentOutcome:
         return PaymentOutcome(approved_at=payment.update_time.ToDatetime(tzinfo=UTC))
     if payment.status == pb.Payment.DECLINED:
         return PaymentOutcome(error=declined(payment.decline_reason))
-    # PENDING: this or another attempt is under way. CANCELED: the news of that is on its way here as an event.
+    # PENDING: this or another attempt is open. CANCELED: the event that says so is on its way.
     return PaymentOutcome(error=IN_PROGRESS, settled=False, attempt_id=payment.attempt_id or None)

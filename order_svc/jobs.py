@@ -1,4 +1,4 @@
-"""What order_svc does by itself, again and again. Every replica runs every job."""
+"""Periodic jobs of order_svc. Every replica runs every job."""
 
 import asyncio
 import logging
@@ -51,7 +51,7 @@ class Jobs:
             logger.warning("order %s: not expired yet: %r", order.id, error)
 
     async def apply_room_types(self) -> None:
-        """Makes the allotment follow the catalogue."""
+        """Updates the allotment to changed room types."""
         await self._room_types.apply_changes(self._today())
 
     async def open_nights(self) -> None:

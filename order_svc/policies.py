@@ -1,4 +1,4 @@
-"""What an order learns from the events of payment and reservation."""
+"""What an order learns from payment and reservation events."""
 
 import logging
 from datetime import UTC, datetime
@@ -73,7 +73,7 @@ def copy_room_type(event: RoomTypeChanged, work: UnitOfWork) -> None:
 
 
 def _order(event: _OrderEvent, work: UnitOfWork) -> Order:
-    # Nobody else can know of an order before it is stored here: a missing one is a permanent error.
+    # No other service can know of an order before it is stored here: a missing one is a permanent error.
     return work.orders[event.order_id]
 
 

@@ -1,4 +1,4 @@
-"""order.v1.OrderService: requests in, answers out."""
+"""order.v1.OrderService: gRPC requests and responses."""
 
 import logging
 import re
@@ -123,7 +123,7 @@ class OrderServer:
         return await self._requests.once(request, pb.Order, cancel, subject=caller.subject)
 
     async def _latest(self, answer: pb.Order, caller: Caller) -> pb.Order:
-        """The answer, unless it was not final: then how the order stands now."""
+        """The answer if it was final; otherwise the current state of the order."""
         if answer.payment_error.reason != IN_PROGRESS.reason:
             return answer
         return _order(await self._orders.get(answer.id, owner=caller.owner))
@@ -162,7 +162,7 @@ def _required_text(value: str, field: str) -> str:
 
 
 def _phone_number(value: str, region: str) -> str:
-    """As it was typed. Its country is the region's, unless it begins with + and another one's code."""
+    """The number as typed. Its country is the region's, unless it begins with + and another country code."""
     text = parse_text(value, "phoneNo", limit=20)
     if text and not re.fullmatch(r"\+?\d(?:-?\d){6,14}", text, re.ASCII):
         raise Invalid("phoneNo", "must have 7 to 15 digits, with an optional + before and dashes between them")
@@ -189,7 +189,7 @@ def _card_number(value: str) -> str:
 
 
 def _order(order: Order, tried: PaymentOutcome | None = None) -> pb.Order:
-    """What a caller sees. After an attempt of their own: its outcome, unless a newer attempt has one to tell."""
+    """The order as its owner sees it. After an attempt in this call: its outcome, unless a newer attempt has one."""
     pending = order.status == Status.PAYMENT_PENDING
     message = pb.Order(
         id=order.id,

@@ -24,17 +24,20 @@ from order_svc.domain import (
 
 logger = logging.getLogger(__name__)
 
-# Longer than any call: after it the attempt has reached pay_svc or never will, and pay_svc knows what became of it.
+# Longer than any call: afterwards the attempt has reached pay_svc or never will, and pay_svc knows its outcome.
 ATTEMPT_LIFETIME = timedelta(seconds=15)
 
 
-# An order, and what came of an attempt to pay it in this call, if there was one.
+# An order, and the outcome of the attempt to pay it in this call, if there was one.
 Placed = tuple[Order, PaymentOutcome | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sales:
-    """What selling works with. `clock` is the database's time; unpaid orders hold their nights for `unpaid_for`."""
+    """The collaborators of the use cases.
+
+    `clock` is the database's time; unpaid orders hold their nights for `unpaid_for`.
+    """
 
     orders: Orders
     room_types: RoomTypes
@@ -46,7 +49,9 @@ class Sales:
 async def place_order(
     sales: Sales, booking: Booking, card_no: str | None, *, request: Request | None, order_id: str, attempt_id: str
 ) -> Placed:
-    """Places an order, which holds its nights, and pays it if there is a card. The order stands if the payment fails.
+    """Places an order, which holds its nights, and pays it if a card is given.
+
+    The order stands if the payment fails.
 
     The price comes from a cached room type; if that is out of date, the order is placed with a fresh one. Raises what
     Orders.place raises; RoomTypeNotFound.
@@ -63,7 +68,9 @@ async def place_order(
 
 
 async def resume_order(sales: Sales, order_id: str, card_no: str | None, *, owner: str) -> Placed:
-    """Goes on where a call that had placed an order died: with the same attempt, so that it can't be charged twice."""
+    """Continues a call that died after it had placed the order: with the same attempt, so that the card is not charged
+    twice.
+    """
     return await charge_order(sales, await sales.orders.get(order_id, owner=owner), card_no)
 
 
@@ -74,20 +81,20 @@ async def pay_order(sales: Sales, order_id: str, card_no: str, *, owner: str, at
 
 
 async def charge_order(sales: Sales, order: Order, card_no: str | None) -> Placed:
-    """Has an order's current attempt charged, unless there is no card or the order is past that."""
+    """Charges an order's current attempt, unless there is no card or the order can no longer be paid."""
     if not card_no or order.status != Status.PAYMENT_PENDING:
         return order, None
     outcome = await sales.payments.process(order, card_no)
     try:
         return await settle_payment(sales.orders, order, outcome, now=sales.clock()), outcome
     except (*TRANSIENT, OrderChanged) as error:
-        # The order stands, and the guest hears how its payment went; PaymentApproved will tell the database.
+        # The order stands, and the guest gets the outcome; PaymentApproved will bring it to the database.
         logger.warning("order %s: how its payment went could not be stored yet: %r", order.id, error)
         return order, outcome
 
 
 async def start_payment(orders: Orders, order_id: str, *, owner: str | None, attempt_id: str, now: datetime) -> Order:
-    """Begins an attempt to pay, so that the order does not expire under it. A paid order comes back as it is."""
+    """Starts an attempt to pay, so that the order does not expire during it. A paid order is returned unchanged."""
     order = await orders.get(order_id, owner=owner)
     if order.is_paid:
         return order
@@ -97,7 +104,10 @@ async def start_payment(orders: Orders, order_id: str, *, owner: str | None, att
 
 
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
-    """Takes note of how an attempt went. The event may have been faster: then it is noted on what is stored now."""
+    """Records the outcome of an attempt.
+
+    The event may have arrived first: then it is recorded on the newly loaded order.
+    """
     attempt_id = order.attempt_id
 
     async def note(again: bool) -> Order:
@@ -110,7 +120,7 @@ async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, 
 
 
 async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reason: str, now: datetime) -> Order:
-    """Asks for the cancel; reservation_svc and pay_svc do the rest."""
+    """Requests the cancel; reservation_svc and pay_svc complete it."""
     order = await orders.get(order_id, owner=owner)
     order.cancel(reason, at=now)
     await orders.save(order)
@@ -118,7 +128,9 @@ async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reas
 
 
 async def watch_expiry(orders: Orders, payments: Payments) -> None:
-    """Stops the clock of all unpaid orders while pay_svc can't be reached: nobody loses a room to that."""
+    """Stops the time to pay of all unpaid orders while pay_svc can't be reached, so that no guest loses a room to an
+    outage.
+    """
     if not await orders.has_unpaid():
         await orders.resume_expiry()
     elif await payments.can_be_reached():
@@ -129,11 +141,11 @@ async def watch_expiry(orders: Orders, payments: Payments) -> None:
 
 
 async def expire_order(orders: Orders, payments: Payments, order: Order, *, clock: Callable[[], datetime]) -> None:
-    """Expires an order that is due, once pay_svc has closed its payment uncharged; otherwise it is due again later.
+    """Expires an order that is due, once pay_svc has closed its payment; otherwise it is due again later.
 
-    Whatever this service has not heard of yet, because events are late or an answer was lost, pay_svc knows.
+    pay_svc knows the outcome of every attempt, even if events are late or an answer was lost on the way here.
     """
     with suppress(PaymentsUnreachable, OrderChanged):
         payment = await payments.close(order.id)
-        order.expire(payment, at=max(clock(), order.expires_at))  # due by the database's own clock
+        order.expire(payment, at=max(clock(), order.expires_at))  # due by the database's clock
         await orders.save(order)

@@ -10,7 +10,7 @@ from order_svc.domain import Booking, Order, OrderCanceled, Ordered, OrderExpire
 
 
 def outbox_rows(order: Order) -> list[OutboxRow]:
-    """What happened to an order, ready to be stored with it."""
+    """The order's new events, ready to be stored with it."""
     return [
         OutboxRow(order.id, event.version, _message(order.id, event), event.occurred_at)
         for event in order.collect_events()

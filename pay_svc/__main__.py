@@ -20,14 +20,14 @@ class PaySettings(Settings):
     processor: Annotated[str, Field(pattern=f"^({'|'.join(PROCESSORS)})$")] = (
         "sandbox"  # the adapter; it has its own settings
     )
-    fingerprint_key: str  # keys the hashes of card numbers
-    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a cancel that comes before any charge
+    fingerprint_key: str  # key of the hashes of card numbers
+    currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a payment that is canceled before any charge
     processor_timeout_seconds: Timeout = 2.0
     settle_every_seconds: Timeout = 2.0
 
 
 async def compose(app: App, settings: PaySettings) -> None:
-    """Builds the service out of its parts."""
+    """Wires the service together."""
     processor = await app.resources.enter_async_context(PROCESSORS[settings.processor]())
     server = PayServer(
         app.database,

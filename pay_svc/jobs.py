@@ -1,4 +1,4 @@
-"""What pay_svc does by itself, again and again. Every replica runs every job."""
+"""Periodic jobs of pay_svc. Every replica runs every job."""
 
 import asyncio
 import logging
@@ -31,8 +31,8 @@ class Jobs:
         self._clock = clock
 
     async def settle_payments(self) -> None:
-        """Finds out what became of attempts and cancels whose end is not stored."""
-        # An attempt younger than this may still be at the processor in a live call.
+        """Completes attempts and cancels whose outcome is not stored."""
+        # A younger attempt may still be at the processor in a running call.
         open_for = timedelta(seconds=2 * self._timeout + 1)
         while order_ids := await self._payments.unsettled(open_for=open_for, limit=20):
             async with asyncio.TaskGroup() as tasks:

@@ -1,4 +1,4 @@
-"""The card processors that PAY_PROCESSOR may name. Each adapter has its own settings and migrations."""
+"""The card processors that PAY_PROCESSOR can select. Each adapter has its own settings and migrations."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager

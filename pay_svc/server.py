@@ -1,4 +1,4 @@
-"""pay.v1.PayService: requests in, answers out."""
+"""pay.v1.PayService: gRPC requests and responses."""
 
 import hashlib
 import hmac
@@ -77,7 +77,7 @@ class PayServer:
                 clock=self._clock,
             )
         except ProcessorUnavailable:
-            # Not UNAVAILABLE: the gateway would count it against pay_svc itself, which is well.
+            # Not UNAVAILABLE: the gateway would count it against pay_svc, which works.
             raise RefundPending() from None
         return _payment(payment)
 
@@ -87,7 +87,7 @@ class PayServer:
         return _closure(payment)
 
     async def CheckAvailability(self, _: pb.CheckAvailabilityRequest, __: Caller) -> pb.CheckAvailabilityResponse:
-        await self._payments.find(NO_ORDER)  # a database that is away is an error
+        await self._payments.find(NO_ORDER)  # raises if the database is away
         return pb.CheckAvailabilityResponse()
 
     async def GetPayment(self, request: pb.GetPaymentRequest, caller: Caller) -> pb.Payment:

@@ -40,9 +40,10 @@ async def process_payment(
     timeout_seconds: float,
     clock: Clock,
 ) -> Payment:
-    """Charges the order, unless it is charged, canceled, or another attempt is open: then as it is.
+    """Charges the order, unless it is charged or canceled already, or another attempt is open: then returns it
+    unchanged.
 
-    The result is PENDING if the processor can't tell what became of the attempt; settle_payment will ask again.
+    The result is PENDING if the processor can't tell the outcome of the attempt; settle_payment will ask again.
     """
     now = clock()
     zero = Money.zero(amount.currency)
@@ -58,7 +59,7 @@ async def process_payment(
         async with asyncio.timeout(timeout_seconds):
             await processor.create(attempt_id, order_id=order_id, amount=amount)
             if not processor.closes_unseen_keys:
-                # Whoever settles the attempt meanwhile makes this save fail: then the card is not sent.
+                # If somebody settled the attempt meanwhile, this save fails and the card is not sent.
                 payment.note_created(attempt_id)
                 await payments.save(payment)
             outcome = await processor.confirm(attempt_id, order_id=order_id, amount=amount, card=card)
@@ -73,9 +74,9 @@ async def process_payment(
 
 
 async def close_payment(payments: Payments, order_id: str, *, currency: str, clock: Clock) -> Payment:
-    """Closes an order's payment unless something is, or may still be, charged; answers what it is. Safe to repeat.
+    """Closes an order's payment unless a charge exists or may still follow, and returns the payment. Safe to repeat.
 
-    No attempt begins after it. One that is open stays open until settle_payment knows its outcome, which then decides.
+    No attempt starts afterwards. An open one stays open until settle_payment knows its outcome, which then decides.
     """
     now = clock()
     nothing = _untried(order_id, currency, at=now)
@@ -96,9 +97,9 @@ async def close_payment(payments: Payments, order_id: str, *, currency: str, clo
 async def cancel_payment(
     payments: Payments, processor: Processor, order_id: str, *, currency: str, timeout_seconds: float, clock: Clock
 ) -> Payment:
-    """Gives back what was charged, if anything was, and makes sure that nothing will be. Safe to repeat.
+    """Refunds what was charged, if anything was, and ensures that nothing is charged later. Safe to repeat.
 
-    Raises ProcessorUnavailable if the money is not back yet: the cancel stands, and settle_payment goes on with it.
+    Raises ProcessorUnavailable if the refund is not complete yet: the cancel stands, and settle_payment completes it.
     """
     now = clock()
     nothing = _untried(order_id, currency, at=now)
@@ -116,7 +117,7 @@ async def cancel_payment(
 
 
 def _untried(order_id: str, currency: str, *, at: datetime) -> Payment:
-    """The payment of an order that nobody has tried to pay."""
+    """The payment of an order without any attempt."""
     zero = Money.zero(currency)
     return Payment(id=new_id(), order_id=order_id, amount=zero, refunded=zero, created_at=at, updated_at=at)
 
@@ -124,7 +125,7 @@ def _untried(order_id: str, currency: str, *, at: datetime) -> Payment:
 async def settle_payment(
     payments: Payments, processor: Processor, order_id: str, *, timeout_seconds: float, clock: Clock
 ) -> None:
-    """Brings an open attempt or an unfinished cancel to its end by asking the processor."""
+    """Completes an open attempt or an unfinished cancel by asking the processor."""
     payment = await payments.find(order_id)
     if payment is None:
         return
@@ -159,9 +160,11 @@ async def _settle(
     timeout_seconds: float,
     clock: Clock,
 ) -> Payment:
-    """Stores what became of the open attempt: the outcome if it is known, else what the processor says.
+    """Stores the outcome of the open attempt: the given one, or else the processor's.
 
-    Changes nothing if somebody else has stored it. Raises ProcessorUnavailable if the processor can't tell.
+    Changes nothing if another call stored it first.
+
+    Raises ProcessorUnavailable if the processor can't tell.
     """
     attempt_id = payment.attempt_id
 
@@ -182,7 +185,7 @@ async def _what_became_of_it(
     processor: Processor, payment: Payment, attempt_id: str, timeout_seconds: float
 ) -> Charge | Refusal:
     if not processor.closes_unseen_keys and not payment.was_confirmed:
-        return Refusal(reason=DeclineReason.PAYMENT_UNAVAILABLE)  # and once this is stored nobody sends the card
+        return Refusal(reason=DeclineReason.PAYMENT_UNAVAILABLE)  # once this is stored nobody sends the card
     try:
         async with asyncio.timeout(timeout_seconds):
             return await processor.cancel(attempt_id)

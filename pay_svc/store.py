@@ -44,7 +44,7 @@ COLUMNS = Columns[Payment](
 STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
 CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
 
-# The primary key makes it one payment per order: of two calls at once, one adds and the other finds it.
+# The primary key allows one payment per order: of two concurrent calls one inserts, the other finds the row.
 ADD = Statement(f"""
 WITH added AS (
     INSERT INTO payments (order_id, id, created_at, {COLUMNS.listed})
@@ -58,7 +58,7 @@ announced AS (
 SELECT count(*) FROM added
 """)
 
-# What a newer release has added to a stored booking stays in it.
+# Keys that a newer release has added to a stored booking are kept.
 SAVE = Statement(f"""
 WITH saved AS (
     UPDATE payments
@@ -93,7 +93,7 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# A statement of its own: one for both could use no index for the owner.
+# Two statements, with and without owner: a combined one could not use the index on owner.
 LIST_OF_OWNER = f"""
 SELECT {STORED}
 FROM payments
@@ -103,8 +103,9 @@ ORDER BY order_id DESC
 LIMIT $2
 """
 
-# Each is postponed before it is settled, for as long as that may take, so that replicas do not work on the same one.
-# One that fails is retried at growing intervals, short enough for when the processor is back; it delays no other.
+# Each payment is postponed before it is settled, for as long as settling may take, so that replicas do not work on the
+# same one. Failures are retried at growing intervals, short enough for when the processor is back; one payment's
+# failure delays no other.
 UNSETTLED = """
 UPDATE payments
 SET next_try_at = now() + make_interval(secs => least(15, 4 * 2 ^ least(tries, 2))),
@@ -130,7 +131,7 @@ class PostgresPayments:
         self._connection = connection
 
     async def add(self, payment: Payment) -> bool:
-        """Adds an order's first payment, with what it announces. False if the order has one already."""
+        """Adds an order's first payment and its events. Returns False if the order has a payment already."""
         added = await self._connection.fetchval(
             *ADD.bind(
                 {
@@ -151,7 +152,10 @@ class PostgresPayments:
         return _payment(row) if row else None
 
     async def get(self, order_id: str, *, owner: str | None) -> Payment:
-        """An order's payment; raises PaymentNotFound if there is none or it is not this owner's (None: anybody's)."""
+        """An order's payment.
+
+        Raises PaymentNotFound if it does not exist or belongs to another owner (None: any owner).
+        """
         row = await self._connection.fetchrow(FIND, order_id, owner)
         if row is None:
             raise PaymentNotFound()
@@ -163,7 +167,7 @@ class PostgresPayments:
         return [_payment(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def save(self, payment: Payment) -> None:
-        """Saves changes and announces what happened. Raises PaymentChanged if somebody saved in between."""
+        """Saves changes and stores events. Raises PaymentChanged if another save came in between."""
         saved = await self._connection.fetchval(
             *SAVE.bind(
                 {
@@ -179,12 +183,12 @@ class PostgresPayments:
         payment.revision += 1
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
-        """Orders whose payment has had an open attempt or an unfinished cancel for that long, and is due now."""
+        """Orders whose payment has had an open attempt or an unfinished cancel for this long, and that are due now."""
         return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, limit)]
 
 
 def _booking(text: str) -> Booking:
-    """Keys that only a newer release knows are passed over, and stay where they are: see SAVE."""
+    """The stored booking. Keys that only a newer release knows are ignored here and kept by SAVE."""
     stored = json.loads(text)
     known = {name: stored[name] for name in BOOKING_FIELDS if name in stored}
     return Booking(**{**known, "unknown": base64.b64decode(stored.get("unknown", ""))})

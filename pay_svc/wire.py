@@ -13,7 +13,7 @@ KNOWN = tuple(field.name for field in order_events.Booking.DESCRIPTOR.fields)
 
 
 def outbox_rows(payment: Payment) -> list[OutboxRow]:
-    """What happened to a payment, ready to be stored with it. The order's id is the aggregate's."""
+    """The payment's new events, ready to be stored with it. The aggregate's id is the order's."""
     return [
         OutboxRow(payment.order_id, event.version, _message(payment, event), event.occurred_at)
         for event in payment.collect_events()
@@ -21,7 +21,7 @@ def outbox_rows(payment: Payment) -> list[OutboxRow]:
 
 
 def booking_to_proto(booking: Booking) -> order_events.Booking:
-    """The booking as it came, the fields that only a newer release knows included."""
+    """The booking as received, including fields that only a newer release knows."""
     message = order_events.Booking.FromString(booking.unknown)
     for name in KNOWN:
         if value := getattr(booking, name):
@@ -30,7 +30,7 @@ def booking_to_proto(booking: Booking) -> order_events.Booking:
 
 
 def booking_from_proto(message: order_events.Booking) -> Booking:
-    """The booking that a message holds."""
+    """The booking in a message."""
     unknown = order_events.Booking.FromString(message.SerializeToString())
     for name in KNOWN:
         unknown.ClearField(name)

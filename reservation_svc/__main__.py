@@ -22,14 +22,14 @@ class ReservationSettings(Settings):
     """RESERVATION_… in the environment."""
 
     pay_target: str  # the gateway's egress listener, host:port
-    fingerprint_key: str  # keys the hashes of request bodies
+    fingerprint_key: str  # key of the hashes of request bodies
     pay_timeout_seconds: Timeout = 6.0  # a cancel may have to ask the processor three times
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # the property's
-    currency_digits: Annotated[int, Field(ge=0, le=9)] = 0  # how many decimals its amounts have (ISO 4217)
+    currency_digits: Annotated[int, Field(ge=0, le=9)] = 0  # decimal places of its amounts (ISO 4217)
 
 
 async def compose(app: App, settings: ReservationSettings) -> None:
-    """Builds the service out of its parts."""
+    """Wires the service together."""
     client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
     requests = IdempotencyStore(app.database, settings.fingerprint_key.encode())
     payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)

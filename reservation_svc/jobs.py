@@ -1,4 +1,4 @@
-"""What reservation_svc does by itself, again and again. Every replica runs every job."""
+"""Periodic jobs of reservation_svc. Every replica runs every job."""
 
 import asyncio
 import logging
@@ -25,7 +25,7 @@ class Jobs:
         self._clock = clock
 
     async def finish_endings(self) -> None:
-        """Carries cancels and rejections through, the guest's and those that were interrupted."""
+        """Completes cancels and rejections: the guests', and those that were interrupted."""
         while order_ids := await self._reservations.due_endings(limit=20):
             async with asyncio.TaskGroup() as tasks:
                 for order_id in order_ids:

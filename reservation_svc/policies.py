@@ -1,4 +1,4 @@
-"""What the desk learns from the events of payment and order."""
+"""What the desk learns from payment and order events."""
 
 from typing import Any
 
@@ -29,13 +29,13 @@ def take_reservation(event: PaymentApproved, work: UnitOfWork) -> None:
 
 @policies.whenever(OrderCanceled)
 def cancel_reservation(event: OrderCanceled, work: UnitOfWork) -> None:
-    """The guest canceled: the job that finishes endings has the payment canceled, then the reservation."""
+    """The guest canceled: the job that completes endings cancels the payment, then the reservation."""
     _end(event, work, reason=event.reason)
 
 
 @policies.whenever(OrderExpired)
 def cancel_unpaid_reservation(event: OrderExpired, work: UnitOfWork) -> None:
-    """The order was not paid in time: should a charge have come through all the same, it goes back."""
+    """The order expired: a charge that came through nevertheless is refunded."""
     _end(event, work, reason="not paid in time")
 
 

@@ -1,4 +1,4 @@
-"""reservation.v1.ReservationService: requests in, answers out."""
+"""reservation.v1.ReservationService: gRPC requests and responses."""
 
 import logging
 import secrets
@@ -26,7 +26,7 @@ from reservation_svc.store import PostgresReservations, PostgresRoomTypes
 
 logger = logging.getLogger(__name__)
 
-# Without the letters and digits that are taken for one another.
+# Without letters and digits that are easily confused.
 CONFIRMATION_ALPHABET = "23456789ABCDEFGHJKLMNPQRSTUVWXYZ"
 
 
@@ -109,7 +109,7 @@ class ReservationServer:
     async def _end(
         self, request: pb.RejectReservationRequest | pb.CancelReservationRequest, caller: Caller, status: Status
     ) -> pb.Reservation:
-        """The payment first, then the reservation."""
+        """Cancels the payment first, then ends the reservation."""
         order_id = parse_id(request.order_id, "orderId")
         reason = parse_text(request.reason, "reason", limit=200)
 

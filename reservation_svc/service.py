@@ -1,7 +1,7 @@
 """The use cases of the desk: load, tell the reservation, save.
 
-A reservation ends in three steps: the ending is stored, the payment is canceled, the end is stored. A crash in
-between leaves the ending, and `finish_ending` carries it through.
+A reservation ends in three steps: the ending is stored, the payment is canceled, the end is stored. After a crash in
+between the ending is still stored, and `finish_ending` completes it.
 """
 
 from collections.abc import Callable
@@ -28,7 +28,7 @@ Clock = Callable[[], datetime]  # the database's time
 async def confirm_reservation(
     reservations: Reservations, order_id: str, *, confirmation_no: str, now: datetime
 ) -> Reservation:
-    """Confirms a reservation; the guest is told by event."""
+    """Confirms a reservation; the event informs the guest."""
     reservation = await reservations.get(order_id)
     reservation.confirm(confirmation_no, at=now)
     await reservations.save(reservation)
@@ -38,9 +38,10 @@ async def confirm_reservation(
 async def end_reservation(
     reservations: Reservations, payments: Payments, order_id: str, *, status: Status, reason: str, clock: Clock
 ) -> Reservation:
-    """Cancels or rejects: the payment first. Raises PaymentNotCanceled.
+    """Cancels or rejects a reservation: the payment first.
 
-    If pay_svc has not even heard of it, the reservation stands as before; otherwise the ending is carried through.
+    Raises PaymentNotCanceled. If the request never reached pay_svc, the reservation is unchanged; otherwise the ending
+    will be completed.
     """
     now = clock()
     reservation = await reservations.get(order_id)
@@ -51,7 +52,7 @@ async def end_reservation(
     try:
         await payments.cancel(order_id)
     except PaymentNotCanceled as error:
-        # Taken back, or for the job to carry through at once; unless anybody has done anything to it meanwhile.
+        # Withdrawn, or made due for the job at once, unless somebody has changed the reservation meanwhile.
         if asked_first and error.never_asked:
             reservation.withdraw_ending(at=now)
         else:
@@ -72,7 +73,7 @@ async def set_room_type(
     nightly_rate: Money,
     now: datetime,
 ) -> RoomType:
-    """Adds a room type or changes it; order_svc learns of it by event. Raises Invalid naming the field."""
+    """Creates or changes a room type; order_svc receives the event. Raises Invalid naming the field."""
     room_type = await room_types.find(room_type_id)
     if room_type is None:
         room_type = RoomType.create(
@@ -90,7 +91,7 @@ async def set_room_type(
 
 
 async def finish_ending(reservations: Reservations, payments: Payments, order_id: str, *, clock: Clock) -> None:
-    """Carries a binding ending through. Raises PaymentNotCanceled: try again later."""
+    """Completes a binding ending. Raises PaymentNotCanceled: try again later."""
     reservation = (await reservations.find([order_id]))[order_id]
     if reservation.ending is None:
         return

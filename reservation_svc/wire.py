@@ -17,7 +17,7 @@ from reservation_svc.domain import (
 
 
 def outbox_rows(reservation: Reservation) -> list[OutboxRow]:
-    """What happened to a reservation, ready to be stored with it. The order's id is the aggregate's."""
+    """The reservation's new events, ready to be stored with it. The aggregate's id is the order's."""
     order_id = reservation.order_id
     return [
         OutboxRow(order_id, event.version, _message(order_id, event), event.occurred_at)
@@ -26,7 +26,7 @@ def outbox_rows(reservation: Reservation) -> list[OutboxRow]:
 
 
 def room_type_rows(room_type: RoomType) -> list[OutboxRow]:
-    """What happened to a room type, ready to be stored with it."""
+    """The room type's new events, ready to be stored with it."""
     return [
         OutboxRow(
             f"roomTypes/{room_type.id}",

@@ -1,8 +1,12 @@
-"""The scenarios; importing this registers them all.
+"""The scenarios; importing this package registers them.
 
-releases  rollouts
-money  charged once    events  lost, repeated, poisonous    races  many at once    parts  that fail
-callers  who give up or mean harm    processes  each
+releases   rollouts
+money      charged once
+events     lost, repeated, poisonous
+races      many at once
+parts      parts that fail
+callers    callers who give up or attack
+processes  each process and each connection
 """
 
 from chaos.scenarios import callers, events, money, parts, processes, races, releases

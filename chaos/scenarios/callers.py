@@ -1,4 +1,4 @@
-"""Callers who give up, and callers who mean harm."""
+"""Callers who give up, and callers who attack."""
 
 import asyncio
 import base64
@@ -24,7 +24,7 @@ from ops import tokens
 
 @scenario(14, "a caller's deadline passes while the service commits: whole or absent, and GET tells which")
 async def deadline(rig: Rig) -> None:
-    """gRPC calls with a few milliseconds to live; those that were given up are repeated in the end."""
+    """gRPC calls with a deadline of a few milliseconds; abandoned ones are repeated at the end."""
     guest = rig.caller("victim")
     stored_all_the_same = 0
     async with grpc.aio.insecure_channel(f"127.0.0.1:{rig.stack.ports['gateway']}") as channel:
@@ -61,7 +61,7 @@ async def deadline(rig: Rig) -> None:
 
 @scenario(16, "spoofed headers, broken headers, bad tokens, path tricks, internal calls: nobody else's data, no 5xx")
 async def hostile(rig: Rig) -> None:
-    """Honest callers go on beside it, and must not notice."""
+    """Honest callers run beside the attack and must not notice it."""
     victim, thief = rig.caller("victim"), rig.caller("thief")
     order_id = (await victim.book(**a_stay(rig.chance))).order_id
     good = {"Authorization": f"Bearer {thief.token}"}
@@ -114,7 +114,7 @@ async def hostile(rig: Rig) -> None:
 
 
 async def _ask_as_written(rig: Rig, path: str, token: str) -> str:
-    """What is answered to a path that any HTTP library would tidy first."""
+    """The answer to a path that any HTTP library would normalise first."""
     reader, writer = await asyncio.open_connection("127.0.0.1", rig.stack.ports["gateway"])
     lines = (f"GET {path} HTTP/1.1", "Host: hotel", f"Authorization: Bearer {token}", "Connection: close", "", "")
     writer.write("\r\n".join(lines).encode())

@@ -30,13 +30,13 @@ STATES = {
 
 @scenario(5, "every event delivered 100 times, shuffled: same state, same money, same messages")
 async def hundredfold(rig: Rig) -> None:
-    """First events that never come in their order; then all of them again, after they were handled."""
+    """Events that are missed and arrive in any order; then all of them again, after they were handled."""
     await _out_of_order(rig)
     await _once_more(rig)
 
 
 async def _out_of_order(rig: Rig) -> None:
-    """What order_svc and mypage_svc miss while they are down stands shuffled, a hundred times, when they come."""
+    """The events that order_svc and mypage_svc miss while they are down arrive shuffled, each a hundred times."""
     guest, desk = rig.caller("shuffled"), rig.caller("desk", role="desk")
     async with rig.nemesis.stopped("mypage_svc"):
         orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(8))))
@@ -53,8 +53,8 @@ async def _out_of_order(rig: Rig) -> None:
                     await js.delete_msg(str(EVENTS.name), event.seq)
             rig.nemesis.note("shuffle", f"{len(events)} events × {COPIES}")
     for order in orders:
-        # The load's desk may have been faster than ours: what counts is what became of the reservation.
-        # A cancel whose call failed is carried through all the same.
+        # The load's desk may have been faster than this one, so the reservation's final state counts. A cancel whose
+        # call failed is completed all the same.
         await until(lambda order=order: _is_decided(rig, order), f"the reservation of {order} is not decided")
         ends = await rig.sql("reservation_svc", STATUS, order)
         await until(lambda order=order, ends=ends: rig.order_is(order, ends), f"{order} is not {ends}")
@@ -79,7 +79,7 @@ async def _page_is_complete(rig: Rig, order: str) -> bool:
 
 
 async def _publish_shuffled(rig: Rig, events: list[Any]) -> int:
-    """Every event many times, in messages that the stream has not seen; the number of the last one."""
+    """Publishes every event many times, in messages new to the stream; returns the last sequence number."""
     copies = [(event, copy) for event in events for copy in range(COPIES)]
     rig.chance.shuffle(copies)
     last = 0
@@ -98,7 +98,7 @@ async def _publish_shuffled(rig: Rig, events: list[Any]) -> int:
 
 
 async def _once_more(rig: Rig) -> None:
-    """Orders in several states; the inbox knows every event that comes."""
+    """Orders in several states; the inbox knows every event that arrives."""
     guest, desk = rig.caller("victim"), rig.caller("desk", role="desk")
     orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(6))))
     await rig.received(orders)
@@ -127,7 +127,7 @@ async def _events_of(rig: Rig, orders: list[str]) -> list[Any]:
         last = (await js.stream_info(str(EVENTS.name))).state.last_seq
         found = []
         for number in range(max(1, last - 3000), last + 1):
-            with suppress(NotFoundError):  # it was taken out
+            with suppress(NotFoundError):  # it was removed
                 message = await js.get_msg(str(EVENTS.name), number, direct=True)
                 if (message.headers or {}).get("ce-subject") in orders:
                     found.append(message)
@@ -140,7 +140,7 @@ async def _announced(rig: Rig, orders: list[str]) -> list[int]:
 
 
 async def _has_handled(js: JetStreamContext, name: str, last: int) -> bool:
-    """Whether a service has acknowledged everything up to a place in the stream (or nothing is left for it at all)."""
+    """Whether a service has acknowledged everything up to a sequence number (or nothing is left for it)."""
     try:
         consumer = await js.consumer_info(str(EVENTS.name), name)
     except (TimeoutError, nats.errors.Error):
@@ -150,7 +150,7 @@ async def _has_handled(js: JetStreamContext, name: str, last: int) -> bool:
 
 @scenario(12, "a poison event goes to the dead letters, others go on; redriven after the fix it applies once")
 async def poison(rig: Rig) -> None:
-    """My page's database refuses one guest's rows: that is the bug, and dropping the rule is the fix."""
+    """My page's database refuses one guest's rows: that is the bug, and dropping the constraint is the fix."""
     bad, good = rig.caller("poisoned"), rig.caller("healthy")
     rule = f"CHECK (owner <> '{bad.subject}') NOT VALID"
     await rig.sql("mypage_svc", f"ALTER TABLE mypages ADD CONSTRAINT poison {rule}")
@@ -184,7 +184,7 @@ async def _page_has(guest: Caller, order_id: str, events: int) -> bool:
 
 @scenario(13, "a consumer is killed between commit and ack: no second effect")
 async def ack_lost(rig: Rig) -> None:
-    """What reservation_svc sends to NATS no longer arrives, its acknowledgements too; then it is killed."""
+    """Data from reservation_svc to NATS is discarded, including its acknowledgements; then it is killed."""
     guest = rig.caller("victim")
     for _ in range(6):
         async with rig.nemesis.cut("reservation_svc", "nats", back=False):
@@ -216,7 +216,7 @@ async def _some_are_handled(rig: Rig, orders: list[str]) -> bool:
 
 @scenario(19, "My page is damaged and rebuilt under load: the old view serves until the new one is complete")
 async def rebuilt(rig: Rig) -> None:
-    """Half of one guest's pages are gone; the other half must never be."""
+    """Half of one guest's pages are missing before the rebuild; the other half must never be."""
     guest = rig.caller("victim")
     orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(10))))
     for order_id in orders:
@@ -241,7 +241,7 @@ async def rebuilt(rig: Rig) -> None:
 
 
 async def _quiet(rig: Rig, orders: list[str]) -> None:
-    """Waits until nothing more is announced of these orders, and My page knows it all."""
+    """Waits until no more events of these orders are published and My page has all of them."""
     names = "SELECT count(*) FROM orders WHERE id = ANY($1::uuid[]) AND status IN ('CANCELING', 'PAYMENT_PENDING')"
 
     async def complete() -> bool:

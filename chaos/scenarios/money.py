@@ -1,4 +1,4 @@
-"""Money: whatever is lost on the way, charged once and given back whole."""
+"""Money: charged once and refunded in full, whatever is lost on the way."""
 
 import asyncio
 import time
@@ -22,7 +22,7 @@ CHARGED_WITHOUT_A_RESULT = "SELECT order_id::text FROM payments WHERE owner = $1
 
 @scenario(1, "pay_svc is killed after the processor said yes: one charge, PAID")
 async def reply_lost(rig: Rig) -> None:
-    """The result can't be stored while the lock is held: that is when pay_svc dies."""
+    """The result can't be stored while the lock is held: pay_svc is killed then."""
     guest = rig.caller("victim")
     stay = a_stay(rig.chance)
     async with AsyncExitStack() as held:
@@ -44,7 +44,7 @@ async def reply_lost(rig: Rig) -> None:
     rig.demand(await rig.charges(order_id) == (1, 1), "charged more than once")
 
 
-# Who asks what became of a charge waits; the charges themselves are made.
+# Questions about a charge wait; the charges themselves are made.
 HOLD_THE_TRUTH = """
 CREATE FUNCTION hold_the_truth() RETURNS trigger LANGUAGE plpgsql AS
     $$ BEGIN PERFORM pg_advisory_xact_lock_shared(4712); RETURN NEW; END $$;
@@ -56,7 +56,7 @@ LET_THE_TRUTH_GO = "DROP FUNCTION hold_the_truth CASCADE"
 
 @asynccontextmanager
 async def silent_processor(rig: Rig) -> AsyncIterator[None]:
-    """Nobody can ask the processor what became of a charge; the cards decide whether it is made and answered."""
+    """Nobody can ask the processor for the outcome of a charge; the card decides whether it is made and answered."""
     began = time.monotonic()
     async with AsyncExitStack() as held:
         holder = await held.enter_async_context(rig.session("sandbox"))
@@ -70,7 +70,7 @@ async def silent_processor(rig: Rig) -> AsyncIterator[None]:
 
 @scenario(2, "the processor times out, truth unknown: no second charge, settled soon, canceled ones at net 0")
 async def processor_silent(rig: Rig) -> None:
-    """Half of the charges are made, half are not; the answers are lost, and it can't be asked."""
+    """Half of the charges are made, half are not; the answers are lost, and the processor can't be asked."""
     guest = rig.caller("victim")
     async with silent_processor(rig):
         cards = [LOST_ANSWER, ERROR] * 4

@@ -12,8 +12,8 @@ from chaos.nemesis import NoHarmDone, until
 from chaos.rig import Rig, let_run
 from chaos.scenario import scenario
 
-LONG_ERROR_SECONDS, LONGEST_ERROR_SECONDS = 3, 5  # three by design; the machine may be busy now and then
-LONGEST_WHILE_EJECTED_MS = 50  # half of the orders; some try whether pay_svc is well again
+LONG_ERROR_SECONDS, LONGEST_ERROR_SECONDS = 3, 5  # three by design; the machine may be busy sometimes
+LONGEST_WHILE_EJECTED_MS = 50  # half of the orders; some probe whether pay_svc works again
 
 
 @scenario(9, "NATS down, killed, its stream full, its disk full: bookings go on, the outbox drains in order")
@@ -48,7 +48,7 @@ async def _drained(rig: Rig) -> bool:
 
 @scenario(10, "PostgreSQL restarted, killed, frozen, out of connections: errors and no hang, recovery by itself")
 async def postgres_away(rig: Rig) -> None:
-    """In the middle of commits: the load goes on."""
+    """In the middle of commits: the load continues."""
     await rig.nemesis.restart("postgres")
     await rig.works_again()
     await rig.nemesis.kill("postgres")
@@ -72,9 +72,9 @@ async def postgres_away(rig: Rig) -> None:
 
 @scenario(11, "a frozen relay goes on beside its successor: nothing lost, nothing reordered")
 async def two_relays(rig: Rig) -> None:
-    """order_svc is frozen in the middle of sending; another one takes over by itself and sends what is left."""
+    """order_svc is frozen while it publishes; another relay takes over by itself and publishes the rest."""
     guest = rig.caller("victim")
-    # Its relay is the one at work before the other begins.
+    # Its relay is active before the other one starts.
     await until(lambda: _all_sent(rig), "the outbox does not drain")
     async with rig.replica("order_svc"), AsyncExitStack() as until_sent:
         async with rig.nemesis.frozen("nats"):  # so that events wait
@@ -112,7 +112,7 @@ async def _all_sent(rig: Rig) -> bool:
 
 @scenario(15, "all pay instances bad: quick answers while ejected, no retry storm, recovery by itself", load=False)
 async def pay_bad(rig: Rig) -> None:
-    """pay_svc stopped; then up, but without its database."""
+    """pay_svc is stopped; then it runs, but without its database."""
     guest = rig.caller("victim")
     for harm in (rig.nemesis.stopped("pay_svc"), rig.nemesis.cut("pay_svc", "postgres")):
         await until(lambda: rig.books_paid(guest), "bookings are not paid at first")

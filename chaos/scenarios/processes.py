@@ -33,7 +33,7 @@ async def freezes(rig: Rig) -> None:
 
 @scenario(22, "each connection between two parts cut for a while")
 async def cuts(rig: Rig) -> None:
-    """Nothing arrives, and nobody is told."""
+    """Data is discarded, and neither side is told."""
     links = list(LINKS)
     rig.chance.shuffle(links)
     for caller, part in links:

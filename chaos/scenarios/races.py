@@ -1,4 +1,4 @@
-"""Rooms and races: many who want the same at the same time."""
+"""Rooms and races: many callers want the same thing at the same time."""
 
 import asyncio
 import json
@@ -58,7 +58,7 @@ async def desk_races(rig: Rig) -> None:
                 rig.nemesis.note("race", order_id)
             rig.demand(any(answer.outcome == OK for answer in answers), f"nobody won {order_id}")
             rig.demand(UNKNOWN not in {answer.outcome for answer in answers}, f"a call about {order_id} failed")
-            # A cancel after a confirm is right; both may then say yes.
+            # A cancel after a confirm is correct; both may then succeed.
             ends = [answer for answer in answers[1:] if answer.outcome == OK]
             rig.demand(len(ends) <= 1, f"{order_id} was both canceled and rejected")
 
@@ -90,7 +90,7 @@ TIME_IS_OVER = "UPDATE orders SET expires_at = now(), attempt_until = NULL WHERE
 
 @scenario(18, "two expiry jobs; a payment in the second of the expiry: paid and live, or expired and net 0")
 async def expiry(rig: Rig) -> None:
-    """Until both have been seen."""
+    """Repeats until payment and expiry have each won."""
     guest = rig.caller("victim")
     seen: set[str] = set()
     async with rig.replica("order_svc"):
@@ -123,7 +123,7 @@ async def expiry(rig: Rig) -> None:
 
 @scenario(20, "a card number typed as the guest's name: 400, and the digits are nowhere")
 async def card_as_name(rig: Rig) -> None:
-    """In several spellings and fields. (The audit's A10 then looks everywhere.)"""
+    """In several spellings and fields. (The audit's A10 then searches everywhere.)"""
     guest = rig.caller("victim")
     for spelled in (
         "4242424242424242",

@@ -1,4 +1,4 @@
-"""What a rollout meets: late news, relays that can't publish, two releases beside each other, clocks that differ."""
+"""Rollouts: late events, relays that can't publish, two releases side by side, clocks that differ."""
 
 import asyncio
 import time
@@ -59,7 +59,10 @@ async def _nats_is_away(rig: Rig) -> None:
 
 
 async def _order_svc_is_dead(rig: Rig) -> None:
-    """It comes back after the time is over, and its job runs before it hears any event. The desk has confirmed some."""
+    """It restarts after the time to pay is over, and its job runs before it receives any event.
+
+    The desk has confirmed some.
+    """
     desk = rig.caller("desk", role="desk")
     async with AsyncExitStack() as deaf:
         await deaf.enter_async_context(rig.nemesis.cut("order_svc", "nats"))
@@ -75,7 +78,10 @@ async def _order_svc_is_dead(rig: Rig) -> None:
 
 
 async def _the_processor_is_silent(rig: Rig) -> None:
-    """Half of the charges were made. Nothing expires before that is known; then those that were not made do."""
+    """Half of the charges were made.
+
+    Nothing expires before that is known; then the orders that were not charged expire.
+    """
     guest = rig.caller("victim")
     async with silent_processor(rig):
         cards = [LOST_ANSWER, ERROR] * 4
@@ -117,7 +123,7 @@ WHERE locktype = 'advisory'
 
 @scenario(24, "a relay with the lock that can't publish, cut off or frozen: a healthy replica sends instead")
 async def stuck_relay(rig: Rig) -> None:
-    """The stack's own order_svc has the lock; the replica beside it is well."""
+    """The stack's own order_svc has the lock; the replica beside it works."""
     guest = rig.caller("victim")
     await _has_the_lock_alone(rig)
     async with rig.replica("order_svc"):
@@ -141,7 +147,7 @@ async def stuck_relay(rig: Rig) -> None:
 
 
 async def _has_the_lock_alone(rig: Rig) -> None:
-    """The stack's own relay is at work, before another one begins."""
+    """Makes sure the stack's own relay is active before another one starts."""
     await until(lambda: _nothing_waits(rig), "the outbox does not drain")
 
     async def has_it() -> bool:
@@ -202,7 +208,7 @@ async def two_releases(rig: Rig) -> None:
 
 @asynccontextmanager
 async def _beside(rig: Rig, code: object) -> AsyncIterator[dict[str, int]]:
-    """A replica of each service from that code, all at work; name → port."""
+    """A replica of each service from that code, all running; name → port."""
     async with AsyncExitStack() as running:
         replicas = {name: await running.enter_async_context(rig.replica(name, code=code)) for name in SERVICES}  # type: ignore[arg-type]
         for name, replica in replicas.items():

@@ -2,6 +2,6 @@
 
 streams     the declared streams and consumers
 connection  a service's connection, and publishing
-pull        asks for events, and takes what has arrived
-consumer    delivery of events to policies in batches, and dead letters
+pull        requests events and returns those that have arrived
+consumer    delivers events to policies in batches; dead letters
 """

@@ -16,31 +16,31 @@ from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, declare_stream
 
 logger = logging.getLogger(__name__)
 
-PUBLISH_SECONDS = 2.0  # without an acknowledgement for so long, an event counts as not published
+PUBLISH_SECONDS = 2.0  # without an acknowledgement for this long, an event counts as not published
 NEARLY_FULL = 0.8
 
 
 class Bus:
-    """A service's connection to NATS. It may come and go while the service runs."""
+    """A service's connection to NATS. It may be lost and restored while the service runs."""
 
     def __init__(self, url: str, *, name: str) -> None:
         self._url = url
         self.name = name
         self._closing = False
-        self.last_acknowledged = time.monotonic()  # when the stream last answered a publish
+        self.last_acknowledged = time.monotonic()  # when the stream last acknowledged a publish
         self.lost = asyncio.Event()  # set when the client has given up for good: the process has to end
         self.client = Client()
         self.js: JetStreamContext = self.client.jetstream(timeout=PUBLISH_SECONDS)
 
     @property
     def is_connected(self) -> bool:
-        """Whether the server can be reached at this moment."""
+        """Whether the server is reachable now."""
         return bool(self.client.is_connected)
 
     async def connect(self, stopping: asyncio.Event) -> None:
-        """Connects and declares the streams, however long it takes, unless `stopping` is set meanwhile.
+        """Connects and declares the streams, however long it takes, or until `stopping` is set.
 
-        Later interruptions heal by themselves.
+        The client repairs later interruptions by itself.
         """
         while not self.client.is_connected:
             if stopping.is_set():
@@ -59,7 +59,7 @@ class Bus:
             self.client = await nats.connect(
                 self._url,
                 name=self.name,
-                inbox_prefix=f"_INBOX.{self.name}",  # nobody else may listen to what it is answered
+                inbox_prefix=f"_INBOX.{self.name}",  # no other user may subscribe to this service's replies
                 connect_timeout=3,
                 ping_interval=5,
                 max_outstanding_pings=2,
@@ -76,9 +76,9 @@ class Bus:
             self.js = self.client.jetstream(timeout=PUBLISH_SECONDS)
 
     async def watch_the_stream(self) -> None:
-        """Says in the log when the stream is nearly full: once it is, no event goes out any more."""
+        """Logs a warning when the stream is nearly full: a full stream takes no more events."""
         if not self.client.is_connected:
-            return  # there is nothing to be seen at this moment
+            return  # not visible at the moment
         try:
             stream = await self.js.stream_info(str(EVENTS.name))
         except (OSError, TimeoutError, nats.errors.Error):
@@ -92,16 +92,16 @@ class Bus:
             )
 
     async def close(self) -> None:
-        """Sends what is written and disconnects."""
+        """Flushes pending messages and disconnects."""
         self._closing = True
         with suppress(OSError, TimeoutError, nats.errors.Error):
             if self.client.is_connected:
                 await self.client.flush(timeout=2)
-            if self.client.is_connected or self.client.is_reconnecting:  # a client that never was can't be closed
+            if self.client.is_connected or self.client.is_reconnecting:  # a client that never connected can't be closed
                 await self.client.close()
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
-        """Publishes (subject, payload, headers) in parallel; says of each whether the stream acknowledged it."""
+        """Publishes (subject, payload, headers) in parallel. Returns for each whether the stream acknowledged it."""
 
         async def publish(subject: str, payload: bytes, headers: dict[str, str]) -> asyncio.Future[Any]:
             return await self.js.publish_async(
@@ -112,13 +112,13 @@ class Bus:
         for message in messages:
             if self._is_too_large(*message):
                 logger.error("publish: an event of %s is larger than NATS takes; it waits", message[0])
-                acks.append(None)  # those of other aggregates go out all the same
+                acks.append(None)  # the events of other aggregates are published all the same
                 continue
             try:
                 acks.append(await publish(*message))
             except (OSError, TimeoutError, nats.errors.Error) as error:
                 logger.warning("publish: %s", error)
-                # Each failed publish keeps a place among the client's pending ones: the rest of the batch waits.
+                # Each failed publish keeps a slot among the client's pending ones, so the rest of the batch waits.
                 acks += [None] * (len(messages) - len(acks))
                 break
         pending = [ack for ack in acks if ack is not None]
@@ -127,11 +127,14 @@ class Bus:
             if answered:
                 self.last_acknowledged = time.monotonic()
             for ack in unanswered:
-                ack.cancel()  # gives its place among the client's open publishes back
+                ack.cancel()  # frees its slot among the client's pending publishes
         return [_acknowledged(ack) for ack in acks]
 
     def _is_too_large(self, subject: str, payload: bytes, headers: dict[str, str]) -> bool:
-        """Whether the server would refuse a message. The client would only notice after it has taken a place for it."""
+        """Whether the server would refuse a message.
+
+        The client itself would notice only after taking a pending slot for it.
+        """
         written = sum(len(name) + len(value) + 4 for name, value in headers.items())
         return len(subject) + written + len(payload) + 64 > self.client.max_payload
 

@@ -1,4 +1,4 @@
-"""Delivers events to policies in batches; what can't be handled goes to the dead letters."""
+"""Delivers events to policies in batches. Events that can't be handled go to the dead letters."""
 
 import asyncio
 import logging
@@ -26,14 +26,14 @@ logger = logging.getLogger(__name__)
 
 GATHER_SECONDS = 0.1
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
-HAND_BACK_SOON = 20  # deliveries; whoever is still alone with an event then was rolled back to
-MAX_POISONED_IN_A_ROW = 3  # when events of so many aggregates in a row can't be handled, it is the release
+HAND_BACK_SOON = 20  # deliveries; if no replica has taken the event by then, the newer release was rolled back
+MAX_POISONED_IN_A_ROW = 3  # failures for this many aggregates in a row point at the release, not at the events
 HALTED_SECONDS = 10.0
 RETRY_SECONDS = 1.0
 
-# A batch that is too much for the database at this moment: half of it may not be.
+# Errors of a batch that is too much for the database at the moment: half of it may succeed.
 TOO_MUCH_AT_ONCE = (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError)
-# Of all that a database says, only this speaks of the event itself.
+# The only database errors that are caused by the event itself.
 _NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
 # Header naming the only consumer of a redriven event: the others have handled it, or have a dead letter of their own.
@@ -52,7 +52,9 @@ WHERE subscriptions.heard_since = '-infinity'
 
 
 class ConsumerHalted(Exception):
-    """Events of several aggregates in a row can't be handled: none is buried any more until one can be handled."""
+    """Events of several aggregates in a row can't be handled: no more are moved to the dead letters until one can be
+    handled.
+    """
 
 
 class Consumer:
@@ -62,11 +64,11 @@ class Consumer:
         self._bus = bus
         self._policies = policies
         self._database = database
-        self._poisoned_in_a_row: set[str] = set()  # aggregates whose events could not be handled, since one could be
+        self._poisoned_in_a_row: set[str] = set()  # aggregates whose events failed since the last one that was handled
         self.has_handled = False  # whether this process has handled any event
 
     async def declare(self) -> None:
-        """Makes it on the server, or brings it up to date, and notes since when it hears which subject.
+        """Creates the consumer on the server or brings it up to date, and records since when it receives which subject.
 
         Raises DeclarationDiffers.
         """
@@ -75,9 +77,9 @@ class Consumer:
         await self._database.autocommit.execute(NOTE_SUBSCRIPTIONS, subjects, added)
 
     async def run(self, stopping: asyncio.Event) -> None:
-        """Hands events to the policies in batches, until `stopping` is set.
+        """Delivers events to the policies in batches, until `stopping` is set.
 
-        Raises ConsumerHalted if one after the other can't be handled, ConsumerLost if the server has no such consumer.
+        Raises ConsumerHalted if one event after the other fails, ConsumerLost if the server has no such consumer.
         """
         async with self._pulling() as pull:
             while not stopping.is_set():
@@ -95,7 +97,7 @@ class Consumer:
                         raise ConsumerHalted(
                             f"events of {len(self._poisoned_in_a_row)} aggregates in a row can't be handled"
                         )
-                    # The first event is handled at once; those that follow on its heels share a transaction.
+                    # The first event is handled at once; those that follow closely share a transaction.
                     await asyncio.sleep(GATHER_SECONDS)
 
     @asynccontextmanager
@@ -112,7 +114,7 @@ class Consumer:
                 await subscription.unsubscribe()
 
     async def _handle(self, deliveries: Sequence[Msg]) -> None:
-        """One transaction for all. A batch with a poisonous event in it is handled again one by one."""
+        """Handles a batch in one transaction. A batch that contains a poisonous event is handled again one by one."""
         readable: list[tuple[Msg, ReceivedEvent]] = []
         for delivery in deliveries:
             if (delivery.headers or {}).get(REDRIVE_FOR, self._bus.name) != self._bus.name:
@@ -144,7 +146,7 @@ class Consumer:
                 return
             logger.warning("consumer %s: %d events wait: %r", self._bus.name, len(readable), error)
             for delivery, _ in readable:
-                # Soon, however often it was tried: all is well again as soon as the database is.
+                # Soon, however many attempts there were: everything works again as soon as the database does.
                 await self._try_again(delivery, RETRY_SECONDS)
             await asyncio.sleep(RETRY_SECONDS)
         else:
@@ -159,20 +161,22 @@ class Consumer:
         return len(self._poisoned_in_a_row) >= MAX_POISONED_IN_A_ROW
 
     async def _hand_back(self, delivery: Msg) -> None:
-        """An event that only a newer release knows, which shares this subscription: a replica of it will take it."""
+        """Returns an event that only a newer release knows, which shares this subscription; one of its replicas will
+        take it.
+        """
         logger.info("consumer %s: %s is for a newer release", self._bus.name, delivery.subject)
         soon = (delivery.metadata.num_delivered or 1) <= HAND_BACK_SOON
         await self._try_again(delivery, 2 * RETRY_SECONDS if soon else REDELIVERY_SECONDS[-1])
 
     async def _handle_one_by_one(self, readable: list[tuple[Msg, ReceivedEvent]], error: Exception) -> None:
-        """Finds the one among many that can't be handled; a single one goes to the dead letters."""
+        """Finds the event that can't be handled. A single one goes to the dead letters."""
         if len(readable) > 1:
             for delivery, _ in readable:
                 await self._handle([delivery])
             return
         logger.error("event %s can't be handled", readable[0][1].event_id, exc_info=error)
         self._poisoned_in_a_row.add(readable[0][1].aggregate_id)
-        if self.is_halted:  # all of them failing is more likely a fault of this release than of each event
+        if self.is_halted:  # if all of them fail, the cause is more likely this release than each event
             await self._try_again(readable[0][0], RETRY_SECONDS)
         else:
             await self._bury(readable[0][0], f"impossible: {in_short(error)}")
@@ -204,7 +208,7 @@ class Consumer:
             await self._settle(delivery.term())
 
     async def _settle(self, settlement: Any) -> None:
-        """Sends an ack, nak or term. If it is lost the event comes again, and the inbox knows it."""
+        """Sends an ack, nak or term. If it is lost the event is redelivered, and the inbox recognises it."""
         try:
             await settlement
         except (OSError, nats.errors.Error) as error:
@@ -212,7 +216,7 @@ class Consumer:
 
 
 def is_poison(error: Exception) -> bool:
-    """Whether an event that failed so can't be handled at all: it fails the same way whenever it is tried again."""
+    """Whether an event that failed with this error can't be handled at all: it would fail the same way every time."""
     if isinstance(error, _NEVER_RIGHT):
         return True
     return not isinstance(error, (*TRANSIENT, asyncpg.PostgresError, Conflict))
@@ -221,14 +225,14 @@ def is_poison(error: Exception) -> bool:
 def _read(delivery: Msg, policies: Policies[Any]) -> ReceivedEvent:
     headers = delivery.headers or {}
     message = policies.parse(delivery.subject, delivery.data)
-    # The event's own id, not that of the message: an event that is sent again may travel in another message.
+    # The event's own id, not the message's: a redriven event travels in another message.
     return ReceivedEvent(headers["ce-id"], headers["ce-subject"], headers.get("traceparent", ""), message)
 
 
 async def _apply_despite_conflicts(
     arrivals: Sequence[ReceivedEvent], policies: Policies[Any], database: Database
 ) -> None:
-    """A call may have changed one of the aggregates meanwhile: what is stored then is loaded again."""
+    """Applies the batch; if a call changed one of the aggregates meanwhile, loads again and repeats."""
     await until_saved(lambda _: _apply(arrivals, policies, database))
 
 
@@ -236,7 +240,7 @@ async def _apply(arrivals: Sequence[ReceivedEvent], policies: Policies[Any], dat
     trace.enter_batch({arrival.aggregate_id: arrival.traceparent for arrival in arrivals})
     async with database.transaction() as connection:
         fresh = await inbox.claim(connection, [arrival.event_id for arrival in arrivals])
-        # The same event may stand in a batch twice.
+        # A batch may contain the same event twice.
         chosen = {arrival.event_id: arrival for arrival in arrivals if arrival.event_id in fresh}
         if chosen:
             await policies.apply(connection, list(chosen.values()))

@@ -1,4 +1,4 @@
-"""Asks the server for events, and says what has arrived."""
+"""Requests events from the server and returns those that have arrived."""
 
 import asyncio
 import json
@@ -7,18 +7,21 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 BATCH = 200
-# A pull asks for a batch; the server ends it after a second, so that after a restart of the server no wait is long.
+# A pull request asks for a batch and expires after a second, so that a restart of the server is never waited for long.
 PULL_SECONDS = 1.0
 PULL = json.dumps({"batch": BATCH, "expires": int(PULL_SECONDS * 1_000_000_000)}).encode()
 REQUEST_IS_OVER = ("404", "408")
 
 
 class ConsumerLost(Exception):
-    """The server no longer knows the consumer, or refuses to go on with it."""
+    """The server no longer knows the consumer, or refuses to continue with it."""
 
 
 class Pull:
-    """Asks the server for events and takes what has arrived: one request stays open, so that nothing waits for one."""
+    """Requests events and takes those that have arrived.
+
+    One request is always open, so that no event waits for a request.
+    """
 
     def __init__(self, client: Client, subject: str, reply: str, arrived: "asyncio.Queue[Msg]") -> None:
         self._client = client
@@ -29,7 +32,7 @@ class Pull:
         self._lost = ""
 
     async def next_batch(self, stopping: asyncio.Event) -> list[Msg]:
-        """All events that have arrived, after waiting a second for the first one, or until `stopping`.
+        """Returns all events that have arrived, after waiting up to a second for the first one, or until `stopping`.
 
         Raises ConsumerLost.
         """
@@ -41,10 +44,10 @@ class Pull:
             await asyncio.wait([first, end], timeout=PULL_SECONDS + 0.5, return_when=asyncio.FIRST_COMPLETED)
         finally:
             end.cancel()
-            arrived = not first.cancel()  # it is not canceled if it is done
+            arrived = not first.cancel()  # no effect if it is done
         if not arrived:
             if not stopping.is_set():
-                self._open = 0  # the server was away: nobody knows of our request any more
+                self._open = 0  # the server was away: it no longer knows our request
             return []
         messages = [first.result()]
         while len(messages) < BATCH and not self._arrived.empty():
@@ -62,4 +65,4 @@ class Pull:
                 self._lost = f"{status} {(message.headers or {}).get('Description', '')}"
         if self._lost and not deliveries:
             raise ConsumerLost(self._lost)
-        return deliveries  # first, even if the consumer is lost: what has come is handled
+        return deliveries  # first, even if the consumer is lost: events that have arrived are handled

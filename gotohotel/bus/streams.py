@@ -10,12 +10,13 @@ from nats.js.errors import NotFoundError
 
 logger = logging.getLogger(__name__)
 
-ACK_WAIT_SECONDS = 10.0  # longer than a batch can take; what a killed consumer held comes again after it
-# Events that are handed back for a newer release stay unacknowledged; they must not stop the others.
+ACK_WAIT_SECONDS = 10.0  # longer than a batch takes; redelivery after a kill takes this long
+# Events that are handed back for a newer release stay unacknowledged; they must not block the others.
 MAX_UNACKNOWLEDGED = 100_000
 
-# Everything that happened, until an operator moves the oldest to the archive. A full stream refuses (the row waits in
-# its outbox) rather than forget. How large it may grow is up to the operator; this is for one that nobody has made yet.
+# Holds every event until an operator moves the oldest to the archive. A full stream refuses new events (the rows wait
+# in their outbox) and discards none. The operator decides its size; this is the default for a stream that does not
+# exist yet.
 EVENTS = StreamConfig(
     name="EVENTS",
     subjects=["gotohotel.*.v1.*"],
@@ -37,26 +38,26 @@ DEAD_LETTERS = StreamConfig(
 
 
 class DeclarationDiffers(Exception):
-    """A stream or consumer on the server is not as this version declares it."""
+    """A stream or consumer on the server differs from what this release declares."""
 
 
 async def declare_stream(js: JetStreamContext, wanted: StreamConfig) -> None:
-    """Makes a stream if there is none. Raises DeclarationDiffers."""
+    """Creates the stream if it does not exist. Raises DeclarationDiffers."""
     try:
         current = (await js.stream_info(str(wanted.name))).config
     except NotFoundError:
-        # Replicas may declare at once: adding the very same stream again is no error.
+        # Replicas may declare at the same time: adding an identical stream again is no error.
         current = (await js.add_stream(wanted)).config
-    _refuse_difference("stream", wanted, current, but={"max_bytes"})  # how large it may be is up to the operator
+    _refuse_difference("stream", wanted, current, but={"max_bytes"})  # the operator decides the size
 
 
 async def declare_consumer(js: JetStreamContext, name: str, subjects: Sequence[str]) -> list[str]:
-    """Makes the durable consumer, or widens it and brings its operational settings up to date.
+    """Creates the durable consumer, or widens its filter and updates its operational settings.
 
-    Returns the subjects that were added to one that was there. Raises DeclarationDiffers.
+    Returns the subjects that were added to an existing one. Raises DeclarationDiffers.
 
-    A newer release may have subscribed to more: that stays, and what only it knows is handed back to it. A
-    consumer begins to hear of a subject that is added with what is published from then on.
+    A newer release may have subscribed to more subjects: those stay, and events that only it knows are handed back to
+    it. For an added subject, delivery begins with the events published from then on.
     """
     wanted = ConsumerConfig(
         durable_name=name,
@@ -82,7 +83,10 @@ async def declare_consumer(js: JetStreamContext, name: str, subjects: Sequence[s
 
 
 def _refuse_difference(kind: str, wanted: StreamConfig | ConsumerConfig, current: Any, *, but: Set[str]) -> None:
-    """A silent difference would be served for ever: pull_subscribe keeps an existing consumer's configuration."""
+    """Raises DeclarationDiffers.
+
+    Without it a difference would never show: pull_subscribe keeps an existing consumer's configuration.
+    """
     for field, value in vars(wanted).items():
         if field not in but and value is not None and getattr(current, field) != value:
             name = getattr(wanted, "name", None) or getattr(wanted, "durable_name", "")

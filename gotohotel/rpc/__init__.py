@@ -1,8 +1,8 @@
-"""gRPC, both edges.
+"""gRPC: the server side and the client side.
 
-access    who may make which call, and whether it changes anything: read from the proto's method options
-identity  who calls, as the gateway's check of the token found
-deadline  how long the current call may still take
+access    roles, side effects and paths of each RPC, read from the proto's method options
+identity  the caller, as the gateway found it in the token
+deadline  the remaining time of the current call
 status    errors as google.rpc.Status
 server    serves RPCs
 client    calls another service

@@ -1,4 +1,4 @@
-"""What the protos declare of each RPC: who may call it, whether it has side effects, and its JSON paths."""
+"""What the protos declare for each RPC: who may call it, whether it has side effects, and its JSON paths."""
 
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -20,7 +20,10 @@ class Binding(NamedTuple):
 
 
 def allowed_roles(options: MethodOptions) -> frozenset[str]:
-    """Who may call it, by the option gotohotel.access.v1.allow. Raises LookupError if the proto does not say it."""
+    """The roles that may call an RPC, from the option gotohotel.access.v1.allow.
+
+    Raises LookupError without that option.
+    """
     declared: Sequence[int] = options.Extensions[access_pb2.allow]  # type: ignore[index]  # protoc's stub types no extension
     if not declared:
         raise LookupError("the option (gotohotel.access.v1.allow) is missing")
@@ -28,17 +31,17 @@ def allowed_roles(options: MethodOptions) -> frozenset[str]:
 
 
 def has_side_effects(options: MethodOptions) -> bool:
-    """Whether the call may change something: all do that are not declared as NO_SIDE_EFFECTS."""
+    """Whether the call may change something: true unless it is declared NO_SIDE_EFFECTS."""
     return options.idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 
 
 def is_public(options: MethodOptions) -> bool:
-    """Whether callers outside of the services may reach it through the gateway."""
+    """Whether the gateway has a route for it."""
     return allowed_roles(options) != {SERVICE}
 
 
 def bindings(options: MethodOptions) -> Iterator[Binding]:
-    """Its JSON paths (google.api.http); none for a call that is internal."""
+    """Its JSON paths (google.api.http); none for an internal call."""
     rule = options.Extensions[annotations_pb2.http]
     for binding in (rule, *rule.additional_bindings):
         if verb := binding.WhichOneof("pattern"):

@@ -16,7 +16,7 @@ from gotohotel.rpc.deadline import remaining_seconds
 from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
 from gotohotel.rpc.server import MESSAGE_LIMIT_BYTES
 
-# What Envoy's egress listener puts on an error of its own when no connection took the call.
+# The marker that Envoy's egress listener adds to its own errors when the call was never sent.
 NEVER_SENT_HEADER = "x-gotohotel-never-sent"
 MAX_ATTEMPTS = 3
 
@@ -36,7 +36,7 @@ Response = TypeVar("Response", bound=Message)
 
 
 class RetryBudget:
-    """Lets retries be a tenth of the calls at most, so that an outage is not answered with a storm of them."""
+    """Limits retries to a tenth of the calls, so that an outage does not cause a storm of retries."""
 
     def __init__(self) -> None:
         self._tokens = 5.0
@@ -54,7 +54,10 @@ class RetryBudget:
 
 
 class CallFailed(Exception):
-    """Another service gave no answer. If `never_sent`, it has not even seen the call; otherwise that is unknown."""
+    """Another service did not answer.
+
+    With `never_sent` the call certainly did not reach it; otherwise that is unknown.
+    """
 
     def __init__(self, error: grpc.aio.AioRpcError, *, never_sent: bool) -> None:
         super().__init__(f"{error.code().name}: {error.details()}")
@@ -74,9 +77,9 @@ class RpcClient:
     async def call(
         self, path: str, request: Message, response_type: type[Response], *, timeout_seconds: float
     ) -> Response:
-        """The response, after at most 3 attempts; only UNAVAILABLE is retried.
+        """Returns the response, after at most 3 attempts; only UNAVAILABLE is retried.
 
-        Raises CallFailed: unless it was never sent, fetch the resource or repeat the call.
+        Raises CallFailed. Unless it was never sent, fetch the resource or repeat the call.
         """
         ends = time.monotonic() + min(timeout_seconds, remaining_seconds())
         if path not in self._methods:
@@ -121,7 +124,7 @@ class RpcClient:
 
 @asynccontextmanager
 async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
-    """Opens a channel; connecting happens with the first call."""
+    """Opens a channel; the first call connects."""
     client = RpcClient(target, name=name)
     try:
         yield client
@@ -130,5 +133,5 @@ async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
 
 
 def _never_sent(error: grpc.aio.AioRpcError) -> bool:
-    """Whether the egress listener says that it found no host to send the call to."""
+    """Whether the egress listener reports that it had no host to send the call to."""
     return any(key == NEVER_SENT_HEADER for key, _ in error.trailing_metadata() or ())

@@ -1,11 +1,11 @@
-"""Who calls: the gateway checks the token and passes on whom it names."""
+"""The caller: the gateway checks the token and passes on its subject and role."""
 
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 
 from gotohotel.rpc.access import ANYBODY, GUEST
 
-# What Envoy puts on a request after it has checked the token, and removes from every request before.
+# Headers that Envoy removes from every request and sets after it has checked the token.
 SUBJECT_HEADER = "x-gotohotel-subject"
 ROLE_HEADER = "x-gotohotel-role"
 
@@ -20,7 +20,7 @@ class PermissionDenied(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """Who calls, as the gateway's check of the token found."""
+    """The caller, as the gateway found it in the token."""
 
     subject: str
     role: str
@@ -35,7 +35,7 @@ ANONYMOUS = Caller("", "")
 
 
 def identify(metadata: Mapping[str, object], allowed_roles: Set[str]) -> Caller:
-    """The caller of a call for these roles. Raises Unauthenticated or PermissionDenied."""
+    """Returns the caller, who must have one of these roles. Raises Unauthenticated or PermissionDenied."""
     if ANYBODY in allowed_roles:
         return ANONYMOUS
     subject = metadata.get(SUBJECT_HEADER)

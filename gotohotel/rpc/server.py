@@ -25,7 +25,7 @@ from gotohotel.rpc.deadline import MAX_CALL_SECONDS
 from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, identify
 from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
 
-DATABASE = "database"  # the name under which a health check asks for it
+DATABASE = "database"  # the name for which a health check asks about the database
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 
 SERVER_OPTIONS = [
@@ -44,7 +44,7 @@ class RpcServer:
 
     def __init__(self, *, port: int, host: str, max_calls: int = 600) -> None:
         self._address = f"{host}:{port}"
-        # gRPC's own limit answers without details; it is only the net below ours.
+        # gRPC's own limit answers without details; it only backs up ours.
         self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * max_calls)
         self._max_calls = max_calls
         self._reads = 0
@@ -55,23 +55,24 @@ class RpcServer:
     def add(self, service: ServiceDescriptor, implementation: object) -> None:
         """Registers every RPC of a service.
 
-        Raises AttributeError if one is not implemented, LookupError if the proto does not say who may call it.
+        Raises AttributeError for one that is not implemented, LookupError if the proto does not declare who may call
+        it.
         """
         handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {}
         for method in service.methods:
             function = getattr(implementation, method.name)
             handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                self._edge(method, function),  # reads the request itself, so that a broken one gets our answer
+                self._edge(method, function),  # parses the request itself, so that a malformed one gets our error
                 response_serializer=GetMessageClass(method.output_type).SerializeToString,
             )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names.append(service.full_name)
 
     async def start(self) -> None:
-        """Opens the port. Raises OSError if it is taken."""
+        """Opens the port. Raises OSError if it is in use."""
         add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(self._names, self._server)
-        with socket.socket() as probe:  # gRPC itself would first write a line of its own about it
+        with socket.socket() as probe:  # otherwise gRPC logs a line of its own about it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             host, port = self._address.rsplit(":", 1)
             try:
@@ -82,13 +83,15 @@ class RpcServer:
         await self._server.start()
 
     async def set_serving(self, serving: bool, *, has_database: bool = True) -> None:
-        """Answers health checks with SERVING or NOT_SERVING; of the service "database" whether that answers."""
+        """Sets the answer to health checks: SERVING or NOT_SERVING; for the service "database", whether the database
+        answers.
+        """
         for name in ("", *self._names):
             await self._health.set(name, _serving_status(serving and has_database))
         await self._health.set(DATABASE, _serving_status(has_database))
 
     async def stop(self, *, grace_seconds: float) -> None:
-        """Takes no new calls, and ends those under way, commits that outlived their callers included."""
+        """Accepts no new calls and waits for running ones, including mutations whose callers have disconnected."""
         await self._server.stop(grace_seconds)
         if self._mutations:
             await asyncio.wait(self._mutations, timeout=grace_seconds)
@@ -113,8 +116,8 @@ class RpcServer:
             except asyncio.CancelledError:
                 task = asyncio.current_task()
                 if task is None or task.cancelling():
-                    raise  # the caller has hung up
-                # Something in here was canceled: without an answer the caller would wait for his whole deadline.
+                    raise  # the caller has disconnected
+                # Something inside was canceled: without an answer the caller would wait for its whole deadline.
                 return status_of(
                     Unavailable("the call was interrupted; the outcome is unknown: fetch the resource before retrying")
                 )
@@ -147,7 +150,7 @@ class RpcServer:
             self._reads -= 1
 
     async def _mutate(self, answer: Coroutine[Any, Any, Any]) -> Any:
-        """Runs a mutation to its end even if the caller disconnects; it counts as a concurrent call until then."""
+        """Runs a mutation to its end even if the caller disconnects; until then it counts as a concurrent call."""
         task = asyncio.create_task(answer)
         self._mutations.add(task)
         task.add_done_callback(self._mutations.discard)

@@ -1,4 +1,4 @@
-"""Errors as google.rpc.Status. They are translated here, and nowhere else for RPCs."""
+"""Translates errors to google.rpc.Status; this is the only place for RPCs."""
 
 import logging
 from typing import Any
@@ -34,14 +34,14 @@ class Overloaded(Exception):
 
 async def abort(context: Any, status: status_pb2.Status) -> None:
     """Ends a call with a status."""
-    # Only abort() puts the status where Envoy's breaker and retries see it; set_code() puts it into trailers.
+    # Only abort() puts the status where Envoy's outlier detection and retries see it; set_code() puts it into trailers.
     details = (("grpc-status-details-bin", status.SerializeToString()),)
     code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
     await context.abort(code, status.message, details)
 
 
 def status_of(error: Exception) -> status_pb2.Status:
-    """The google.rpc.Status that tells a caller of an error."""
+    """The google.rpc.Status for an error."""
     match error:
         case DecodeError():
             return _status(code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", "malformed request message")

@@ -1,7 +1,7 @@
-"""The invariants, checked: `gotohotel audit`.
+"""Checks the invariants: `gotohotel audit`.
 
 invariants  what must hold
-snapshot    what they speak of
+snapshot    the data that they are checked on
 reading     how it is read
 """
 
@@ -13,22 +13,25 @@ from ops.audit.reading import read_snapshot
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.stack import Stack
 
-# What is on its way when the audit begins is not wrong: it looks again for so long before it reports.
+# Work in progress is no violation: the audit looks again for this long before it reports one.
 PATIENCE_SECONDS = 15
 
 Found = dict[str, list[str]]
 
 
 def check(stack: Stack, *, patience_seconds: float | None = None) -> Found:
-    """The violations of each invariant, after waiting for what is on its way."""
+    """The violations of each invariant, after waiting for work in progress."""
     return check_snapshot(stack, patience_seconds=patience_seconds)[1]
 
 
 def check_snapshot(stack: Stack, *, patience_seconds: float | None = None) -> tuple[AuditSnapshot, Found]:
-    """The books too. What is found at one look and no longer at the next was on its way, and is not wrong."""
+    """The violations and the snapshot.
+
+    What is found once but not the next time was in progress, and is no violation.
+    """
     snapshot, seen = _look(stack)
     patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
-    ends = time.monotonic() + patience  # from here on: a look at a large hotel may take longer than that itself
+    ends = time.monotonic() + patience  # counted from here: reading a large hotel may take longer than this itself
     found = seen
     while any(found.values()) and time.monotonic() < ends:
         time.sleep(0.5)
@@ -44,7 +47,7 @@ def _look(stack: Stack) -> tuple[AuditSnapshot, Found]:
 
 
 def report(stack: Stack) -> bool:
-    """Prints a line for each invariant; True if all hold."""
+    """Prints a line per invariant; returns True if all hold."""
     found = check(stack)
     for number, violations in found.items():
         print(f"{number:<4} {'VIOLATED' if violations else 'holds':<9} {INVARIANTS[number][0]}")

@@ -22,7 +22,7 @@ INVARIANTS: dict[str, tuple[str, Callable[[AuditSnapshot], Iterable[str]]]] = {}
 
 
 def invariant(number: str, sentence: str) -> Callable[[Callable[[AuditSnapshot], Iterable[str]]], Any]:
-    """Registers a check: it yields a sentence for each violation."""
+    """Registers a check, which yields a sentence for each violation."""
 
     def register(check: Callable[[AuditSnapshot], Iterable[str]]) -> Callable[[AuditSnapshot], Iterable[str]]:
         if number in INVARIANTS:
@@ -163,7 +163,7 @@ def _outbox_is_published(snapshot: AuditSnapshot) -> Iterator[str]:
     for source, table in tables.items():
         for aggregate, row in table.items():
             announced = len(versions[source, aggregate])
-            if announced < row["version"]:  # the last ones: no gap shows it
+            if announced < row["version"]:  # the last ones: no gap shows that they are missing
                 yield f"{source} {aggregate} has announced {row['version']} events, {announced} are in the stream"
 
 

@@ -20,13 +20,13 @@ from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REF
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
 
-SUBJECTS = ("owner", "subject")  # columns with ids of the tokens' issuer, who may use long numbers
+SUBJECTS = ("owner", "subject")  # columns with ids of the token issuer, which may contain long numbers
 
 
 async def read_snapshot(stack: Stack) -> AuditSnapshot:
-    """Everything that the invariants speak of."""
+    """Reads everything that the invariants are checked on."""
     snapshot = AuditSnapshot()
-    # The stream last: whatever it knows more than the databases is on its way, and found at the next look.
+    # The stream last: what it knows and the databases do not is in progress, and is there at the next look.
     for database in (*SERVICES, SANDBOX):
         connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=3, command_timeout=60)
         try:
@@ -114,7 +114,7 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
             if any(_shows_a_card(text, snapshot) for text in said):
                 snapshot.card_numbers.append(f"a card number in the stream, message {message.sequence}")
             event = _stream_event(message)
-            if event is not None and event.event_id not in seen:  # an event that was sent again stands there twice
+            if event is not None and event.event_id not in seen:  # an event that was sent again is there twice
                 seen.add(event.event_id)
                 snapshot.events.append(event)
         async for message in messages_of(js, str(DEAD_LETTERS.name)):
@@ -125,7 +125,7 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:
-    """The event in a message; None if it can't be read: whoever listens to it has made it a dead letter."""
+    """The event in a message; None if it can't be parsed: then its consumers have moved it to the dead letters."""
     headers = message.headers
     try:
         event: Any = TYPES[message.subject].FromString(message.data) if message.subject in TYPES else None
@@ -146,13 +146,13 @@ def _search_logs(stack: Stack, snapshot: AuditSnapshot) -> None:
 
 
 def _is_a_card(text: str) -> bool:
-    """Whether a text is a card number and nothing else: no id is passed over that would hide one elsewhere."""
+    """Whether a text is a card number and nothing else. Unlike the program's own test it skips no identifiers."""
     digits = re.sub(r"[\W_]", "", text)
     return re.fullmatch(r"\d{13,19}", digits) is not None and passes_luhn(digits)
 
 
 def _shows_a_card(text: str, snapshot: AuditSnapshot) -> bool:
-    """The program's own test, and one that does not depend on it: the sandbox's numbers, whatever signs are in them."""
+    """The program's own test, and an independent one: the sandbox's numbers, with any characters between the digits."""
     for subject in snapshot.odd_subjects:
         text = text.replace(subject, " ")
     without_signs = re.sub(r"[\W_]", "", text)

@@ -1,4 +1,4 @@
-"""What the invariants speak of, read at one time."""
+"""The data that the invariants are checked on, read at one time."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from mypage_svc.domain import MyPage
 
 @dataclass(frozen=True, slots=True)
 class StreamEvent:
-    """One message of the stream or its archive. Of an event that only a newer release knows, `message` is None."""
+    """One message of the stream or its archive. `message` is None for an event type that only a newer release knows."""
 
     event_id: str
     aggregate: str
@@ -19,22 +19,22 @@ class StreamEvent:
     version: int
     published_at: datetime | None
     message: Any
-    from_relay: bool  # and not sent again by a command
+    from_relay: bool  # and not redriven or republished by a command
 
     @property
     def name(self) -> str:
-        """The event's name, without its package."""
+        """The event's name without its package."""
         return self.type.rsplit(".", 1)[1]
 
     @property
     def source(self) -> str:
-        """The service that announced it."""
+        """The service that published it."""
         return self.type.split(".")[1]
 
 
 @dataclass
 class AuditSnapshot:
-    """Everything that the invariants speak of, read at one time."""
+    """Everything that the invariants are checked on, read at one time."""
 
     orders: dict[str, Any] = field(default_factory=dict)
     payments: dict[str, Any] = field(default_factory=dict)
@@ -47,18 +47,18 @@ class AuditSnapshot:
     copied_catalogue: list[Any] = field(default_factory=list)  # those of order_svc
     outbox: list[Any] = field(default_factory=list)
     inboxes: dict[str, set[str]] = field(default_factory=dict)  # service → ids of the events that it has handled
-    # (service, subject) → since when it hears of it, if it was added to a subscription later on
+    # (service, subject) → since when it subscribes to it, if it was added later
     heard_since: dict[tuple[str, str], datetime] = field(default_factory=dict)
     answered_orders: list[str] = field(default_factory=list)
     events: list[StreamEvent] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
     buried: set[tuple[str, str]] = field(default_factory=set)  # (service, event id) of the dead letters
     card_numbers: list[str] = field(default_factory=list)
-    # Subjects of tokens that hold a card number's digits and more: ids that an issuer gave, typed by nobody.
+    # Subjects of tokens that contain a card number's digits among others: ids of the issuer, not typed by a guest.
     odd_subjects: set[str] = field(default_factory=set)
 
     now: datetime = field(default_factory=lambda: datetime.now(UTC))  # PostgreSQL's
 
     def said(self, *names: str) -> Iterator[StreamEvent]:
-        """The events of these names that can be read."""
+        """The events of these names that can be parsed."""
         return (event for event in self.events if event.name in names and event.message is not None)

@@ -1,4 +1,4 @@
-"""The command line's commands.
+"""The commands.
 
 stack   up, down, migrate, status, logs, start, stop, token, demo, audit
 events  stream, dead-letters, republish, rebuild

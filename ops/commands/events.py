@@ -31,7 +31,7 @@ Numbers = Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...")]
 
 @letters.command("list")
 def list_letters() -> None:
-    """Shows number, time, service, event, order and reason of each."""
+    """Lists number, time, service, event, order and reason of each dead letter."""
     found = asyncio.run(dead_letters.every(running_stack()))
     for letter in found:
         event = letter.subject.rsplit(".", 1)[-1]
@@ -42,7 +42,7 @@ def list_letters() -> None:
 
 @letters.command("show")
 def show_letter(number: int) -> None:
-    """Shows all that is known of one."""
+    """Shows one dead letter in full."""
     letter = asyncio.run(dead_letters.get(running_stack(), number))
     print(f"number: {letter.number}\nburied: {_at(letter.buried_at)}")
     for name, value in letter.headers.items():
@@ -59,7 +59,7 @@ def redrive_letters(
     service: Annotated[ServiceName | None, typer.Option(help="Only what this service could not handle.")] = None,
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Only where the reason holds this text.")] = "",
 ) -> None:
-    """Sends them again, after what was wrong is mended."""
+    """Sends dead letters again, once their cause is repaired."""
     stack = running_stack()
     chosen = numbers or []
     if every == bool(chosen):
@@ -76,7 +76,7 @@ def redrive_letters(
 
 @letters.command("drop")
 def drop_letters(numbers: Numbers = None) -> None:
-    """Forgets them."""
+    """Deletes dead letters."""
     stack = running_stack()
     if not numbers:
         raise StackError("Name the numbers of the dead letters to forget.")
@@ -84,7 +84,7 @@ def drop_letters(numbers: Numbers = None) -> None:
 
 
 def _each(numbers: Sequence[int], act: Callable[[int], Coroutine[Any, Any, object]], done: str) -> None:
-    """Goes on with the others if one does not exist, and fails in the end."""
+    """Continues with the others if one does not exist, and fails at the end."""
     missing = []
     with console.progress("dead letters", len(numbers)) as advance:
         for number in numbers:
@@ -99,7 +99,7 @@ def _each(numbers: Sequence[int], act: Callable[[int], Coroutine[Any, Any, objec
 
 @stream.callback()
 def show_stream(context: typer.Context) -> None:
-    """Shows how full the stream of events is, and who lags behind; or gives it room."""
+    """Shows how full the stream of events is and how far consumers are behind; manages its size and archive."""
     if context.invoked_subcommand:
         return
     usage = asyncio.run(streams.usage(running_stack()))
@@ -116,7 +116,7 @@ def show_stream(context: typer.Context) -> None:
 
 @stream.command("grow")
 def grow_stream(mib: Annotated[int, typer.Option(help="How many MiB it may hold then.")]) -> None:
-    """Gives it more room."""
+    """Raises the stream's size limit."""
     before = asyncio.run(streams.grow(running_stack(), mib * MIB))
     print(f"The stream may hold {mib} MiB; it was {before / MIB:.0f}. What waited goes out now.")
 
@@ -145,7 +145,7 @@ def republish(
     begins: Annotated[datetime, typer.Option("--from", parser=_point_in_time, metavar="TIME", help="ISO 8601.")],
     ends: Annotated[datetime, typer.Option("--to", parser=_point_in_time, metavar="TIME", help="ISO 8601.")],
 ) -> None:
-    """Publishes kept events again, after the stream has lost some."""
+    """Publishes stored events again, after the stream has lost some."""
     stack = running_stack()
     with console.progress("events") as advance:
         counts = asyncio.run(republish_between(stack, begins, ends, advance=advance))
@@ -155,7 +155,7 @@ def republish(
 
 @app.command()
 def rebuild() -> None:
-    """Builds My page anew from the first event, while the old one serves."""
+    """Rebuilds My page from the first event, while the old pages are served."""
     stack = running_stack()
     with console.progress("events") as advance:
         events, skipped = asyncio.run(rebuild_pages(stack, advance=advance))

@@ -17,14 +17,14 @@ ProcessName = StrEnum("ProcessName", {name: name for name in PROCESSES})  # type
 
 
 class Role(StrEnum):
-    """Whom a token is for."""
+    """The role that a token grants."""
 
     GUEST = "guest"
     DESK = "desk"
 
 
 def running_stack() -> Stack:
-    """The stack that the environment names. Raises StackError if it is not up."""
+    """The stack of this environment. Raises StackError if it is not running."""
     stack = Stack.from_environment()
     if not stack.is_up:
         raise StackError("The stack is not up: run `make up` first.")
@@ -43,14 +43,14 @@ def up() -> None:
 
 @app.command()
 def down() -> None:
-    """Stops it; data is kept."""
+    """Stops the stack; data is kept."""
     Stack.from_environment().down()
     print("Everything has stopped; data is kept.")
 
 
 @app.command()
 def migrate() -> None:
-    """Brings roles, databases, schemas, streams and consumers to this release; `up` does it too."""
+    """Updates roles, databases, schemas, streams and consumers to this release; `up` does it too."""
     running_stack().migrate()
     print("Roles, databases, schemas, streams and consumers are those of this release.")
 
@@ -66,7 +66,7 @@ def status() -> None:
 
 @app.command()
 def logs(process: Annotated[ProcessName | None, typer.Argument(help="Only of this process.")] = None) -> None:
-    """Shows the logs as they grow, until it is interrupted."""
+    """Shows the logs as they grow, until interrupted."""
     stack = Stack.from_environment()
     files = [str(stack.home / "log" / f"{name}.log") for name in ([process] if process else PROCESSES)]
     os.execvp("tail", ["tail", "-n", "20", "-F", *files])  # noqa: S606 - tail takes over, and gets Ctrl-C

@@ -1,10 +1,10 @@
 """The rules of selling rooms. Pure.
 
 booking  stays and room types
-payment  what is known of an order's payment
+payment  the known state of an order's payment
 order    the order and its events
-ports    what the use cases need
-errors   what may be refused
+ports    interfaces that the use cases need
+errors   refusals
 """
 
 from order_svc.domain.booking import MAX_DAYS_AHEAD, MAX_NIGHTS, Booking, RoomType, Stay, Vacancy

@@ -13,10 +13,10 @@ MAX_DAYS_AHEAD = 365
 
 @dataclass(frozen=True, slots=True)
 class Stay:
-    """The nights from check_in up to, not including, check_out: at least one.
+    """The nights from check_in up to, but not including, check_out: at least one.
 
-    How long a stay may be is checked when a guest asks for one (`starting`): a stored stay is not judged by today's
-    limit.
+    The maximum length is checked when a guest asks for a stay (`starting`); a later limit does not invalidate stored
+    stays.
     """
 
     check_in: date
@@ -28,12 +28,12 @@ class Stay:
 
     @property
     def nights(self) -> int:
-        """How many nights."""
+        """The number of nights."""
         return (self.check_out - self.check_in).days
 
     @classmethod
     def starting(cls, check_in: date | None, check_out: date | None, *, today: date) -> "Stay":
-        """The stay that a guest asks for; omitted dates mean tonight, one night. Raises Invalid."""
+        """The stay that a guest asks for; without dates: tonight, one night. Raises Invalid."""
         first = check_in or today
         if not today <= first <= today + timedelta(days=MAX_DAYS_AHEAD):
             raise Invalid("checkIn", f"must be today or at most {MAX_DAYS_AHEAD} days ahead")

@@ -35,4 +35,4 @@ class OrderNotCancelable(WrongState):
 
 
 class PaymentsUnreachable(Exception):
-    """pay_svc did not answer; nothing can be concluded from that."""
+    """pay_svc did not answer; the state of the payment is unknown."""

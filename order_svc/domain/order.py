@@ -11,7 +11,7 @@ from order_svc.domain.payment import IN_PROGRESS, PaymentClosure, PaymentError, 
 
 
 class Status(StrEnum):
-    """Where an order stands; terminal: CANCELED, REJECTED, EXPIRED."""
+    """The states of an order; final: CANCELED, REJECTED, EXPIRED."""
 
     PAYMENT_PENDING = "PAYMENT_PENDING"
     PAID = "PAID"
@@ -44,7 +44,10 @@ class OrderExpired(Event):
 
 @dataclass(slots=True, kw_only=True)
 class Facts:
-    """When what became known of an order. Facts only come, never go, so their order of arrival does not matter."""
+    """The times of what became known about an order.
+
+    Facts are added and never removed, so their order of arrival does not matter.
+    """
 
     paid_at: datetime | None = None
     expired_at: datetime | None = None
@@ -59,10 +62,10 @@ FACTS = tuple(field.name for field in fields(Facts))
 
 
 def status_from(facts: Facts) -> Status:
-    """The one place that says where an order stands.
+    """Derives the state of an order; the only place that does.
 
-    A guest's cancel is over as soon as the payment is canceled, whoever had that done. Without one, the desk's
-    last word counts, and it comes only after the payment was canceled.
+    A guest's cancel is complete as soon as the payment is canceled, whoever requested that. Without one, the desk's
+    last decision counts; it arrives only after the payment was canceled.
     """
     if facts.expired_at:
         return Status.EXPIRED
@@ -123,7 +126,7 @@ class Order(Aggregate):
         placed_at: datetime,
         expires_at: datetime,
     ) -> "Order":
-        """A new order at today's price. Raises Invalid if the room is too small."""
+        """A new order at the current price. Raises Invalid if the room is too small."""
         if not 1 <= booking.guest_cnt <= room_type.max_guests:
             raise Invalid("guestCnt", f"must be 1 to {room_type.max_guests} in this room type")
         amount = room_type.nightly_rate * booking.stay.nights
@@ -142,7 +145,7 @@ class Order(Aggregate):
 
     @property
     def status(self) -> Status:
-        """Where the order stands."""
+        """The state of the order."""
         return status_from(self.facts)
 
     @property
@@ -156,7 +159,10 @@ class Order(Aggregate):
         return self.status in (Status.PAYMENT_PENDING, Status.PAID, Status.CONFIRMED)
 
     def start_payment(self, attempt_id: str, *, started_at: datetime, lifetime: timedelta) -> None:
-        """Begins an attempt to pay. The order does not expire for its `lifetime`, nor ever for longer than that."""
+        """Starts an attempt to pay, during whose `lifetime` the order does not expire.
+
+        Attempts extend the hold by at most one lifetime beyond `expires_at`.
+        """
         if self.status != Status.PAYMENT_PENDING:
             raise OrderNotPayable()
         self.attempt_id = attempt_id
@@ -165,10 +171,10 @@ class Order(Aggregate):
         self.updated_at = started_at
 
     def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
-        """Takes note of what pay_svc said of an attempt. Safe to repeat.
+        """Records pay_svc's answer for an attempt. Safe to repeat.
 
-        An attempt beside another is not charged: it gets IN_PROGRESS and the other attempt's id, whose result stands.
-        A late word on an older attempt, once a newer one is settled, changes nothing.
+        A concurrent attempt is not charged: it gets IN_PROGRESS and the other attempt's id, and the other attempt's
+        result stands. A late answer for an older attempt changes nothing once a newer one is settled.
         """
         if outcome.approved_at:
             self.note_payment_approved(outcome.approved_at)
@@ -187,18 +193,20 @@ class Order(Aggregate):
             self.updated_at = at
 
     def note_payment_declined(self, attempt_id: str, reason: str, *, at: datetime) -> None:
-        """pay_svc announced that an attempt did not succeed; the call that made it may not have heard so."""
+        """Records a declined attempt from pay_svc's event: the call that made the attempt may not have received the
+        answer.
+        """
         if self.status != Status.PAYMENT_PENDING:
             return
         if self.attempt_id == attempt_id and self.attempt_until is not None:
             self.attempt_until = None
         elif self.payment_error != IN_PROGRESS:
-            return  # it was heard before, or a newer attempt has more to tell
+            return  # known already, or a newer attempt has a result
         self.payment_error = declined(reason)
         self.updated_at = max(self.updated_at, at)
 
     def cancel(self, reason: str, *, at: datetime) -> None:
-        """Asks for the cancel. One that is under way or done stays as it is."""
+        """Requests the cancel. Changes nothing if the order is CANCELING or CANCELED."""
         if self.status in (Status.EXPIRED, Status.REJECTED):
             raise OrderNotCancelable()
         if self.status in (Status.CANCELING, Status.CANCELED):
@@ -208,9 +216,9 @@ class Order(Aggregate):
         self.record(OrderCanceled(occurred_at=at, reason=reason))
 
     def expire(self, payment: PaymentClosure, *, at: datetime) -> None:
-        """Gives up an order whose time to pay is over, if pay_svc has closed its payment uncharged.
+        """Expires an order whose time to pay is over, if pay_svc has closed its payment without a charge.
 
-        If the card was charged after all, the order is paid; while that is unknown, it stays as it is.
+        If the card was charged, the order becomes paid; while that is unknown, the order stays as it is.
         """
         if payment.approved_at:
             self.note_payment_approved(payment.approved_at)
@@ -225,31 +233,31 @@ class Order(Aggregate):
         self.record(OrderExpired(occurred_at=at))
 
     def note_payment_approved(self, at: datetime) -> None:
-        """The card was charged."""
+        """Records that the card was charged."""
         if self._note("paid_at", at):
             self.payment_error = None
             self.attempt_until = None
 
     def note_payment_canceled(self, at: datetime, refunded: Money) -> None:
-        """The money went back."""
+        """Records that the payment was canceled and refunded."""
         if self._note("payment_canceled_at", at):
             self.refunded = refunded
 
     def note_confirmed(self, at: datetime, confirmation_no: str) -> None:
-        """The desk confirmed."""
+        """Records the desk's confirmation."""
         if self._note("confirmed_at", at):
             self.confirmation_no = confirmation_no
 
     def note_rejected(self, at: datetime) -> None:
-        """The desk rejected."""
+        """Records the desk's rejection."""
         self._note("rejected_at", at)
 
     def note_reservation_canceled(self, at: datetime) -> None:
-        """The reservation is canceled."""
+        """Records that the reservation is canceled."""
         self._note("reservation_canceled_at", at)
 
     def _note(self, fact: str, at: datetime) -> bool:
-        """Keeps a fact the first time that it is heard."""
+        """Stores a fact unless it is stored already."""
         if getattr(self.facts, fact) is not None:
             return False
         setattr(self.facts, fact, at)

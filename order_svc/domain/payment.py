@@ -1,4 +1,4 @@
-"""What is known of an order's payment."""
+"""The known state of an order's payment."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,7 +15,7 @@ class PaymentError:
     retry_after_seconds: int | None = None
 
 
-# Only of a payment that is certainly not made: the call never reached pay_svc, or the processor closed the attempt.
+# These mean that nothing was charged: the call never reached pay_svc, or the processor closed the attempt.
 PAY_LATER = PaymentError(
     reason="PAYMENT_UNAVAILABLE",
     message="Payments can't be taken at this moment; the room is held, pay a little later.",
@@ -38,7 +38,7 @@ DECLINES = {
 
 
 def declined(reason: str) -> PaymentError:
-    """Why an attempt that pay_svc calls declined did not succeed; a reason that is not known here is CARD_DECLINED."""
+    """Why an attempt was declined; an unknown reason becomes CARD_DECLINED."""
     if reason == PAY_LATER.reason:
         return PAY_LATER
     known = reason if reason in DECLINES else "CARD_DECLINED"
@@ -47,9 +47,9 @@ def declined(reason: str) -> PaymentError:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentOutcome:
-    """What pay_svc said of an attempt: approved, refused, or (`settled` false) that it is not known yet.
+    """pay_svc's answer for an attempt: approved, declined, or (`settled` false) not known yet.
 
-    `attempt_id` is the attempt that it is working on, or worked on last, if it said so.
+    `attempt_id` is pay_svc's current or last attempt, if it named one.
     """
 
     approved_at: datetime | None = None
@@ -60,10 +60,10 @@ class PaymentOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentClosure:
-    """What pay_svc answers when it is asked to close a payment.
+    """pay_svc's answer to ClosePayment.
 
-    `closed`: nothing was charged and nothing ever will be. Otherwise the card was charged (`approved_at`, and
-    `canceled_at` with `refunded` if that went back), or an attempt is still open.
+    `closed`: nothing was charged and nothing can be charged any more. Otherwise the card was charged (`approved_at`,
+    and `canceled_at` with `refunded` if it was refunded), or an attempt is still open.
     """
 
     closed: bool

@@ -1,4 +1,4 @@
-"""What order_svc keeps in PostgreSQL.
+"""What order_svc stores in PostgreSQL.
 
 orders      orders, and the nights that they hold
 expiry      the time to pay

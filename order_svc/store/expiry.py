@@ -8,8 +8,8 @@ from order_svc.store.rows import STORED, order_of
 
 logger = logging.getLogger(__name__)
 
-# By the database's own clock. Each is put off before it is tried, so that replicas do not try the same one, and one
-# whose payment is not known yet holds up no other.
+# By the database's clock. Each order is postponed before it is tried, so that replicas do not try the same one and an
+# order whose payment is not known yet does not delay the others.
 DUE = f"""
 UPDATE orders
 SET next_expiry_at = now() + interval '10 seconds'
@@ -39,7 +39,7 @@ ON CONFLICT (one) DO UPDATE
 SET reached_at = now()
 """
 
-# Only if no replica has reached pay_svc for longer than two looks: one that is cut off alone stops nobody's clock.
+# Only if no replica has reached pay_svc for more than two intervals: one that is cut off alone stops nothing.
 STOP_EXPIRY = """
 INSERT INTO payment_outage (began_at)
 SELECT coalesce((SELECT reached_at FROM payment_contact), now())
@@ -53,7 +53,7 @@ SET ended_at = now()
 WHERE ended_at IS NULL
 """
 
-# The orders that were unpaid, and not due yet, when the outage began, and those that were placed in it.
+# The orders that were unpaid, and not due yet, when the outage began, and those that were placed during it.
 STOPPED = """
     orders.status = 'PAYMENT_PENDING'
     AND orders.expires_at > outage.began_at
@@ -61,7 +61,7 @@ STOPPED = """
     AND (orders.time_returned_at IS NULL OR orders.time_returned_at < outage.began_at)
 """
 
-# SKIP LOCKED: whoever pays at this moment is not kept waiting; that order's turn comes again.
+# SKIP LOCKED: does not wait for an order that is being paid at this moment; it is updated in the next run.
 RETURN_TIME = f"""
 WITH stopped AS (
     SELECT orders.id, outage.ended_at - greatest(outage.began_at, orders.created_at) AS lost
@@ -86,13 +86,16 @@ RETURNING ended_at - began_at
 
 
 class PostgresExpiry:
-    """The part of the Orders port that is about the time to pay."""
+    """The part of the Orders port that concerns the time to pay."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     async def due(self, *, limit: int) -> list[Order]:
-        """Unpaid orders whose time is over by the database's clock, unless that is stopped. Each is due again later."""
+        """Unpaid orders whose time to pay is over by the database's clock; none while expiry is stopped.
+
+        Each is returned again later.
+        """
         return [order_of(row) for row in await self._connection.fetch(DUE, limit)]
 
     async def has_unpaid(self) -> bool:
@@ -100,15 +103,15 @@ class PostgresExpiry:
         return bool(await self._connection.fetchval(HAS_UNPAID))
 
     async def note_contact(self) -> None:
-        """pay_svc was reached just now."""
+        """Records that pay_svc was reached just now."""
         await self._connection.execute(NOTE_CONTACT)
 
     async def stop_expiry(self) -> None:
-        """No order's time to pay goes on, unless another replica has reached pay_svc lately. Safe to repeat."""
+        """Stops the time to pay of all orders, unless another replica has reached pay_svc recently. Safe to repeat."""
         await self._connection.execute(STOP_EXPIRY)
 
     async def resume_expiry(self) -> None:
-        """Gives every unpaid order the time back for which expiry was stopped, and lets it go on. Safe to repeat."""
+        """Resumes the time to pay, extended for every unpaid order by the time that it was stopped. Safe to repeat."""
         await self._connection.execute(END_OUTAGE)
         while await self._connection.execute(RETURN_TIME) != "UPDATE 0":
             pass

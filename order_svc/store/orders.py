@@ -67,9 +67,9 @@ CHANGED = ", ".join(
     f"{column} = change.{column}" for column in CHANGES.names if column not in ("id", "revision", "holds_nights")
 )
 
-# A new order is one statement, and so one transaction and one round trip: the request id, the nights, the order
-# and its event, or none of them. The room type's version is compared, because the price comes from a cached copy.
-# Nights are locked in their order, so that overlapping stays wait for one another instead of deadlocking.
+# A new order is one statement, and so one transaction and one round trip: the request id, the nights, the order and its
+# event, or none of them. The room type's version is compared, because the price comes from a cached copy. Nights are
+# locked in a fixed order, so that overlapping stays wait for one another instead of deadlocking.
 PLACE = Statement(f"""
 WITH priced AS (
     SELECT id FROM room_types WHERE id = :room_type AND version = :room_type_version
@@ -130,7 +130,7 @@ ORDER BY id DESC
 LIMIT $2
 """
 
-# A statement of its own: one for both could use no index for the owner.
+# Two statements, with and without owner: a combined one could not use the index on owner.
 LIST_OF_OWNER = f"""
 SELECT {STORED}
 FROM orders
@@ -140,11 +140,11 @@ ORDER BY id DESC
 LIMIT $2
 """
 
-# Any number of orders at once, in the order of their ids. Whether nights are given back is up to the stored
-# holds_nights: it is cleared once; the first release did not clear it, so an ended order has none to give back.
-# (`held_before` reads what was stored before; the revision says that it is still so.)
-# Freed nights are locked in one order for all, like those of a new order; a night that was closed because its capacity
-# was lowered shrinks towards the room type's capacity.
+# Any number of orders at once, in the order of their ids. Nights are released by the stored holds_nights, which this
+# statement clears, so once; the first release did not clear it, so an ended order has none to release. (`held_before`
+# reads the stored value; the revision guarantees that it is still current.) Released nights are locked in the same
+# order as those of a new order. A night that was closed because its capacity was lowered shrinks towards the room
+# type's capacity.
 SAVE = Statement(f"""
 WITH change AS (
     SELECT *
@@ -200,7 +200,7 @@ class PostgresOrders(PostgresExpiry):
     """The Orders port, on a transaction or on the pool."""
 
     async def place(self, order: Order, room_type: RoomType, request: Request | None) -> bool:
-        """Stores a new order, holds its nights and claims its request, all or nothing.
+        """Stores a new order, holds its nights and claims its request, or does none of it.
 
         Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, or Invalid if a
         night is not on sale.
@@ -232,14 +232,14 @@ class PostgresOrders(PostgresExpiry):
         return bool(placed)
 
     async def get(self, order_id: str, *, owner: str | None) -> Order:
-        """An order; raises OrderNotFound if there is none or it is not this owner's (None: anybody's)."""
+        """An order. Raises OrderNotFound if it does not exist or belongs to another owner (None: any owner)."""
         row = await self._connection.fetchrow(GET, order_id, owner)
         if row is None:
             raise OrderNotFound()
         return order_of(row)
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, Order]:
-        """The orders that exist, by id."""
+        """The existing orders of these ids."""
         rows = await self._connection.fetch(FIND, order_ids)
         return {str(row["id"]): order_of(row) for row in rows}
 
@@ -249,13 +249,13 @@ class PostgresOrders(PostgresExpiry):
         return [order_of(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def save(self, *orders: Order) -> None:
-        """Saves changes, gives nights back, and announces what happened.
+        """Saves changes, releases nights and stores events, or does none of it.
 
-        Raises OrderChanged if somebody saved in between; saving several needs a transaction around it.
+        Raises OrderChanged if another save came in between; saving several orders needs a transaction around it.
         """
         if not orders:
             return
-        # Two batches that save the same orders wait for one another.
+        # Two batches that save the same orders wait for one another instead of deadlocking.
         orders = tuple(sorted(orders, key=lambda order: order.id))
         events = outbox_values(row for order in orders for row in wire.outbox_rows(order))
         saved = await self._connection.fetchval(*SAVE.bind({**CHANGES.columns(orders), **events}))

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 ROOM_TYPE_COLUMNS = "id, version, display_name, room_types.capacity, max_guests, currency, nightly_rate"
 
-# min() over the stay's nights: a room is free only if it is free on all of them.
+# min() over the nights of the stay: a room is free only if it is free on all of them.
 SEARCH = f"""
 SELECT
     {ROOM_TYPE_COLUMNS},
@@ -33,8 +33,8 @@ SELECT {ROOM_TYPE_COLUMNS}
 FROM room_types
 """
 
-# A room type changes in three steps of one transaction, which locks first its row and then its nights, from the first
-# one on, like everybody else.
+# A room type changes in three steps of one transaction, which locks its row first and then its nights by date, in the
+# same order as every other transaction.
 LOCK_ROOM_TYPE = """
 SELECT version, capacity
 FROM room_types
@@ -42,7 +42,7 @@ WHERE id = $1
 FOR UPDATE
 """
 
-# A capacity below what is held closes the night: what was sold stays sold, and nothing more is.
+# A capacity below the rooms held closes the night: sold rooms stay sold, and no more are sold.
 CHANGE_CAPACITY = """
 WITH locked AS (
     SELECT night FROM allotment WHERE room_type = $1 ORDER BY night FOR UPDATE
@@ -84,14 +84,14 @@ ORDER BY id
 
 
 class PostgresRoomTypes:
-    """The copy of the catalogue, and what is free. Room types are cached; PLACE notices when one is out of date."""
+    """The copy of the catalogue, and free rooms. Room types are cached; PLACE detects an outdated one."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._cached: dict[str, RoomType] = {}
 
     async def get(self, room_type: str, *, fresh: bool = False) -> RoomType:
-        """A room type, from the cache unless a fresh one is asked for. Raises RoomTypeNotFound."""
+        """A room type, from the cache unless `fresh`. Raises RoomTypeNotFound."""
         if fresh or room_type not in self._cached:
             rows = await self._database.autocommit.fetch(ROOM_TYPES)
             self._cached = {row["id"]: _room_type(row) for row in rows}
@@ -100,17 +100,17 @@ class PostgresRoomTypes:
         return self._cached[room_type]
 
     async def search(self, stay: Stay, *, guest_cnt: int) -> list[Vacancy]:
-        """The room types that are big enough, with what is free on every night."""
+        """The room types that are large enough, with the rooms free on every night."""
         rows = await self._database.autocommit.fetch(SEARCH, stay.check_in, stay.check_out, guest_cnt)
         return [Vacancy(room_type=_room_type(row), available=row["available"]) for row in rows]
 
     async def apply_changes(self, today: date) -> None:
-        """Opens and sizes the nights of room types that have changed. Safe to repeat, and beside other replicas."""
+        """Opens and sizes the nights of changed room types. Safe to repeat and to run in several replicas."""
         for row in await self._database.autocommit.fetch(CHANGED_ROOM_TYPES):
             await self._apply(row["id"], today)
 
     async def open_nights(self, today: date) -> None:
-        """Puts every night that can be booked on sale. Safe to repeat, and beside other replicas."""
+        """Puts every night that can be booked on sale. Safe to repeat and to run in several replicas."""
         for row in await self._database.autocommit.fetch(ROOM_TYPE_IDS):
             await self._apply(row["id"], today)
 

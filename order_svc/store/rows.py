@@ -1,4 +1,4 @@
-"""An order as a row: what is read of it."""
+"""An order as a row: the columns that are read."""
 
 from gotohotel.database import Row
 from gotohotel.domain import Money
@@ -13,7 +13,7 @@ STORED = f"""
 
 
 def order_of(row: Row) -> Order:
-    """The order that a row of STORED holds."""
+    """The order stored in a row of STORED."""
     return Order(
         id=str(row["id"]),
         booking=Booking(

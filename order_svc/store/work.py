@@ -25,7 +25,7 @@ WHERE room_types.version < excluded.version
 
 @dataclass
 class UnitOfWork:
-    """What a batch of events is about: orders, loaded and saved together, and changed room types."""
+    """The orders and changed room types of a batch of events, loaded and saved together."""
 
     orders: Mapping[str, Order]
     room_types: list[RoomType] = field(default_factory=list)
@@ -33,13 +33,13 @@ class UnitOfWork:
 
 @asynccontextmanager
 async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Loads the orders that events are about, and saves those that changed."""
+    """Loads the orders that the events are about, and saves those that changed."""
     orders = PostgresOrders(connection)
     ids = {str(getattr(arrival.message, "order_id", "")) for arrival in arrivals} - {""}
     work = UnitOfWork(await orders.find(sorted(ids)) if ids else {})
     before = {order.id: CHANGES.values(order) for order in work.orders.values()}
     yield work
-    # Room types first, in one order for all: whoever holds an order or a night waits for no room type.
+    # Room types first, in a fixed order: no transaction that holds an order or a night waits for a room type.
     for room_type in sorted(work.room_types, key=lambda changed: (changed.id, changed.version)):
         await connection.execute(
             CHANGE_ROOM_TYPE,

@@ -1,10 +1,10 @@
 """The rules of paying: one payment per order, charged at most once. Pure.
 
 card     cards
-outcome  what a card processor says
+outcome  a card processor's answers
 payment  the payment and its events
-ports    what the use cases need
-errors   what may be refused, or fail
+ports    interfaces that the use cases need
+errors   refusals and failures
 """
 
 from pay_svc.domain.card import BRANDS, Card, MaskedCard

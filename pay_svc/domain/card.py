@@ -11,7 +11,7 @@ BRANDS = ((r"4", "VISA"), (r"5[1-5]|2[2-7]", "MASTERCARD"), (r"3[47]", "AMEX"), 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A card in the hands of the processor call; its number is shown by nothing."""
+    """A card on its way to the processor; its number appears in no repr."""
 
     number: str = field(repr=False)
 
@@ -32,7 +32,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MaskedCard:
-    """What is kept of a card: brand, last four digits, and a keyed hash to recognise it by."""
+    """The stored part of a card: brand, last four digits, and a keyed hash to recognise it by."""
 
     brand: str
     last4: str

@@ -1,4 +1,4 @@
-"""What may be refused, or fail."""
+"""Refusals and failures."""
 
 from gotohotel.domain import Conflict, NotFound
 
@@ -20,4 +20,4 @@ class RefundPending(Conflict):
 
 
 class ProcessorUnavailable(Exception):
-    """The card processor gave no answer, or an error for one: whether it did what it was asked is unknown."""
+    """The card processor did not answer, or answered with an error: whether it acted is unknown."""

@@ -1,11 +1,14 @@
-"""What a card processor says."""
+"""A card processor's answers."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class DeclineReason(StrEnum):
-    """Why an attempt did not succeed: gotohotel.pay.v1.DeclineReason. What it does not have is CARD_DECLINED."""
+    """Why an attempt did not succeed: gotohotel.pay.v1.DeclineReason.
+
+    Reasons without a name there are CARD_DECLINED.
+    """
 
     CARD_DECLINED = "CARD_DECLINED"
     INSUFFICIENT_FUNDS = "INSUFFICIENT_FUNDS"
@@ -19,13 +22,13 @@ class DeclineReason(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Charge:
-    """The processor took the money."""
+    """The processor charged the card."""
 
     approval_no: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Refusal:
-    """The processor did not take the money, and for this attempt never will."""
+    """The processor did not charge the card, and never will for this attempt."""
 
     reason: DeclineReason

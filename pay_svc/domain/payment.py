@@ -11,7 +11,7 @@ from pay_svc.domain.outcome import Charge, Refusal
 
 
 class Status(StrEnum):
-    """Where a payment stands; terminal: CANCELED."""
+    """The states of a payment; final: CANCELED."""
 
     PENDING = "PENDING"
     APPROVED = "APPROVED"
@@ -21,7 +21,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Booking:
-    """What is being paid; handed on as it came, with what only a newer release knows of it (`unknown`)."""
+    """What is being paid for; passed on unchanged, with the fields that only a newer release knows (`unknown`)."""
 
     name: str
     phone_no: str
@@ -50,13 +50,13 @@ class PaymentDeclined(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentCanceled(Event):
-    """Nothing is charged any more."""
+    """The payment is canceled; a charge was refunded."""
 
     refunded: Money
 
 
 class Payment(Aggregate):
-    """An order's payment. One attempt at a time: another begins only when the outcome of the last one is known."""
+    """An order's payment. One attempt at a time: another starts only when the outcome of the last one is known."""
 
     def __init__(
         self,
@@ -102,7 +102,7 @@ class Payment(Aggregate):
 
     @property
     def status(self) -> Status:
-        """Where the payment stands."""
+        """The state of the payment."""
         if self.canceled_at:
             return Status.CANCELED
         if self.approved_at:
@@ -110,14 +110,16 @@ class Payment(Aggregate):
         return Status.PENDING if self.attempt_open_since else Status.DECLINED
 
     def may_be_tried(self, attempt_id: str) -> bool:
-        """Whether this attempt may go to the processor: not once it ends, not beside another, not a second time."""
+        """Whether this attempt may go to the processor: not if the payment is closing, another attempt is open, or it
+        was made before.
+        """
         ends = self.cancel_asked_at or self.close_asked_at
         return self.status == Status.DECLINED and not ends and self.attempt_id != attempt_id
 
     def start_attempt(
         self, attempt_id: str, *, amount: Money, booking: Booking, card: MaskedCard, started_at: datetime
     ) -> bool:
-        """Records the intent, before the processor is called. Returns False if this attempt may not be made."""
+        """Records the intent, before the processor is called. Returns False if this attempt is not allowed."""
         if not self.may_be_tried(attempt_id):
             return False
         self.attempt_id = attempt_id
@@ -130,7 +132,7 @@ class Payment(Aggregate):
         return True
 
     def note_created(self, attempt_id: str) -> bool:
-        """The processor has answered to know this attempt. Returns False if it is not open any more."""
+        """Records that the processor has acknowledged this attempt. Returns False if it is not open any more."""
         if self.attempt_id != attempt_id or self.attempt_open_since is None:
             return False
         self.created_attempt_id = attempt_id
@@ -138,7 +140,7 @@ class Payment(Aggregate):
 
     @property
     def was_confirmed(self) -> bool:
-        """Whether the open attempt may have been confirmed: the card goes out only once `note_created` is stored."""
+        """Whether the open attempt may have been confirmed: the card is sent only once `note_created` is stored."""
         return self.created_attempt_id is not None and self.created_attempt_id == self.attempt_id
 
     def settle_attempt(self, attempt_id: str, outcome: Charge | Refusal, *, at: datetime) -> bool:
@@ -159,9 +161,10 @@ class Payment(Aggregate):
         return True
 
     def close(self, *, at: datetime) -> None:
-        """From here on no attempt begins. Canceled for good, unless it is charged or an attempt is still open.
+        """Ensures that no attempt starts from now on, and cancels the payment unless it is charged or an attempt is
+        open.
 
-        The outcome of an open attempt decides: uncharged, it closes the payment; charged, the payment stands. Safe to
+        The outcome of an open attempt decides: declined, the payment is canceled; charged, the payment stands. Safe to
         repeat.
         """
         if self.close_asked_at is None and not self.cancel_asked_at:
@@ -170,13 +173,13 @@ class Payment(Aggregate):
             self.cancel(at=at)
 
     def ask_cancel(self, *, at: datetime) -> None:
-        """From here on no attempt begins; what was charged is to be given back."""
+        """Ensures that no attempt starts from now on, and requests the refund of a charge."""
         if self.cancel_asked_at is None:
             self.cancel_asked_at = at
             self.updated_at = at
 
     def cancel(self, *, at: datetime) -> None:
-        """Final: what was charged has been given back. Raises AttemptOpen while an attempt's outcome is unknown."""
+        """Final: a charge has been refunded. Raises AttemptOpen while an attempt's outcome is unknown."""
         if self.canceled_at is not None:
             return
         if self.attempt_open_since is not None:

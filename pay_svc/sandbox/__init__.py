@@ -1,4 +1,4 @@
-"""The sandbox card processor: charges nobody, but keeps a ledger as if. Magic card numbers decide how a charge goes."""
+"""The sandbox card processor: moves no money, but keeps a ledger. Magic card numbers decide the outcome."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ from gotohotel.ids import new_id
 from gotohotel.settings import PoolSize, read_settings
 from pay_svc.domain import Card, Charge, DeclineReason, ProcessorUnavailable, Refusal
 
-APPROVED = "4242424242424242"  # as any other number that is not named here
+APPROVED = "4242424242424242"  # and any number that is not listed here
 REFUSED = {
     "4000000000000002": DeclineReason.CARD_DECLINED,
     "4000000000009995": DeclineReason.INSUFFICIENT_FUNDS,
@@ -27,7 +27,7 @@ ANSWER_IS_LOST = "4000000000000259"
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# A key's first outcome stays: repeating a charge, or charging a key that was closed, changes nothing.
+# The first outcome of a key is final: repeating a charge, or charging a closed key, changes nothing.
 ENTER = """
 INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
 VALUES ($1, $2, $3, $4, $5, $6, $7)
@@ -42,7 +42,7 @@ WHERE key = $1
   AND kind IN ('CHARGE', 'REFUSAL')
 """
 
-# An entry of its own, so that it can be counted how often a charge was given back.
+# A refund is an entry of its own, so that double refunds can be counted.
 REFUND = """
 INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
 SELECT key, 'REFUND', order_id, '', currency, amount, approval_no
@@ -58,14 +58,14 @@ class SandboxSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    database_url: str  # its own books: another database and another role than pay_svc's
+    database_url: str  # its own ledger: another database and another role than pay_svc's
     delay_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # every charge sleeps a random 0…N ms
     pool_size: PoolSize = 10
 
 
 @asynccontextmanager
 async def open_sandbox() -> AsyncIterator["SandboxProcessor"]:
-    """Reads its settings, applies its migrations and opens its ledger."""
+    """Reads the settings, applies the migrations and opens the ledger."""
     settings = read_settings(SandboxSettings, "PAY_SANDBOX")
     await migrate(settings.database_url, MIGRATIONS)
     async with open_database(settings.database_url, name="sandbox processor", pool_size=settings.pool_size) as ledger:
@@ -75,17 +75,17 @@ async def open_sandbox() -> AsyncIterator["SandboxProcessor"]:
 class SandboxProcessor:
     """The Processor port on a ledger in PostgreSQL."""
 
-    closes_unseen_keys = True  # by an entry that no charge gets past
+    closes_unseen_keys = True  # with an entry that blocks any later charge
 
     def __init__(self, ledger: Database, *, delay_ms: int) -> None:
         self._ledger = ledger
         self._delay_ms = delay_ms
 
     async def create(self, key: str, *, order_id: str, amount: Money) -> None:
-        """Nothing needs to be announced."""
+        """Does nothing: the sandbox needs no announcement."""
 
     async def confirm(self, key: str, *, order_id: str, amount: Money, card: Card) -> Charge | Refusal:
-        """Charges once under this key; the card's number decides how it goes."""
+        """Charges once under this key; the card number decides the outcome."""
         if self._delay_ms:
             await asyncio.sleep(random.uniform(0, self._delay_ms) / 1000)  # noqa: S311 - a delay, not a secret
         if card.number == ANSWERS_WITH_AN_ERROR:
@@ -97,11 +97,11 @@ class SandboxProcessor:
         return outcome
 
     async def cancel(self, key: str) -> Charge | Refusal:
-        """What became of the key; one that was never charged is closed."""
+        """Returns the outcome of the key; one that was never charged is closed."""
         return await self._enter(key, "", Money.zero("XXX"), reason=DeclineReason.PAYMENT_UNAVAILABLE)
 
     async def refund(self, key: str) -> None:
-        """Gives the charge back; a second time changes nothing."""
+        """Refunds the charge; a second refund changes nothing."""
         try:
             await self._ledger.autocommit.execute(REFUND, key)
         except TRANSIENT as error:

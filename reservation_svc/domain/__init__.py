@@ -2,8 +2,8 @@
 
 reservation  the reservation and its events
 room_type    the room catalogue
-ports        what the use cases need
-errors       what may be refused
+ports        interfaces that the use cases need
+errors       refusals
 """
 
 from reservation_svc.domain.errors import (

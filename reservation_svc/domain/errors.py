@@ -28,7 +28,7 @@ class ReservationConfirmedAlready(WrongState):
 
 
 class PaymentNotCanceled(Exception):
-    """pay_svc did not say that the payment is canceled. If `never_asked`, it has not heard of the cancel either."""
+    """pay_svc did not confirm that the payment is canceled. With `never_asked` the request did not reach it."""
 
     def __init__(self, message: str, *, never_asked: bool) -> None:
         super().__init__(message)

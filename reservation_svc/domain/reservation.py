@@ -9,7 +9,7 @@ from reservation_svc.domain.errors import ReservationConfirmedAlready, Reservati
 
 
 class Status(StrEnum):
-    """Where a reservation stands; terminal: CANCELED, REJECTED."""
+    """The states of a reservation; final: CANCELED, REJECTED."""
 
     RECEIVED = "RECEIVED"
     CONFIRMED = "CONFIRMED"
@@ -32,9 +32,9 @@ class Booking:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
-    """That a reservation is to end as CANCELED or REJECTED. It has ended once its payment is canceled.
+    """A requested end of a reservation, as CANCELED or REJECTED. It is complete once the payment is canceled.
 
-    A `binding` one comes from the guest (or may have reached pay_svc) and can't be withdrawn.
+    A `binding` ending was requested by the guest, or may have reached pay_svc, and can't be withdrawn.
     """
 
     status: Status
@@ -57,20 +57,20 @@ class ReservationConfirmed(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReservationRejected(Event):
-    """The desk rejected; the payment was canceled first."""
+    """The desk rejected the booking; its payment was canceled first."""
 
     reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReservationCanceled(Event):
-    """The reservation was canceled; the payment was canceled first."""
+    """The reservation was canceled; its payment was canceled first."""
 
     reason: str
 
 
 class Reservation(Aggregate):
-    """An order's reservation. One that ends before its payment is heard of is never taken."""
+    """An order's reservation. One that ends before its payment is known is never taken."""
 
     def __init__(
         self,
@@ -98,13 +98,13 @@ class Reservation(Aggregate):
 
     @property
     def status(self) -> Status:
-        """Where the reservation stands; an ending counts when it is over."""
+        """The state of the reservation; an ending counts when it is complete."""
         if self.ended_at and self.ending:
             return self.ending.status
         return Status.CONFIRMED if self.confirmed_at else Status.RECEIVED
 
     def take(self, booking: Booking, *, at: datetime) -> None:
-        """Receives a paid booking, unless it has been canceled before."""
+        """Receives a paid booking, unless it was canceled before."""
         if self.booking is not None or self.ending is not None:
             return
         self.booking = booking
@@ -124,9 +124,9 @@ class Reservation(Aggregate):
         self.record(ReservationConfirmed(occurred_at=at, confirmation_no=confirmation_no))
 
     def ask_ending(self, status: Status, reason: str, *, at: datetime) -> bool:
-        """The desk wants it to end so. Safe to repeat; True if nobody had asked for it before.
+        """Requests an ending for the desk. Safe to repeat; returns True for the first request.
 
-        Asking again binds: the one who asked first can't withdraw what somebody else is carrying out.
+        A second request makes the ending binding: the first caller must not withdraw what the second one is completing.
         """
         if self.status == status:
             return False
@@ -143,25 +143,25 @@ class Reservation(Aggregate):
         return False
 
     def make_ending_irrevocable(self) -> None:
-        """pay_svc may have heard of the ending: from now on it is carried through."""
+        """Records that pay_svc may have received the cancel: from now on the ending can't be withdrawn."""
         if self.ending is not None:
             self.ending = replace(self.ending, binding=True)
 
     def withdraw_ending(self, *, at: datetime) -> None:
-        """pay_svc has not heard of the ending: forgets it, unless the guest asked for one meanwhile."""
+        """Withdraws an ending that pay_svc never received, unless the guest requested one meanwhile."""
         if self.ending is not None and not self.ending.binding and self.ended_at is None:
             self.ending = None
             self.updated_at = at
 
     def note_order_ended(self, reason: str, *, at: datetime) -> None:
-        """The guest canceled, or did not pay in time: this reservation ends too."""
+        """Records that the guest canceled or the order expired: this reservation ends too."""
         if self.ending is None:
             self.ending = Ending(status=Status.CANCELED, reason=reason, asked_at=at, binding=True)
             self.updated_at = at
         self.make_ending_irrevocable()
 
     def end(self, ending: Ending, *, at: datetime) -> None:
-        """The payment is canceled, and with it the reservation, in whatever way was asked first. Safe to repeat."""
+        """Ends the reservation, whose payment is canceled now, in the way that was requested first. Safe to repeat."""
         if self.ended_at is not None:
             return
         self.ending = self.ending or ending

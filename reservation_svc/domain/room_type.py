@@ -13,11 +13,11 @@ class RoomTypeChanged(Event):
     """The desk changed a room type."""
 
 
-MAX_RATE = 1_000_000_000  # so that the longest stay costs less than what any message may hold
+MAX_RATE = 1_000_000_000  # so that the longest stay costs less than the maximum amount of a message
 
 
 class RoomType(Aggregate):
-    """A kind of room that the hotel has. A stored one is not judged by today's limits: `create` and `change` are."""
+    """A kind of room that the hotel has. Limits are checked by `create` and `change`, not when one is loaded."""
 
     def __init__(
         self,
@@ -61,7 +61,7 @@ class RoomType(Aggregate):
         return room_type
 
     def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money, at: datetime) -> None:
-        """Sets what may be set, and announces it. Raises Invalid naming the field."""
+        """Sets the editable fields and records the event. Raises Invalid naming the field."""
         if not 0 <= capacity <= 10_000:
             raise Invalid("capacity", "must be 0 to 10000")
         if not 1 <= max_guests <= 100:

@@ -1,4 +1,4 @@
-"""What reservation_svc keeps in PostgreSQL.
+"""What reservation_svc stores in PostgreSQL.
 
 reservations  reservations
 room_types    the room catalogue

@@ -81,7 +81,7 @@ LIMIT $2
 """
 
 
-# A statement of its own: one for both could use no index for the status.
+# Two statements, with and without status: a combined one could not use the index on status.
 LIST_OF_STATUS = f"""
 SELECT {CHANGES.listed}
 FROM reservations
@@ -94,8 +94,8 @@ LIMIT $2
 
 
 # Any number of reservations at once, in the order of their ids, so that two batches wait for one another instead of
-# deadlocking: new ones (revision 0) are inserted, others updated if nobody was faster. What a newer release has added
-# to a stored booking stays in it.
+# deadlocking. New ones (revision 0) are inserted, others updated if nobody saved in between. Keys that a newer release
+# has added to a stored booking are kept.
 SAVE = Statement(f"""
 WITH change AS (
     SELECT *
@@ -131,7 +131,7 @@ SELECT rows FROM done
 
 
 # Binding endings at once; others, which then become binding, only after the desk's own call must be over. Each is
-# put off before it is tried, so that replicas do not try the same one, and a failure is tried again later and later.
+# postponed before it is tried, so that replicas do not try the same one; failures are retried at growing intervals.
 DUE_ENDINGS = """
 UPDATE reservations
 SET next_try_at = now() + make_interval(secs => least(60, 2 ^ least(tries, 6))),
@@ -167,7 +167,7 @@ class PostgresReservations:
         return reservation
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, Reservation]:
-        """What is stored of these orders, whether received or not."""
+        """The stored reservations of these orders, whether received or not."""
         rows = await self._connection.fetch(FIND, order_ids)
         return {str(row["order_id"]): _reservation(row) for row in rows}
 
@@ -177,13 +177,13 @@ class PostgresReservations:
         return [_reservation(row) for row in await self._connection.fetch(statement, before, size, *statuses)]
 
     async def due_endings(self, *, limit: int) -> list[str]:
-        """Orders whose reservation's ending is to be carried on now."""
+        """Orders whose reservation's ending is due to be completed."""
         return [str(row["order_id"]) for row in await self._connection.fetch(DUE_ENDINGS, limit)]
 
     async def save(self, *reservations: Reservation) -> None:
-        """Saves new ones and changes, and announces what happened.
+        """Saves new and changed reservations and stores events, or does none of it.
 
-        Raises ReservationChanged if somebody saved in between; saving several needs a transaction around it.
+        Raises ReservationChanged if another save came in between; saving several needs a transaction around it.
         """
         if not reservations:
             return
@@ -197,7 +197,7 @@ class PostgresReservations:
 
 
 def _booking(text: str) -> Booking:
-    """Keys that only a newer release knows are passed over, and stay where they are: see SAVE."""
+    """The stored booking. Keys that only a newer release knows are ignored here and kept by SAVE."""
     stored = json.loads(text)
     amount = Money(stored["currency"], Decimal(stored["amount"]))
     return Booking(amount=amount, **{name: stored[name] for name in BOOKING_FIELDS})

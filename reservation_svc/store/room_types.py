@@ -72,7 +72,7 @@ class PostgresRoomTypes:
         return _room_type(row) if row else None
 
     async def save(self, room_type: RoomType) -> None:
-        """Saves a room type and announces it. Raises RoomTypeChangedMeanwhile if somebody saved in between."""
+        """Saves a room type and stores its event. Raises RoomTypeChangedMeanwhile if another save came in between."""
         saved = await self._connection.fetchval(
             *SAVE_ROOM_TYPE.bind({**ROOM_TYPE.values(room_type), **outbox_values(wire.room_type_rows(room_type))}),
         )

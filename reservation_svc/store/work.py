@@ -15,13 +15,13 @@ NOW = "SELECT now()"
 
 @dataclass
 class UnitOfWork:
-    """What a batch of events is about: the reservations of their orders, made where there are none."""
+    """The reservations of a batch of events, created where there are none."""
 
     reservations: dict[str, Reservation]
     now: datetime  # by the database's clock
 
     def reservation(self, order_id: str) -> Reservation:
-        """The order's reservation; a new, empty one if nothing was heard of the order yet."""
+        """The order's reservation; a new, empty one if nothing is stored for the order yet."""
         if order_id not in self.reservations:
             self.reservations[order_id] = Reservation(order_id=order_id, created_at=self.now, updated_at=self.now)
         return self.reservations[order_id]
@@ -29,7 +29,7 @@ class UnitOfWork:
 
 @asynccontextmanager
 async def open_work(connection: Connection, arrivals: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Loads the reservations that events are about, and saves those that are new or changed."""
+    """Loads the reservations that the events are about, and saves those that are new or changed."""
     reservations = PostgresReservations(connection)
     loaded = await reservations.find(sorted({arrival.aggregate_id for arrival in arrivals}))
     work = UnitOfWork(dict(loaded), await connection.fetchval(NOW))
