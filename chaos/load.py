@@ -19,7 +19,7 @@ ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
 NIGHTS = 300
 GUESTS = 6
 PAUSE_SECONDS = 0.25  # pause between two calls of a guest: constant load, not full load
-RETRY_SECONDS = 5.0  # a client tries once more after this time
+RETRY_SECONDS = 5.0  # a client repeats a failed call once, after this time
 PROBE_SECONDS = 0.1  # interval of the probes, which do not wait for earlier answers
 HANGS_SECONDS = 15.0  # longer than the gateway lets any call take
 
@@ -93,12 +93,19 @@ class Caller:
         await self._http.aclose()
 
     async def call(
-        self, kind: str, method: str, path: str, body: dict[str, Any] | None = None, *, tries: int = 2, label: str = ""
+        self,
+        kind: str,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        *,
+        attempts: int = 2,
+        label: str = "",
     ) -> Operation:
         """Makes a call and remembers it."""
         operation = Operation(kind=kind, request=body or {}, label=label, began=time.monotonic())
         self._history.append(operation)
-        for left in reversed(range(tries)):
+        for left in reversed(range(attempts)):
             began = time.monotonic()
             try:
                 answer = await self._http.request(method, path, json=body)
@@ -121,37 +128,39 @@ class Caller:
             operation.order_id = operation.answer.get("id", "")
         return operation
 
-    async def book(self, card: str | None = GOOD, *, tries: int = 2, **booking: Any) -> Operation:
+    async def book(self, card: str | None = GOOD, *, attempts: int = 2, **booking: Any) -> Operation:
         """Places an order under a request id of its own."""
         label = f"{self.subject} {next(self._numbers)}"
         body = {"name": label, "roomType": ROOMS, "guestCnt": 1, "requestId": label, **booking}
         if card:
             body["cardNo"] = card
-        return await self.call("book", "POST", "/orders", body, tries=tries, label=label)
+        return await self.call("book", "POST", "/orders", body, attempts=attempts, label=label)
 
-    async def pay(self, order_id: str, card: str = GOOD, *, tries: int = 2) -> Operation:
+    async def pay(self, order_id: str, card: str = GOOD, *, attempts: int = 2) -> Operation:
         """Pays an order."""
         body = {"orderId": order_id, "cardNo": card, "requestId": f"{self.subject} {next(self._numbers)}"}
-        return self._about(order_id, await self.call("pay", "POST", "/payments", body, tries=tries))
+        return self._about(order_id, await self.call("pay", "POST", "/payments", body, attempts=attempts))
 
-    async def cancel(self, order_id: str, *, tries: int = 2) -> Operation:
+    async def cancel(self, order_id: str, *, attempts: int = 2) -> Operation:
         """Cancels an order."""
         body = {"requestId": f"{self.subject} {next(self._numbers)}"}
-        return self._about(order_id, await self.call("cancel", "POST", f"/orders/{order_id}:cancel", body, tries=tries))
+        return self._about(
+            order_id, await self.call("cancel", "POST", f"/orders/{order_id}:cancel", body, attempts=attempts)
+        )
 
-    async def decide(self, order_id: str, act: str, *, tries: int = 2) -> Operation:
+    async def decide(self, order_id: str, act: str, *, attempts: int = 2) -> Operation:
         """The desk confirms, rejects or cancels a reservation."""
         path = f"/reservations/{order_id}:{act}"
         body = {"requestId": f"{act} {order_id} {next(self._numbers)}"}
-        return self._about(order_id, await self.call(f"desk {act}", "POST", path, body, tries=tries))
+        return self._about(order_id, await self.call(f"desk {act}", "POST", path, body, attempts=attempts))
 
-    async def look(self, path: str, *, tries: int = 2) -> Operation:
+    async def look(self, path: str, *, attempts: int = 2) -> Operation:
         """Reads a resource."""
-        return await self.call("look", "GET", path, tries=tries)
+        return await self.call("look", "GET", path, attempts=attempts)
 
     async def probe(self, method: str, path: str, body: dict[str, Any] | None = None) -> Operation:
         """Makes one attempt, only to see whether it works."""
-        return await self.call("probe", method, path, body, tries=1)
+        return await self.call("probe", method, path, body, attempts=1)
 
     @staticmethod
     def _about(order_id: str, operation: Operation) -> Operation:

@@ -3,6 +3,7 @@
 It has one more field in the booking, one more event, one more subscription and one more migration.
 """
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 import google.api
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("gotohotel", "order_svc", "pay_svc", "reservation_svc", "mypage_svc", "protos")
+PACKAGES = ("gotohotel", "order_svc", "pay_svc", "reservation_svc", "mypage_svc", "ops", "protos")
 NEW_EVENT = "gotohotel.reservation.v1.GuestGreeted"
 NEW_FIELD = "special_request"
 
@@ -110,6 +111,12 @@ def next_release() -> Iterator[Path]:
         (migrations / f"{number:04d}_special_request.sql").write_text(MIGRATION)
         _compile(folder)
         yield folder
+
+
+def migrate(code: Path, home: Path) -> None:
+    """Runs that release's `gotohotel migrate` on a running stack. Raises CalledProcessError."""
+    environment = {**os.environ, "PYTHONPATH": str(code), "GOTOHOTEL_HOME": str(home)}
+    subprocess.run([sys.executable, "-m", "ops", "migrate"], cwd=code, env=environment, check=True, capture_output=True)
 
 
 def _compile(folder: Path) -> None:

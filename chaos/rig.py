@@ -108,7 +108,7 @@ class Rig:
 
     async def books_paid(self, guest: Caller) -> bool:
         """Whether a booking is paid at once now."""
-        return (await guest.book(**a_stay(self.chance), tries=1)).is_paid
+        return (await guest.book(**a_stay(self.chance), attempts=1)).is_paid
 
     @asynccontextmanager
     async def session(self, database: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
@@ -158,7 +158,7 @@ class Rig:
         failed = [at for operation in self.history for at in operation.failed_at if at >= fault.began]
         unpaid = [operation.ended for operation in self.history if operation.unpaid and operation.ended >= fault.began]
         self.notes.append(
-            f"{fault.kind} {fault.target}: {_count(failed, fault.ended, 'tries failed')}"
+            f"{fault.kind} {fault.target}: {_count(failed, fault.ended, 'attempts failed')}"
             f"{_count(unpaid, fault.ended, 'orders were taken unpaid')}"
             f"from a booking to the desk {whole_again:.1f} s after it"
         )

@@ -22,7 +22,14 @@ from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted
 from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
-from gotohotel.database import KERNEL_MIGRATIONS, TRANSIENT, Database, migrate, open_database
+from gotohotel.database import (
+    KERNEL_MIGRATIONS,
+    TRANSIENT,
+    Database,
+    SchemaBehind,
+    open_database,
+    require_migrations,
+)
 from gotohotel.outbox import Relay
 from gotohotel.policies import Policies
 from gotohotel.rpc.server import RpcServer
@@ -205,11 +212,11 @@ def _calm_the_garbage_collector() -> None:
 
 
 async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awaitable[None]], folder: Path) -> None:
-    await migrate(settings.migration_url, KERNEL_MIGRATIONS, folder / "migrations")
     async with AsyncExitStack() as resources:
         database = await resources.enter_async_context(
             open_database(settings.database_url, name=name, pool_size=settings.pool_size)
         )
+        await require_migrations(database, KERNEL_MIGRATIONS, folder / "migrations")
         app = App(settings, database, resources, name=name)
         await compose(app, settings)
         await app.run()
@@ -222,7 +229,7 @@ def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitab
         settings = read_settings(settings_type, prefix)
         log.configure(settings.log_level)
         uvloop.run(_main(name, settings, compose, folder))
-    except SettingRefused as error:
+    except (SettingRefused, SchemaBehind) as error:
         sys.exit(f"{name}: {error}")
     except (OSError, asyncpg.PostgresError) as error:
         place = settings.database_url.rsplit("@")[-1]

@@ -208,9 +208,39 @@ LOCK_PATIENCE_SECONDS = 300.0
 OUTSIDE_TRANSACTION = "-- outside a transaction"
 
 
+class SchemaBehind(Exception):
+    """A schema lacks a migration of this release."""
+
+
+APPLIED = """
+SELECT component, number
+FROM schema_migrations
+"""
+
+
+async def require_migrations(database: Database, *folders: Path) -> None:
+    """Raises SchemaBehind unless every migration of these folders is applied.
+
+    A service's role can't change the schema: `migrate` does, with the owner's role, before the service starts. A schema
+    that is ahead, as after a rollback, is accepted.
+    """
+    try:
+        rows = await database.autocommit.fetch(APPLIED)
+    except asyncpg.UndefinedTableError:
+        rows = []
+    applied = {(row["component"], row["number"]) for row in rows}
+    missing = [
+        f"{component}/{path.name}"
+        for component, number, path in _numbered(folders)
+        if (component, number) not in applied
+    ]
+    if missing:
+        raise SchemaBehind(f"the schema lacks {', '.join(missing)}; run `gotohotel migrate`")
+
+
 async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIENCE_SECONDS) -> None:
     """Applies the numbered SQL files that are not applied yet, each in one transaction, or in none if it begins with
-    OUTSIDE_TRANSACTION. Replicas that start together wait for one another.
+    OUTSIDE_TRANSACTION. Callers that run at the same time wait for one another.
 
     A statement waits 0.3 s for a lock and is then retried, for `patience_seconds` in all, so that no other user of the
     table waits longer than that. Raises asyncpg.LockNotAvailableError afterwards.
@@ -223,7 +253,7 @@ async def migrate(url: str, *folders: Path, patience_seconds: float = LOCK_PATIE
         while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", MIGRATIONS_LOCK):  # noqa: ASYNC110
             await asyncio.sleep(0.2)
         await connection.execute(CREATE_MIGRATIONS_TABLE)
-        rows = await connection.fetch("SELECT component, number FROM schema_migrations")
+        rows = await connection.fetch(APPLIED)
         applied = {(row["component"], row["number"]) for row in rows}
         for component, number, path in _numbered(folders):
             if (component, number) not in applied:

@@ -22,7 +22,6 @@ class Settings(BaseSettings):
 
     port: Port
     database_url: str
-    migration_url: str  # of the role that owns the schema; the run-time role can't change the schema
     nats_url: str
     host: str = "127.0.0.1"
     pool_size: PoolSize = 10

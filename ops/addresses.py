@@ -8,7 +8,7 @@ from pathlib import Path
 from ops import tokens
 from ops.credentials import Credentials
 from ops.errors import StackError
-from ops.services import OPERATOR, SANDBOX, SERVICES, fingerprint_key, nats_password, owner, part
+from ops.services import OPERATOR, SANDBOX, SERVICES, fingerprint_key, nats_password, part
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,6 @@ class Addresses:
         settings = {
             "PORT": str(self.ports[part(name)]),
             "DATABASE_URL": self.database_url(name, name, caller=name),
-            "MIGRATION_URL": self.database_url(name, owner(name), caller=name),
             "NATS_URL": self.nats_url(name),
         }
         if service.calls_pay:

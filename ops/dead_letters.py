@@ -23,7 +23,7 @@ class DeadLetter:
     """One event that one consumer could not handle. `number` is its sequence number in the stream of dead letters."""
 
     number: int
-    buried_at: datetime | None
+    time: datetime | None
     headers: dict[str, str]
     payload: bytes
 
@@ -107,5 +107,5 @@ async def _find(js: JetStreamContext, number: int) -> DeadLetter:
 async def _get(js: JetStreamContext, number: int) -> DeadLetter:
     message = await js.get_msg(str(DEAD_LETTERS.name), number)
     return DeadLetter(
-        number=number, buried_at=message.time, headers=dict(message.headers or {}), payload=message.data or b""
+        number=number, time=message.time, headers=dict(message.headers or {}), payload=message.data or b""
     )

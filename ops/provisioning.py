@@ -14,7 +14,7 @@ from gotohotel.policies import Policies
 from ops import nats_server, postgres
 from ops.addresses import Addresses
 from ops.errors import StackError
-from ops.services import LISTENERS, SANDBOX, SERVICES, owner
+from ops.services import LISTENERS, SERVICES, owner
 
 
 def service_folder(name: str) -> Path:
@@ -28,11 +28,8 @@ async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
     Raises StackError if a stream can't be created, or differs in a way that can't be changed.
     """
     await postgres.provision(addresses.database_url, addresses.credentials.all())
-    for name, service in SERVICES.items():
-        folder = service_folder(name)
-        await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, folder / "migrations")
-        if service.has_card_processor:
-            await migrate(addresses.database_url(SANDBOX, SANDBOX), folder / SANDBOX / "migrations")
+    for name in SERVICES:
+        await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, service_folder(name) / "migrations")
     await nats_server.declare_streams(addresses.nats_url(), events_bytes=stream_bytes)
     for name in LISTENERS:
         await _declare_consumer(addresses, name)

@@ -158,15 +158,15 @@ async def poison(rig: Rig) -> None:
         poisoned = (await bad.book(**a_stay(rig.chance))).order_id
         healthy = (await good.book(**a_stay(rig.chance))).order_id
 
-        async def buried() -> list[dead_letters.DeadLetter]:
+        async def dead() -> list[dead_letters.DeadLetter]:
             return [letter for letter in await dead_letters.every(rig.stack) if letter.aggregate == poisoned]
 
-        async def both_buried() -> bool:
-            return len(await buried()) == 2
+        async def both_are_dead() -> bool:
+            return len(await dead()) == 2
 
-        await until(both_buried, "the poison does not reach the dead letters")
+        await until(both_are_dead, "the poison does not reach the dead letters")
         await until(lambda: _page_has(good, healthy, 3), "others are held up by it")
-        letters = await buried()
+        letters = await dead()
         rig.demand(all("CheckViolation" in letter.reason for letter in letters), "the reason is not kept")
         rig.nemesis.note("poison", poisoned)
     finally:
@@ -174,11 +174,11 @@ async def poison(rig: Rig) -> None:
     for letter in letters:
         await dead_letters.redrive(rig.stack, letter.number)
     await until(lambda: _page_has(bad, poisoned, 3), "what was redriven does not apply")
-    rig.demand(not await buried(), "a redriven letter is still there")
+    rig.demand(not await dead(), "a redriven letter is still there")
 
 
 async def _page_has(guest: Caller, order_id: str, events: int) -> bool:
-    page = await guest.look(f"/mypages/{order_id}", tries=1)
+    page = await guest.look(f"/mypages/{order_id}", attempts=1)
     return len(page.answer.get("timeline") or []) == events
 
 
@@ -229,7 +229,7 @@ async def rebuilt(rig: Rig) -> None:
     async def look() -> None:
         while not done.is_set():
             for order_id in kept:
-                page = await guest.look(f"/mypages/{order_id}", tries=1)
+                page = await guest.look(f"/mypages/{order_id}", attempts=1)
                 rig.demand(page.outcome == OK, f"the page of {order_id} was not served: {page.status}")
 
     async with asyncio.TaskGroup() as tasks:

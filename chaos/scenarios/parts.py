@@ -121,17 +121,17 @@ async def pay_bad(rig: Rig) -> None:
             booked: list[Operation] = []
             for _ in range(40):
                 booked += await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(5)))
-            tries = (await _egress(rig, CALLS) - before) / len(booked)
+            attempts = (await _egress(rig, CALLS) - before) / len(booked)
         if await _egress(rig, EJECTIONS) == ejected_before:
             raise NoHarmDone("pay_svc was never ejected")
         rig.demand(all(each.outcome == OK for each in booked), "an order was not taken")
         ejected = sorted(1000 * each.slowest for each in booked[50:])
         usual = ejected[len(ejected) // 2]
         rig.notes.append(
-            f"{tries:.2f} tries per call; while ejected p50 {usual:.0f} ms, "
+            f"{attempts:.2f} attempts per call; while ejected p50 {usual:.0f} ms, "
             f"p90 {ejected[math.floor(len(ejected) * 0.9)]:.0f} ms"
         )
-        rig.demand(tries <= 1.2, f"{tries:.2f} tries per call")
+        rig.demand(attempts <= 1.2, f"{attempts:.2f} attempts per call")
         rig.demand(usual < LONGEST_WHILE_EJECTED_MS, f"while pay_svc was ejected an order took {usual:.0f} ms")
         healed = time.monotonic()
         await until(lambda: rig.books_paid(guest), "bookings are not paid again")

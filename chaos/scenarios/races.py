@@ -52,7 +52,7 @@ async def desk_races(rig: Rig) -> None:
         orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(20))))
         await rig.received(orders)
         for order_id in orders:
-            calls = [desk.decide(order_id, act, tries=1) for desk, act in zip(desks, acts, strict=False)]
+            calls = [desk.decide(order_id, act, attempts=1) for desk, act in zip(desks, acts, strict=False)]
             answers = await asyncio.gather(*calls)
             if overlap(*answers) and any(answer.outcome == REFUSED for answer in answers):
                 rig.nemesis.note("race", order_id)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from chaos.load import ERROR, LOST_ANSWER, OK, a_stay
 from chaos.nemesis import NoHarmDone, until
-from chaos.next_release import NEW_EVENT, NEW_FIELD, next_release
+from chaos.next_release import NEW_EVENT, NEW_FIELD, migrate, next_release
 from chaos.rig import Rig, let_run, paid
 from chaos.scenario import scenario
 from chaos.scenarios.money import silent_processor
@@ -175,11 +175,12 @@ async def _nothing_waits(rig: Rig) -> bool:
 # ---------------------------------------------------------------------------------------------- two releases
 
 
-@scenario(25, "a release beside the next one, and back again: nobody notices, nothing is lost or buried")
+@scenario(25, "a release beside the next one, and back again: nobody notices, nothing is lost or becomes a dead letter")
 async def two_releases(rig: Rig) -> None:
     """Two replicas of each service: this release, and one with a further field, event, subscription and migration."""
     desk = rig.caller("desk", role="desk")
     with next_release() as code:
+        await asyncio.to_thread(migrate, code, rig.stack.home)
         async with _beside(rig, code) as ports:
             rig.nemesis.note("rollout", "all services")
             await _confirm_some(rig)  # calls reach this release, events both
@@ -215,7 +216,7 @@ async def _beside(rig: Rig, code: object) -> AsyncIterator[dict[str, int]]:
             await until(lambda replica=replica: replica.said("serves on port"), f"the next {name} does not serve")
         yield {name: replica.port for name, replica in replicas.items()}
         for name, replica in replicas.items():
-            rig.demand(not replica.said("is a dead letter"), f"the next {name} has buried an event")
+            rig.demand(not replica.said("is a dead letter"), f"the next {name} has made a dead letter")
 
 
 async def _confirm_some(rig: Rig) -> list[str]:

@@ -252,5 +252,5 @@ def _events_are_handled(snapshot: AuditSnapshot) -> Iterator[str]:
             if event.type not in policies.subjects or service not in snapshot.inboxes or before:
                 continue
             handled = event.event_id in snapshot.inboxes[service]
-            if not handled and (service, event.event_id) not in snapshot.buried:
+            if not handled and (service, event.event_id) not in snapshot.dead_lettered:
                 yield f"{event.name} of {event.aggregate} was never handled by {service}"

@@ -121,7 +121,7 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
             subject, reason = message.headers.get("x-dead-subject"), message.headers.get("x-dead-reason")
             consumer = message.headers.get("x-dead-consumer", "")
             snapshot.dead_letters.append(f"{subject} for {consumer}: {reason}")
-            snapshot.buried.add((consumer, message.headers.get("ce-id", "")))
+            snapshot.dead_lettered.add((consumer, message.headers.get("ce-id", "")))
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:

@@ -52,7 +52,7 @@ class AuditSnapshot:
     answered_orders: list[str] = field(default_factory=list)
     events: list[StreamEvent] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)
-    buried: set[tuple[str, str]] = field(default_factory=set)  # (service, event id) of the dead letters
+    dead_lettered: set[tuple[str, str]] = field(default_factory=set)  # (service, event id) of the dead letters
     card_numbers: list[str] = field(default_factory=list)
     # Subjects of tokens that contain a card number's digits among others: ids of the issuer, not typed by a guest.
     odd_subjects: set[str] = field(default_factory=set)

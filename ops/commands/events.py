@@ -35,7 +35,7 @@ def list_letters() -> None:
     found = asyncio.run(dead_letters.every(running_stack()))
     for letter in found:
         event = letter.subject.rsplit(".", 1)[-1]
-        print(f"{letter.number:>6}  {_at(letter.buried_at):<20} {letter.consumer:<16} {event:<20} {letter.aggregate}")
+        print(f"{letter.number:>6}  {_at(letter.time):<20} {letter.consumer:<16} {event:<20} {letter.aggregate}")
         print(f"        {letter.reason}")
     print(f"{len(found)} dead letters")
 
@@ -44,7 +44,7 @@ def list_letters() -> None:
 def show_letter(number: int) -> None:
     """Shows one dead letter in full."""
     letter = asyncio.run(dead_letters.get(running_stack(), number))
-    print(f"number: {letter.number}\nburied: {_at(letter.buried_at)}")
+    print(f"number: {letter.number}\ntime: {_at(letter.time)}")
     for name, value in letter.headers.items():
         print(f"{name}: {value}")
     print(f"\n{letter.text}")

@@ -31,7 +31,7 @@ class RoomSettings(Settings):
     beds: int = 2
 
 
-NEEDED = {"ROOM_PORT": "1", "ROOM_DATABASE_URL": "d", "ROOM_MIGRATION_URL": "m", "ROOM_NATS_URL": "n"}
+NEEDED = {"ROOM_PORT": "1", "ROOM_DATABASE_URL": "d", "ROOM_NATS_URL": "n"}
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +74,6 @@ def environment(stack: Stack, **changes: str) -> dict[str, str]:
     told = {
         "MYPAGE_PORT": port,
         "MYPAGE_DATABASE_URL": stack.database_url("mypage_svc", "mypage_svc"),
-        "MYPAGE_MIGRATION_URL": stack.database_url("mypage_svc", "mypage_svc_owner"),
         "MYPAGE_NATS_URL": stack.nats_url("mypage_svc"),
     }
     return {**os.environ, **told, **changes}
@@ -113,12 +112,23 @@ def test_an_unreachable_database_is_one_clear_sentence(stack: Stack) -> None:
         nobody.bind(("127.0.0.1", 0))
         url = f"postgresql://me:secret@127.0.0.1:{nobody.getsockname()[1]}/mypage_svc"
 
-        done = start(**environment(stack, MYPAGE_DATABASE_URL=url, MYPAGE_MIGRATION_URL=url))
+        done = start(**environment(stack, MYPAGE_DATABASE_URL=url))
 
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
     assert "mypage_svc can't start" in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_schema_without_a_migration_of_this_release_is_one_clear_sentence(stack: Stack, scratch_url: str) -> None:
+    """The service's role can't change the schema: it says what is missing and who applies it."""
+    done = start(**environment(stack, MYPAGE_DATABASE_URL=scratch_url))
+
+    assert done.returncode == 1
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "mypage_svc: the schema lacks gotohotel/0001_" in done.stderr
+    assert "mypage_svc/0001_" in done.stderr
+    assert "run `gotohotel migrate`" in done.stderr
 
 
 def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
@@ -160,7 +170,7 @@ async def test_a_loop_that_fails_ends_the_service_but_no_call(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(port=port, database_url="", migration_url="", nats_url=stack.nats_url("pay_svc"))
+    settings = Settings(port=port, database_url="", nats_url=stack.nats_url("pay_svc"))
     app = App(settings, order_database, AsyncExitStack(), name="pay_svc")
     app.serve(SERVICE, implementation(slow))
     monkeypatch.setattr(app._relay, "run", broken)
@@ -185,7 +195,7 @@ def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(
-        port=port, database_url=url, migration_url="", nats_url=stack.nats_url(nats_user),
+        port=port, database_url=url, nats_url=stack.nats_url(nats_user),
         notice_seconds=0,
     )  # fmt: skip
     app = App(settings, database, AsyncExitStack(), name=nats_user)

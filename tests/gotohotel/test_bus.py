@@ -358,7 +358,7 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
 async def test_a_release_that_cannot_handle_events_keeps_them(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """After a few in a row it is the release: nothing more is buried, and a mended one handles the rest."""
+    """After a few in a row no further dead letters are made; a repaired release handles the rest."""
     names = [f"o-{number}" for number in range(30)]
     bad, good = Seen(), Seen()
     bad.policies.whenever(OrderCanceled)(_a_bug)
@@ -372,13 +372,13 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
                 async with within(8):
                     await failing.run(asyncio.Event())
         assert not failing.has_handled
-    buried = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
-    assert len(buried) == MAX_POISONED_IN_A_ROW - 1
+    dead = [letter["ce-subject"] for letter in await messages(server, str(DEAD_LETTERS.name))]
+    assert len(dead) == MAX_POISONED_IN_A_ROW - 1
 
     async with running(server.url) as bus, consuming(bus, good, order_database):
-        await until(lambda: len(good.orders) == 30 - len(buried))
+        await until(lambda: len(good.orders) == 30 - len(dead))
 
-    assert sorted([*good.orders, *buried]) == sorted(names)
+    assert sorted([*good.orders, *dead]) == sorted(names)
 
 
 async def test_many_bad_events_of_one_order_do_not_stop_the_others(

@@ -14,7 +14,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from gotohotel import claims, clock, idempotency, inbox, log, outbox
@@ -45,17 +45,21 @@ from tests.order_svc import test_server as test_order_server
 from tests.pay_svc import test_service as test_payments
 from tests.reservation_svc import test_store as test_desk
 
-# Any of a machine's many runs will do, the same ones each time; nothing is made smaller afterwards.
+# The same runs each time; a failing one is not reduced to a smaller one afterwards.
 SEARCH = settings(
     max_examples=2000,
     stateful_step_count=40,
     deadline=None,
-    derandomize=True,
     report_multiple_bugs=False,
     database=None,
     phases=[Phase.generate],
     suppress_health_check=list(HealthCheck),
 )
+
+
+@seed(1)  # whose runs need only seconds to find what each guard prevents
+class SeededHotel(TheHotel):
+    """The model, with the same runs each time."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -398,7 +402,7 @@ def changed(owner: Any, guard: Guard) -> Any:
 
 def test_the_model_holds_with_every_guard_in_place() -> None:
     """The control: the very runs in which a removed guard is found."""
-    run_state_machine_as_test(TheHotel, settings=settings(SEARCH, max_examples=300))
+    run_state_machine_as_test(SeededHotel, settings=settings(SEARCH, max_examples=300))
 
 
 @pytest.mark.parametrize("guard", [guard for guard in GUARDS if guard.test is None], ids=lambda guard: guard.name)
@@ -407,7 +411,7 @@ def test_the_model_misses_a_rule(monkeypatch: pytest.MonkeyPatch, guard: Guard) 
     monkeypatch.setattr(guard.owner, guard.attribute, changed(guard.owner, guard))
 
     with pytest.raises(AssertionError):
-        run_state_machine_as_test(TheHotel, settings=SEARCH)
+        run_state_machine_as_test(SeededHotel, settings=SEARCH)
 
 
 server = test_bus.server  # the fixture

@@ -270,7 +270,7 @@ def test_what_does_not_exist_is_said_in_a_sentence(
 
 
 def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
-    """As after a bad release: all that one service buried for one reason, and nothing else."""
+    """As after a bad release: all dead letters of one service with one reason, and nothing else."""
     guests = [hotel.caller(subject=f"poisoned-{number}") for number in range(2)]
     rule = "ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} NOT LIKE 'poisoned-%') NOT VALID"
     query(hotel, "mypage_svc", rule.format("mypages", "bad_release", "owner"))

@@ -31,7 +31,8 @@ def stack() -> Iterator[Stack]:
 def bash(stack: Stack, script: str, **environment: str) -> str:
     """Runs a script as a reader would, but against this stack; it must succeed."""
     ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
-    told = {**os.environ, "GOTOHOTEL_HOME": str(stack.home), **ports, **environment}
+    outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "ARGS")}
+    told = {**outside, "GOTOHOTEL_HOME": str(stack.home), **ports, **environment}
     done = subprocess.run(
         ["bash", "-euo", "pipefail", "-c", script.replace("8088", str(stack.ports["gateway"]))],
         cwd=ROOT,

@@ -223,7 +223,7 @@ def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
         told = " ".join(stack.service_environment(name).values())
         held = {secret for secret, value in stack.credentials.all().items() if value in told}
 
-        own = {name, services.owner(name), services.nats_password(name), services.fingerprint_key(name)}
+        own = {name, services.nats_password(name), services.fingerprint_key(name)}
         assert held <= own | ({services.SANDBOX} if name == "pay_svc" else set())
 
 
