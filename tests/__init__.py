@@ -1,1 +1,1 @@
-"""The specification: mirrors the packages; system/ is the whole thing over real parts."""
+"""The specification: folders mirror the packages; system/ tests the whole system with real parts."""

@@ -1,4 +1,4 @@
-"""What tests stand on: one embedded stack for all of them, clients of it, and scratch databases on its server."""
+"""Shared fixtures: one embedded stack for all tests, clients of it, and scratch databases on its server."""
 
 import asyncio
 import shutil
@@ -36,7 +36,7 @@ class Client:
         self._http = httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=20)
 
     def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """One call, whatever comes of it."""
+        """Makes one call and returns the response, whatever its status."""
         return self._http.request(method, path, **options)
 
     def get(self, path: str) -> Any:
@@ -53,35 +53,35 @@ class Client:
 
 
 class Hotel:
-    """The running system, with a guest and the desk at hand."""
+    """The running system, with a client of the desk and helpers for callers, room types and orders."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
         self._clients: list[Client] = []
         self.desk = self.caller(role="desk")
-        self._next_night = date.today() + timedelta(days=3)  # noqa: DTZ011 - any night of its own will do
+        self._next_night = date.today() + timedelta(days=3)  # noqa: DTZ011 - any unused night will do
 
     def caller(self, *, role: str = "guest", subject: str | None = None) -> Client:
-        """A caller of its own."""
+        """A new client; its subject is unique unless one is given."""
         client = Client(self.stack, subject=subject or f"{role}-{uuid.uuid4()}", role=role)
         self._clients.append(client)
         return client
 
     def room_type(self, capacity: int) -> str:
-        """A room type of its own, on sale."""
+        """Creates a room type and waits until it is on sale."""
         name = f"T{uuid.uuid4().hex[:12]}"
         self.set_capacity(name, capacity)
         wait_for(lambda: name in [room["roomType"] for room in self.search()])
         return name
 
     def set_capacity(self, room_type: str, capacity: int) -> None:
-        """What the desk does when it changes a room type."""
+        """Creates or changes a room type, as the desk does."""
         rate = {"currencyCode": "KRW", "units": "1000"}
         body = {"capacity": capacity, "maxGuests": 4, "nightlyRate": rate}
         self.desk.request("PUT", f"/roomTypes/{room_type}", json=body).raise_for_status()
 
     def search(self, stay: dict[str, str] | None = None) -> list[dict[str, Any]]:
-        """The rooms that are offered."""
+        """The rooms that SearchRooms returns."""
         rooms: list[dict[str, Any]] = self.desk.request("GET", "/rooms", params=stay).raise_for_status().json()["rooms"]
         return rooms
 
@@ -96,7 +96,7 @@ class Hotel:
         return {"checkIn": check_in.isoformat(), "checkOut": self._next_night.isoformat()}
 
     def order(self, guest: Client, *, card: str | None = GOOD_CARD, **booking: Any) -> dict[str, Any]:
-        """An order that is taken."""
+        """Places an order; the call must succeed."""
         order: dict[str, Any] = guest.post("/orders", self.booking(card=card, **booking))
         return order
 
@@ -108,15 +108,15 @@ class Hotel:
         return {**body, "cardNo": card} if card else body
 
     def page_with(self, order_id: str, **fields: str) -> dict[str, Any]:
-        """My page, once it shows these fields."""
+        """Waits until My page shows these fields, and returns it."""
         return self._with(f"/mypages/{order_id}", fields)
 
     def order_with(self, order_id: str, **fields: str) -> dict[str, Any]:
-        """The order, once it shows these fields."""
+        """Waits until the order shows these fields, and returns it."""
         return self._with(f"/orders/{order_id}", fields)
 
     def reservation_with(self, order_id: str, **fields: str) -> dict[str, Any]:
-        """The reservation, once it shows these fields."""
+        """Waits until the reservation shows these fields, and returns it."""
         return self._with(f"/reservations/{order_id}", fields)
 
     def _with(self, path: str, fields: dict[str, str]) -> dict[str, Any]:
@@ -137,8 +137,8 @@ class Hotel:
             client.close()
 
 
-def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str] = lambda: "it did not come true") -> None:
-    """Waits until something comes true; fails the test if it does not."""
+def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str] = lambda: "the condition is not met") -> None:
+    """Waits until the condition holds; fails the test if it does not hold in time."""
     ends = time.monotonic() + WAIT_SECONDS
     while not condition():
         if time.monotonic() > ends:
@@ -153,12 +153,12 @@ async def within(seconds: float) -> AsyncIterator[None]:
         async with asyncio.timeout(seconds):
             yield
     except TimeoutError:
-        pytest.fail(f"it took longer than {seconds} s")
+        pytest.fail(f"the block took longer than {seconds} s")
 
 
 @pytest.fixture(scope="session")
 def stack() -> Iterator[Stack]:
-    """A stack of its own, on free ports; when all tests are done its books must agree."""
+    """One stack for all tests, on free ports. After the last test the audit must find nothing."""
     home = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     running = Stack.on_free_ports(home)
     try:
@@ -172,7 +172,7 @@ def stack() -> Iterator[Stack]:
 
 @contextmanager
 def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
-    """A gateway beside the stack's own, on free ports, its configuration changed; yields its URL."""
+    """Starts a second gateway on free ports with a changed configuration; yields its URL."""
     twin = Stack.on_free_ports(folder)
     configuration = (stack.home / "envoy.yaml").read_text()
     for name in ("gateway", "egress", "admin"):
@@ -197,20 +197,20 @@ def hotel(stack: Stack) -> Iterator[Hotel]:
 
 @pytest.fixture
 def guest(hotel: Hotel) -> Client:
-    """A guest whom no other test knows."""
+    """A guest that no other test uses."""
     return hotel.caller()
 
 
 @pytest.fixture
 async def scratch_url(stack: Stack) -> AsyncIterator[str]:
-    """An empty database."""
+    """The URL of an empty database."""
     async with scratch_database(stack) as url:
         yield url
 
 
 @asynccontextmanager
 async def scratch_database(stack: Stack) -> AsyncIterator[str]:
-    """A new database, dropped in the end."""
+    """Creates a database, yields its URL and drops it afterwards."""
     name = f"scratch_{uuid.uuid4().hex}"
     admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
     await admin.execute(f"CREATE DATABASE {name}")
@@ -221,7 +221,7 @@ async def scratch_database(stack: Stack) -> AsyncIterator[str]:
 
 @pytest.fixture
 async def order_database(scratch_url: str) -> AsyncIterator[Database]:
-    """order_svc's schema, empty."""
+    """An empty database with order_svc's schema."""
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations")
     async with open_database(scratch_url, name="test", pool_size=20) as database:
         yield database
@@ -229,7 +229,7 @@ async def order_database(scratch_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def reservation_database(stack: Stack) -> AsyncIterator[Database]:
-    """reservation_svc's schema, in a database of its own: its table of room types has order_svc's name."""
+    """An empty database with reservation_svc's schema; separate, because order_svc also has a table room_types."""
     async with scratch_database(stack) as url:
         await migrate(url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
         async with open_database(url, name="test", pool_size=5) as database:
@@ -238,7 +238,7 @@ async def reservation_database(stack: Stack) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def pay_database(scratch_url: str) -> AsyncIterator[Database]:
-    """pay_svc's schema and the sandbox's ledger, in one database."""
+    """An empty database with pay_svc's schema and the sandbox's ledger."""
     sandbox = ROOT / "pay_svc" / "sandbox" / "migrations"
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations", sandbox)
     async with open_database(scratch_url, name="test", pool_size=20) as database:
@@ -247,7 +247,7 @@ async def pay_database(scratch_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def mypage_database(scratch_url: str) -> AsyncIterator[Database]:
-    """mypage_svc's schema, empty."""
+    """An empty database with mypage_svc's schema."""
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "mypage_svc" / "migrations")
     async with open_database(scratch_url, name="test", pool_size=5) as database:
         yield database

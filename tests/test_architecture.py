@@ -1,4 +1,4 @@
-"""The rules about imports that keep every line findable."""
+"""Rules about imports, file sizes and module names that make code easy to find."""
 
 import ast
 import pkgutil
@@ -45,7 +45,7 @@ def modules(package: str) -> list[Path]:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_a_domain_imports_the_standard_library_and_the_kernels_domain_only(service: str) -> None:
-    """Business rules know no database, no network, no message format."""
+    """Business rules do not depend on a database, a network or a message format."""
     allowed = STANDARD_LIBRARY_OF_A_DOMAIN | {"gotohotel"}
 
     for path in (
@@ -59,24 +59,24 @@ def test_a_domain_imports_the_standard_library_and_the_kernels_domain_only(servi
 
 @pytest.mark.parametrize("service", ["order_svc", "pay_svc", "reservation_svc"])
 def test_a_use_case_imports_its_own_domain_only(service: str) -> None:
-    """A use case is load, tell the aggregate, save; what it loads with is a port of the domain."""
+    """A use case loads, changes and saves an aggregate through the ports of its own domain."""
     ours = {name for name in imports(ROOT / service / "service.py") if name.split(".")[0] in (*SERVICES, "gotohotel")}
 
     allowed = (f"{service}.domain", *PURE, "gotohotel.conflicts")
-    # What a store may raise at any time: an order stands, even if how its payment went can't be stored at the moment.
+    # Errors that a store may raise at any time: an order stands even if the outcome of its payment can't be stored.
     errors = {"gotohotel.database", "gotohotel.database.TRANSIENT"}
     assert all(name.startswith(allowed) for name in ours - errors)
 
 
 def test_imports_go_downward() -> None:
-    """The contracts in pyproject.toml: layers, and services that know nothing of one another."""
+    """The import contracts in pyproject.toml hold: layers, and services that do not import one another."""
     done = subprocess.run([ROOT / ".venv/bin/lint-imports"], cwd=ROOT, capture_output=True, text=True, check=False)
 
     assert done.returncode == 0, done.stdout
 
 
 def test_a_long_file_says_why() -> None:
-    """Beyond 300 lines a file becomes a package, unless its first lines give a reason."""
+    """A file has at most 300 lines, unless its first lines give a reason."""
     listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for name in listed.splitlines():
         lines = (ROOT / name).read_text().splitlines() if (ROOT / name).exists() else []
@@ -85,7 +85,7 @@ def test_a_long_file_says_why() -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_messages_appear_only_at_the_edges(service: str) -> None:
-    """Protobuf is for server, wire, policies and clients."""
+    """Only server, wire, policies, clients and __main__ import protobuf messages."""
     for path in modules(service):
         if any("_pb2" in name for name in imports(path)):
             assert path.stem in KNOW_PROTOBUF, path
@@ -93,14 +93,14 @@ def test_messages_appear_only_at_the_edges(service: str) -> None:
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_services_have_one_shape(service: str) -> None:
-    """A newcomer who knows one service finds everything in the others."""
+    """Every service has the same basic modules, and no module outside the shared set of names."""
     parts = {module.name for module in pkgutil.iter_modules([str(ROOT / service)])}
 
     assert {"__main__", "server", "domain", "store"} <= parts <= SHAPE
 
 
 def test_no_generated_code_is_committed() -> None:
-    """The build compiles the protos."""
+    """Protos are committed; the build compiles them."""
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
     assert "protos/buf.yaml" in listed

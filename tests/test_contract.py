@@ -1,4 +1,4 @@
-"""The contract of the last release: no field that a client or a stored event holds may go or change its meaning."""
+"""The contract stays compatible with the last release: no field of a client or a stored event is removed or renamed."""
 
 import subprocess
 import sys
@@ -13,13 +13,13 @@ BUF = Path(sys.executable).parent / "buf"
 
 
 def breaking(descriptors: Path) -> subprocess.CompletedProcess[str]:
-    """What `make lint` says of a compiled contract."""
+    """Checks a compiled contract for breaking changes, as `make lint` does."""
     kept = ["--against", "protos/last_release.binpb", "--config", "protos/buf.yaml"]
     return subprocess.run([BUF, "breaking", descriptors, *kept], cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def test_the_contract_keeps_what_the_last_release_had() -> None:
-    """As it stands."""
+    """The current contract has no breaking change."""
     done = breaking(ROOT / "gotohotel" / "descriptors.binpb")
 
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
@@ -27,7 +27,7 @@ def test_the_contract_keeps_what_the_last_release_had() -> None:
 
 @pytest.mark.parametrize("change", ["removed", "renamed"])
 def test_a_field_that_is_removed_or_renamed_fails_the_build(change: str, tmp_path: Path) -> None:
-    """Each alone."""
+    """Each change alone is reported with the file and the number of the field."""
     contract = FileDescriptorSet.FromString((ROOT / "gotohotel" / "descriptors.binpb").read_bytes())
     file = next(file for file in contract.file if file.name == "gotohotel/order/v1/events.proto")
     booking = next(message for message in file.message_type if message.name == "Booking")

@@ -1,1 +1,1 @@
-"""The chaos rig: a short selection of its scenarios, and that its verdicts mean something."""
+"""Tests of the chaos rig: a short selection of its scenarios, and its verdicts."""

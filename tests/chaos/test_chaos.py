@@ -1,4 +1,4 @@
-"""`make chaos` runs all scenarios; here a few, chosen by a seed, and the rig itself."""
+"""A few chaos scenarios, chosen by a seed, and tests of the rig itself. `make chaos` runs all scenarios."""
 
 import os
 import random
@@ -20,12 +20,12 @@ from chaos.verdict import Verdict, compare
 from ops.audit import AuditSnapshot
 
 SEED = int(os.environ.get("CHAOS_SEED", "1"))
-# Those that are over in a few seconds.
+# Scenarios that take only a few seconds.
 SHORT = (1, 2, 3, 4, 5, 7, 8, 12, 13, 14, 16, 20)
 
 
 def test_a_few_scenarios_hold(capsys: pytest.CaptureFixture[str]) -> None:
-    """Another CHAOS_SEED chooses others."""
+    """Three short scenarios hold; CHAOS_SEED selects which ones."""
     chosen = [SCENARIOS[number] for number in random.Random(SEED).sample(SHORT, 3)]
 
     held = run(chosen, seed=SEED)
@@ -38,12 +38,12 @@ def test_a_few_scenarios_hold(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first says nothing about the system, the second that it is wrong."""
+    """A run without a fault is void, and a run that loses an order fails."""
 
     monkeypatch.setattr("ops.audit.PATIENCE_SECONDS", 2)
 
     async def nothing(_: Rig) -> None:
-        """No fault at all."""
+        """Injects no fault."""
 
     async def loss(rig: Rig) -> None:
         rig.nemesis.note("loss", "an order")
@@ -69,7 +69,7 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
 
 
 def test_the_next_release_can_be_loaded() -> None:
-    """The copy that scenario 25 rolls out: what it changes in this one's files still fits."""
+    """The changes that scenario 25 makes to its copy of the program still apply, and its services can be imported."""
     names = ("order_svc", "pay_svc", "reservation_svc", "mypage_svc")
     with next_release() as folder:
         program = ";".join(f"import {name}.__main__" for name in names)
@@ -86,7 +86,7 @@ PAID = {"cardNo": "4242 4242 4242 4242"}
 
 
 def order(**changes: object) -> dict[str, object]:
-    """A row of orders."""
+    """A row of the table orders."""
     return {"id": "1", "name": "guest 1", "status": "PAID", "paid_at": "now", **NOTHING_ELSE, **changes}
 
 
@@ -135,7 +135,7 @@ def order(**changes: object) -> dict[str, object]:
 def test_an_answer_that_the_books_do_not_bear_out_is_found(
     operation: Operation, orders: list[dict[str, object]], found: str
 ) -> None:
-    """What a client was told is compared with what is there."""
+    """The verdict compares the answer that a client received with the stored order."""
     verdict = Verdict()
 
     compare([operation], AuditSnapshot(orders={str(row["id"]): row for row in orders}), verdict)

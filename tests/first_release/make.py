@@ -1,4 +1,4 @@
-"""Runs the first release's own code, and keeps what it has stored: a dump of each database, and the stream's events."""
+"""Runs the first release's own code and saves what it stored: a dump of each database and the stream's events."""
 
 import asyncio
 import base64
@@ -28,7 +28,7 @@ def call(client: httpx.Client, method: str, path: str, **body: object) -> Any:
 
 
 def live(stack: Stack) -> None:
-    """Orders in every state but EXPIRED."""
+    """Places orders and brings them into every state except EXPIRED."""
     as_guest = {"Authorization": f"Bearer {stack.token(subject='alice', role='guest')}"}
     as_desk = {"Authorization": f"Bearer {stack.token(subject='desk', role='desk')}"}
     guest = httpx.Client(base_url=stack.gateway_url, headers=as_guest, timeout=20)
@@ -68,7 +68,7 @@ def live(stack: Stack) -> None:
 
 
 async def events(stack: Stack) -> list[dict[str, Any]]:
-    """What the stream holds, in its order."""
+    """Returns the events of the stream, in stream order."""
     client = await nats.connect(stack.nats_url())
     js = client.jetstream()
     found = []

@@ -1,4 +1,4 @@
-"""What the fuzzing knows of the truth: whose orders there are, and which calls were accepted."""
+"""The state that the fuzz tests expect: which orders exist, who owns them, and which calls were accepted."""
 
 import os
 import random
@@ -14,7 +14,7 @@ from tests.system.test_journey import query
 
 CASES = int(os.environ.get("FUZZ_CASES", "400"))
 
-# What has to be refused, or taken, without harm wherever a text stands.
+# Texts that must do no harm in any text field, whether they are refused or accepted.
 HOSTILE_TEXTS = [
     "",
     "\x00",
@@ -43,21 +43,21 @@ CARDS = [text for text in HOSTILE_TEXTS if text.startswith("4242")]
 
 
 class Truth:
-    """The fuzzing guest's orders, and what the accepted calls have done to them. Nothing else may have happened."""
+    """The orders of the fuzz tests' guests, and what the accepted calls changed. Nothing else may have changed."""
 
     def __init__(self, hotel: Hotel) -> None:
         self.hotel = hotel
         self.guest: Client = hotel.caller(subject=f"fuzz-{uuid.uuid4()}")
         self.stranger: Client = hotel.caller()
-        self.orders: defaultdict[str, set[str]] = defaultdict(set)  # whose → order ids
-        self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # act → order ids
+        self.orders: defaultdict[str, set[str]] = defaultdict(set)  # owner → order ids
+        self.accepted: defaultdict[str, set[str]] = defaultdict(set)  # RPC, or "paid" → order ids
         self._room_type, self._stay = hotel.room_type(capacity=10_000), hotel.stay()
         self.booked: dict[str, str] = {}  # order id → a hash of what was booked, which never changes
         self.rooms: dict[str, dict[str, Any]] = {room["id"]: room for room in hotel.desk.get("/roomTypes")["roomTypes"]}
-        self.answers: Counter[tuple[str, object]] = Counter()  # (RPC, status) → how often
+        self.answers: Counter[tuple[str, object]] = Counter()  # (RPC, status) → count
 
     def place_some(self) -> list[str]:
-        """Orders for the cases to be about: unpaid ones and paid ones."""
+        """Places orders that the cases can use: unpaid ones and paid ones."""
         placed = [
             self.hotel.order(self.guest, card=card, roomType=self._room_type, **self._stay)["id"]
             for card in (None, None, GOOD, GOOD, GOOD)
@@ -69,7 +69,7 @@ class Truth:
         return placed
 
     def note(self, act: str, caller: Client, answer: dict[str, Any]) -> None:
-        """An accepted call, by its RPC's name."""
+        """Records an accepted call of the RPC `act`."""
         if act == "CreateOrder":
             self.orders[caller.subject].add(answer["id"])
         if act in ("CreateOrder", "PayOrder"):
@@ -83,7 +83,7 @@ class Truth:
             self.accepted[act].add(answer["orderId"])
 
     def check(self) -> None:
-        """Every change in the books is that of an accepted call."""
+        """Checks that every stored change comes from an accepted call."""
         owned = "SELECT array_agg(id::text) FROM orders WHERE owner = $1"
         for guest in (self.guest, self.stranger):
             found = query(self.hotel, "order_svc", owned, guest.subject)
@@ -119,9 +119,9 @@ FACTS = {
 }
 
 
-@pytest.fixture(scope="package")  # other tests open room types of their own
+@pytest.fixture(scope="package")  # tests of other packages create room types
 def truth(hotel: Hotel, request: pytest.FixtureRequest) -> Iterator[Truth]:
-    """One for all cases; compared with the books at the end too. Says what was tried."""
+    """Shared by all cases and checked once more at the end. Prints how often each call got each answer."""
     known = Truth(hotel)
     yield known
     known.check()
@@ -133,7 +133,7 @@ def truth(hotel: Hotel, request: pytest.FixtureRequest) -> Iterator[Truth]:
 
 
 def spoil(value: Any, chance: random.Random) -> Any:
-    """The same value, one of its texts (or a number) replaced by a hostile one."""
+    """Returns the value with one part of it replaced by a hostile text."""
     if isinstance(value, dict) and value:
         key = chance.choice(sorted(value))
         return {**value, key: spoil(value[key], chance)}

@@ -38,12 +38,12 @@ DOCUMENTED = {
 
 @pytest.mark.parametrize(("part", "method"), METHODS, ids=lambda value: getattr(value, "name", value))
 def test_a_mutated_message_is_answered_as_documented(part: str, method: Any, hotel: Hotel, truth: Truth) -> None:
-    """No internal error, no undocumented code; what was refused has changed nothing. Internal calls are not there."""
+    """Only documented codes are returned, and a refused call changes nothing. The gateway serves no internal call."""
     chance = random.Random(f"{method.full_name}/{SHARE}")
     orders = truth.place_some()
     is_internal = method.name in INTERNAL
     allowed = {grpc.StatusCode.UNIMPLEMENTED, grpc.StatusCode.NOT_FOUND} if is_internal else DOCUMENTED
-    # A service's own port trusts whoever reaches it; an internal call there would be a real one.
+    # A service's own port trusts every caller: an internal call there would be executed.
     ports = ["gateway"] if is_internal else ["gateway", part]
     for port in ports:
         with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports[port]}") as channel:
@@ -70,7 +70,7 @@ def _outcome(call: Any, sent: bytes, metadata: Any) -> tuple[grpc.StatusCode, An
 
 
 def _message(method: Any, orders: list[str], chance: random.Random) -> Any:
-    """A plausible request, often about an order that exists; a text in it may be hostile."""
+    """A plausible request, often about an existing order; its texts may be hostile."""
     request = method.input_type._concrete_class()
     for field in method.input_type.fields:
         if field.type == field.TYPE_STRING and field.name in ("id", "order_id"):
@@ -92,7 +92,7 @@ def _message(method: Any, orders: list[str], chance: random.Random) -> Any:
 
 
 def mutated(message: bytes, chance: random.Random) -> bytes:
-    """The message, with some of its bytes changed, lost, doubled or added."""
+    """The message with some of its bytes changed, removed, duplicated or added."""
     data = bytearray(message)
     for _ in range(chance.choice([0, 1, 1, 2, 5])):
         place = chance.randrange(len(data) + 1)
@@ -108,5 +108,5 @@ def mutated(message: bytes, chance: random.Random) -> bytes:
             case 4:
                 data += b"\xfa\x3f" + bytes([0xFF] * chance.randrange(1, 11))  # an unknown field of absurd length
             case _:
-                data[place:place] = b"\x0a\x03\xff\xfe\xfd"  # a text that is no UTF-8
+                data[place:place] = b"\x0a\x03\xff\xfe\xfd"  # a text that is not UTF-8
     return bytes(data)

@@ -23,13 +23,13 @@ from tests.fuzz.conftest import CARDS, CASES, HOSTILE_TEXTS, Truth, spoil
 DOCUMENT = json.loads((ROOT / "gotohotel" / "openapi.json").read_text())
 OPERATIONS: list[Any] = [found.ok() for found in schemathesis.openapi.from_dict(DOCUMENT).get_all_operations()]  # type: ignore[union-attr]
 SHARE = max(10, CASES * 3 // 4 // len(OPERATIONS))
-LONGEST_IN_A_URL = 20_000  # the gateway takes 16 KB of headers; the client itself refuses longer ones
+LONGEST_IN_A_URL = 20_000  # the gateway accepts 16 KB of headers; the client refuses longer URLs
 CHECKS = [status_code_conformance, content_type_conformance, response_schema_conformance]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_hostile_input_is_answered_as_documented(operation: Any, hotel: Hotel, truth: Truth) -> None:
-    """No 5xx, no undocumented code, no state changed by what was refused, no card number said back."""
+    """Only documented codes are returned, and no 5xx. A refused call changes nothing and repeats no card number."""
     rpc = operation.definition.raw["operationId"].split("_")[0]
     orders = truth.place_some()
     cases = st.one_of(operation.as_strategy(GenerationMode.POSITIVE), operation.as_strategy(GenerationMode.NEGATIVE))
@@ -56,7 +56,7 @@ def test_hostile_input_is_answered_as_documented(operation: Any, hotel: Hotel, t
 
 
 def _aim(case: Any, rpc: str, orders: list[str], chance: random.Random) -> None:
-    """Often at a thing that exists, often with a hostile text."""
+    """Points the case at an existing resource in many cases, and puts hostile texts into it in others."""
     for name in case.path_parameters or {}:
         draw = chance.random()
         if rpc == "UpsertRoomType":
@@ -81,10 +81,10 @@ def _aim(case: Any, rpc: str, orders: list[str], chance: random.Random) -> None:
 
 
 def _send(case: Any, caller: Client) -> httpx.Response:
-    """As it is: other clients would refuse to send some of it."""
+    """Sends the case unchanged; other clients would refuse to send some cases."""
     path = case.path
     for name, value in (case.path_parameters or {}).items():
-        # A slash, or nothing, would make it another path.
+        # A slash or an empty value would make this another path.
         path = path.replace(f"{{{name}}}", quote(str(value)[:LONGEST_IN_A_URL], safe="") or "%20")
     body = None if case.method in ("GET", "DELETE") else _encoded(case.body)
     query = [(name, _text(value)[:LONGEST_IN_A_URL]) for name, value in dict(case.query or {}).items()]
@@ -97,7 +97,7 @@ def _encoded(body: Any) -> bytes:
         return body
     try:
         return json.dumps(body).encode()
-    except TypeError:  # nothing at all
+    except TypeError:  # the case has no body
         return b""
 
 
@@ -107,7 +107,7 @@ def _text(value: Any) -> str:
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
 def test_the_gateway_knows_every_described_call(operation: Any, guest: Client) -> None:
-    """The description is of this gateway: no path that it names is unknown there."""
+    """The gateway knows every path in the OpenAPI description, and answers with a documented status."""
     path = operation.path.replace("{id}", "x").replace("{order_id}", "x")
 
     answer = guest.request(operation.method, path, content=None if operation.method == "get" else "{}")

@@ -1,4 +1,4 @@
-"""Settings, and how a service says that it can't start."""
+"""Settings, errors at startup, and how a service runs and drains."""
 
 import asyncio
 import os
@@ -35,7 +35,7 @@ NEEDED = {"ROOM_PORT": "1", "ROOM_DATABASE_URL": "d", "ROOM_NATS_URL": "n"}
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """PREFIX_FIELD, with the field's type."""
+    """Each field is read from PREFIX_FIELD and has its declared type."""
     for name, value in {**NEEDED, "ROOM_BEDS": "3"}.items():
         monkeypatch.setenv(name, value)
 
@@ -57,7 +57,7 @@ def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     ],
 )
 def test_a_bad_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """The sentence names the variable and what it takes, and does not show the value: it may be a secret."""
+    """The message names the variable and the expected input, but not the value, which may be a secret."""
     for variable, good in NEEDED.items():
         monkeypatch.setenv(variable, good)
     monkeypatch.setenv(name, value)
@@ -69,7 +69,7 @@ def test_a_bad_setting_is_refused_by_name(monkeypatch: pytest.MonkeyPatch, name:
 
 
 def environment(stack: Stack, **changes: str) -> dict[str, str]:
-    """What the stack tells mypage_svc, changed."""
+    """The environment of the stack's mypage_svc, with these changes."""
     port = str(stack.ports["mypage"])
     told = {
         "MYPAGE_PORT": port,
@@ -80,13 +80,13 @@ def environment(stack: Stack, **changes: str) -> dict[str, str]:
 
 
 def start(**environment: str) -> subprocess.CompletedProcess[str]:
-    """Runs mypage_svc until it gives up."""
+    """Runs mypage_svc until it exits."""
     command = [sys.executable, "-m", "mypage_svc"]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def test_a_missing_setting_is_one_clear_sentence(stack: Stack) -> None:
-    """No traceback: the reader is an operator."""
+    """The message is for an operator: it names the setting and has no traceback."""
     told = environment(stack)
     del told["MYPAGE_NATS_URL"]
 
@@ -97,7 +97,7 @@ def test_a_missing_setting_is_one_clear_sentence(stack: Stack) -> None:
 
 
 def test_a_taken_port_is_one_clear_sentence(stack: Stack) -> None:
-    """The stack's own mypage_svc has it."""
+    """The message names the port, which the stack's own mypage_svc uses."""
     done = start(**environment(stack))
 
     assert done.returncode == 1
@@ -107,7 +107,7 @@ def test_a_taken_port_is_one_clear_sentence(stack: Stack) -> None:
 
 
 def test_an_unreachable_database_is_one_clear_sentence(stack: Stack) -> None:
-    """The place is named, the password is not."""
+    """The message is one line and does not contain the password."""
     with socket.socket() as nobody:
         nobody.bind(("127.0.0.1", 0))
         url = f"postgresql://me:secret@127.0.0.1:{nobody.getsockname()[1]}/mypage_svc"
@@ -121,7 +121,7 @@ def test_an_unreachable_database_is_one_clear_sentence(stack: Stack) -> None:
 
 
 def test_a_schema_without_a_migration_of_this_release_is_one_clear_sentence(stack: Stack, scratch_url: str) -> None:
-    """The service's role can't change the schema: it says what is missing and who applies it."""
+    """The service can't change the schema, so it names the missing migrations and the command that applies them."""
     done = start(**environment(stack, MYPAGE_DATABASE_URL=scratch_url))
 
     assert done.returncode == 1
@@ -132,7 +132,7 @@ def test_a_schema_without_a_migration_of_this_release_is_one_clear_sentence(stac
 
 
 def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
-    """Two replicas share the database, start together, and one leaves in order."""
+    """A second replica on the same database starts, drains on SIGTERM and exits with status 0."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
@@ -143,7 +143,7 @@ def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
         line = ""
         while "serves on port" not in line:
             line = replica.stderr.readline()
-            assert line, "it ended before it served"
+            assert line, "the service ended before it served"
 
         replica.send_signal(signal.SIGTERM)
         rest = replica.stderr.read()
@@ -155,7 +155,7 @@ def test_sigterm_drains_and_ends_with_status_0(stack: Stack) -> None:
 async def test_a_loop_that_fails_ends_the_service_but_no_call(
     stack: Stack, order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bug in the relay: what a caller is having done is done and answered first."""
+    """If the relay fails, calls that are under way are completed and answered before the service ends."""
     under_way = asyncio.Event()
 
     async def slow(_: pb.CancelOrderRequest, __: Caller) -> pb.Order:
@@ -190,7 +190,7 @@ async def test_a_loop_that_fails_ends_the_service_but_no_call(
 
 
 def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_svc") -> App:
-    """A service without calls of its own."""
+    """A service without RPCs, with a job that runs all the time."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -208,7 +208,7 @@ def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_
 
 
 async def test_a_service_drains_again_and_again(stack: Stack, order_database: Database, scratch_url: str) -> None:
-    """Two hundred times, whatever its loops are doing at that moment: none ever hangs."""
+    """Of two hundred drains at random moments, none hangs."""
     chance = random.Random(1)
     for _ in range(200):
         app = an_app(stack, order_database, scratch_url)
@@ -222,7 +222,7 @@ async def test_a_service_drains_again_and_again(stack: Stack, order_database: Da
 async def test_not_serving_is_taken_back_when_the_difference_is_mended(
     stack: Stack, order_database: Database, scratch_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And the events come then, without a restart."""
+    """Once the consumer's declaration is corrected, the service is SERVING without a restart."""
     monkeypatch.setattr("gotohotel.app.DECLARATION_SECONDS", 0.2)
     client = await nats.connect(stack.nats_url())
     js = client.jetstream()
@@ -247,7 +247,7 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
 
 
 async def health_is(app: App, status: str) -> None:
-    """Waits until its health check answers so."""
+    """Waits until the service's health check returns this status."""
     wanted = health_pb2.HealthCheckResponse.ServingStatus.Value(status)
     async with (
         asyncio.timeout(20),
@@ -261,14 +261,14 @@ async def health_is(app: App, status: str) -> None:
 async def test_calls_are_taken_until_all_have_seen_that_it_drains(
     stack: Stack, order_database: Database, scratch_url: str
 ) -> None:
-    """A service that listens to no event waits as long as the others."""
+    """While it drains, a service still answers health checks for a time, even if it subscribes to no event."""
     app = an_app(stack, order_database, scratch_url)
     running = asyncio.create_task(app.run())
     app.settings = app.settings.model_copy(update={"notice_seconds": 1})
     await health_is(app, "SERVING")
     app._stopping.set()
 
-    await health_is(app, "NOT_SERVING")  # it is told so, not refused
+    await health_is(app, "NOT_SERVING")  # the call is answered, not refused
 
     await asyncio.wait_for(running, timeout=15)
 
@@ -276,7 +276,7 @@ async def test_calls_are_taken_until_all_have_seen_that_it_drains(
 async def test_jobs_go_on_until_the_last_call_has_ended(
     stack: Stack, order_database: Database, scratch_url: str
 ) -> None:
-    """One of them renews the claims of calls under way: nobody may take one over while the service drains."""
+    """One of the jobs renews the claims of running calls, so that nobody takes them over while the service drains."""
     app, under_way, runs_after = an_app(stack, order_database, scratch_url), asyncio.Event(), asyncio.Semaphore(0)
 
     async def job() -> None:

@@ -1,4 +1,4 @@
-"""Outbox, relay, stream, consumer, inbox and dead letters, on real PostgreSQL and a NATS of its own.
+"""Outbox, relay, stream, consumer, inbox and dead letters, on real PostgreSQL and a separate NATS server.
 
 Long because each case needs the same server, relay and consumer.
 """
@@ -36,7 +36,7 @@ from gotohotel.policies import Policies, ReceivedEvent
 from tests.conftest import ROOT, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
-PATIENCE_SECONDS = 30.0  # what an ended consumer held comes again after ACK_WAIT_SECONDS
+PATIENCE_SECONDS = 30.0  # events that a stopped consumer held are delivered again after ACK_WAIT_SECONDS
 
 
 class Server:
@@ -74,7 +74,7 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    """A NATS of its own."""
+    """A separate NATS server."""
     running = Server()
     yield running
     running.kill()
@@ -93,7 +93,7 @@ async def running(url: str, name: str = "test_svc") -> AsyncIterator[Bus]:
 
 
 class Seen:
-    """Policies that write down what they see; a cancel for the reason "poison" can't be handled."""
+    """Policies that record what they handle; a cancel with the reason "poison" raises an error."""
 
     def __init__(self) -> None:
         self.orders: list[str] = []
@@ -115,7 +115,7 @@ class Seen:
 
 
 async def announce(database: Database, *orders: str, reason: str = "") -> None:
-    """Writes an OrderCanceled for each order; an order that stands twice gets two versions."""
+    """Writes an OrderCanceled for each order; an order that is given twice gets two versions."""
     versions: dict[str, int] = {}
     rows = []
     for order in orders:
@@ -137,7 +137,7 @@ async def announce_message(database: Database, message: Message, aggregate_id: s
 
 @asynccontextmanager
 async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
-    """A relay at work; when it ends, nothing that could be sent is left."""
+    """Runs a relay, which publishes everything that can be published before it ends."""
     relay = Relay(url, bus, source="test_svc")
     task = asyncio.create_task(relay.run())
     yield relay
@@ -147,7 +147,7 @@ async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
 
 @asynccontextmanager
 async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[None]:
-    """A consumer at work."""
+    """Runs a consumer."""
     stopping = asyncio.Event()
     await declare_consumer(bus.js, bus.name, seen.policies.subjects)
     consumer = Consumer(bus, seen.policies, database).run(stopping)
@@ -158,9 +158,9 @@ async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[N
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Waits until something comes true; fails the test if it does not."""
+    """Waits until the condition holds; fails the test if it does not hold in time."""
     async with within(PATIENCE_SECONDS):
-        while not condition():  # noqa: ASYNC110 - what is waited for happens in other processes
+        while not condition():  # noqa: ASYNC110 - the condition depends on other processes
             await asyncio.sleep(0.02)
 
 
@@ -177,7 +177,7 @@ async def messages(server: Server, stream: str) -> list[dict[str, str]]:
 async def test_what_is_announced_is_handled_once_and_in_order(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """Row, stream, handler; the metadata travels in headers."""
+    """An event goes from the outbox through the stream to its handler, with its metadata in headers."""
     seen, order = Seen(), new_id()
     async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
         await announce(order_database, order, order, order)
@@ -194,7 +194,7 @@ async def test_what_is_announced_is_handled_once_and_in_order(
 async def test_nothing_is_lost_or_doubled_when_nats_is_killed(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """The outbox waits; after the restart everything arrives, each event once."""
+    """The outbox keeps the events; after the restart each event is handled once."""
     seen = Seen()
     async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus) as relay:
         await announce(order_database, *(f"before-{n}" for n in range(50)))
@@ -210,7 +210,7 @@ async def test_nothing_is_lost_or_doubled_when_nats_is_killed(
 
 
 async def test_publishes_that_are_never_answered_give_their_places_back(server: Server) -> None:
-    """Else the relay would come to a stop after a few outages."""
+    """Otherwise the relay would stop publishing after a few outages."""
     async with running(server.url) as bus:
         server.freeze()
         try:
@@ -223,7 +223,7 @@ async def test_publishes_that_are_never_answered_give_their_places_back(server: 
 
 
 async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -> None:
-    """A client that the server throws out gives up; the service ends, and is started again."""
+    """If the server closes the connection for good, `lost` is set: the service ends and is started again."""
     bus = Bus(server.url, name="test_svc")
     await bus.connect(asyncio.Event())
 
@@ -237,7 +237,7 @@ async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -
 async def test_an_event_that_comes_again_has_no_second_effect(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """The stream's own memory of ids is short; the inbox remembers."""
+    """The stream remembers message ids for a short time only; the inbox detects a repeated event."""
     seen = Seen()
     async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
         await announce(order_database, "first")
@@ -245,7 +245,7 @@ async def test_an_event_that_comes_again_has_no_second_effect(
         header = (await messages(server, str(EVENTS.name)))[0]
         client = await nats.connect(server.url)
         payload = OrderCanceled(order_id="first", version=1).SerializeToString()
-        for copy in range(100):  # the stream takes them, because the messages' ids differ; the event's is the same
+        for copy in range(100):  # the stream accepts them: their message ids differ, but the event id is the same
             headers = {**header, "Nats-Msg-Id": f"copy-{copy}"}
             await client.jetstream().publish(header["ce-type"], payload, headers=headers)
         await client.close()
@@ -259,7 +259,7 @@ async def test_an_event_that_comes_again_has_no_second_effect(
 async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """With the reason and the place that it came from; its neighbours in the batch are handled."""
+    """The dead letter has the reason and the consumer, and the other events of the batch are handled."""
     seen = Seen()
     await announce(order_database, "good-1")
     await announce(order_database, "bad", reason="poison")
@@ -281,7 +281,7 @@ async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
 
 
 async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, order_database: Database) -> None:
-    """Bytes that are no message can't be handled later either."""
+    """Bytes that can't be parsed become a dead letter, because they can't be handled later either."""
     seen = Seen()
     async with running(server.url) as bus, consuming(bus, seen, order_database):
         client = await nats.connect(server.url)
@@ -298,7 +298,7 @@ async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, orde
 
 
 async def test_a_consumer_that_is_declared_otherwise_is_refused_until_it_is_mended(server: Server) -> None:
-    """A silent difference would be served for ever."""
+    """A consumer that differs from the declaration raises DeclarationDiffers until it is deleted and declared anew."""
     subjects = ["gotohotel.order.v1.OrderCanceled"]
     async with running(server.url) as bus:
         await bus.js.add_consumer("EVENTS", durable_name="test_svc", filter_subjects=subjects, max_deliver=3)
@@ -310,7 +310,7 @@ async def test_a_consumer_that_is_declared_otherwise_is_refused_until_it_is_mend
 
 
 async def test_operational_settings_are_brought_up_to_date_in_place(server: Server) -> None:
-    """Those of the release before do not stop a service's events."""
+    """A consumer with the settings of the release before is updated, not refused."""
     subjects = ["gotohotel.order.v1.OrderCanceled"]
     async with running(server.url) as bus:
         before = ConsumerConfig(
@@ -330,7 +330,7 @@ async def test_operational_settings_are_brought_up_to_date_in_place(server: Serv
 
 
 async def test_two_releases_share_a_subscription(server: Server, order_database: Database, scratch_url: str) -> None:
-    """The newer one widens it; the older one goes on, and hands back what only the newer one knows."""
+    """The newer one extends it; the older one continues, and hands back events that only the newer one knows."""
     older, newer = Seen(), Seen()
     expired: list[str] = []
     newer.policies.whenever(OrderExpired)(lambda event, _: expired.append(event.order_id))
@@ -341,13 +341,13 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
             assert await declare_consumer(newer_bus.js, newer_bus.name, newer.policies.subjects) == [
                 "gotohotel.order.v1.OrderExpired"
             ]
-            # Only the older one is at work: it must not bury, lose, or be stopped by what it does not know.
+            # Only the older one runs. An event that it does not know must not be lost, stop it or become a dead letter.
             await announce_message(order_database, OrderExpired(order_id="x", version=1), "x")
             await announce(order_database, "meanwhile")
             await until(lambda: older.orders == ["before", "meanwhile"])
             assert (
                 await declare_consumer(bus.js, bus.name, older.policies.subjects) == []
-            )  # as after a restart: a superset will do
+            )  # as after a restart: a superset is accepted
 
             async with consuming(newer_bus, newer, order_database):
                 await until(lambda: expired == ["x"])
@@ -358,7 +358,7 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
 async def test_a_release_that_cannot_handle_events_keeps_them(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """After a few in a row no further dead letters are made; a repaired release handles the rest."""
+    """After some failures in a row the consumer halts and makes no dead letters. A fixed release handles the rest."""
     names = [f"o-{number}" for number in range(30)]
     bad, good = Seen(), Seen()
     bad.policies.whenever(OrderCanceled)(_a_bug)
@@ -367,7 +367,7 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
     async with running(server.url) as bus:
         await declare_consumer(bus.js, bus.name, bad.policies.subjects)
         failing = Consumer(bus, bad.policies, order_database)
-        for _ in range(2):  # and it stays so when it tries again
+        for _ in range(2):  # the second run halts as well
             with pytest.raises(ConsumerHalted):
                 async with within(8):
                     await failing.run(asyncio.Event())
@@ -384,7 +384,7 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
 async def test_many_bad_events_of_one_order_do_not_stop_the_others(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """It is that order, not the release."""
+    """Failures of a single order do not halt the consumer."""
     seen = Seen()
     await announce(order_database, *["bad"] * 8, reason="poison")
     async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
@@ -402,7 +402,7 @@ def _a_bug(_: OrderCanceled, __: list[str]) -> None:
 async def test_a_value_that_fits_no_column_is_poison(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """It is not tried for ever, with all others behind it; and the dead letter's reason does not repeat it."""
+    """It becomes a dead letter instead of being retried forever, and the reason does not contain the value."""
     seen = Seen()
 
     @asynccontextmanager
@@ -430,8 +430,8 @@ async def test_a_value_that_fits_no_column_is_poison(
 async def test_a_later_event_waits_for_an_earlier_one(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """Of the same aggregate: as long as the first can't be sent the second isn't. Others go on."""
-    blocked, other = sorted((new_id(), new_id()))  # in this order they are in a batch
+    """If an event can't be published, later events of the same aggregate wait. Other aggregates are not affected."""
+    blocked, other = sorted((new_id(), new_id()))  # the batch is in this order
     nowhere = "UPDATE outbox SET type = $2 WHERE aggregate_id = $1 AND aggregate_version = 1"
     async with running(server.url) as bus:
         await announce(order_database, blocked, blocked, other)
@@ -451,7 +451,7 @@ async def test_a_later_event_waits_for_an_earlier_one(
 
 
 async def test_a_version_is_announced_once(order_database: Database) -> None:
-    """Of two writers that both think theirs is the next one fails."""
+    """If two writers store the same version of an aggregate, the second one fails."""
     await announce(order_database, "a")
 
     with pytest.raises(asyncpg.UniqueViolationError):
@@ -461,7 +461,7 @@ async def test_a_version_is_announced_once(order_database: Database) -> None:
 async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
     server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """How much it has is up to the operator; services accept less and more than they would declare."""
+    """The operator decides on the size of the stream; services accept a smaller or larger one than they declare."""
     async with running(server.url) as bus:
         async with relaying(scratch_url, bus):
             await announce(order_database, "a", "b", "c")
@@ -478,7 +478,7 @@ async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
 
 
 async def test_a_first_look_at_the_stream_before_nats_is_there_is_no_error(server: Server) -> None:
-    """The job that watches it runs at once."""
+    """The job that watches the stream may run before the connection is open."""
     await Bus(server.url, name="test_svc").watch_the_stream()
 
 
@@ -491,7 +491,7 @@ async def _limit(server: Server, max_bytes: Callable[[Any], int]) -> None:
 
 
 async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, scratch_url: str) -> None:
-    """The lock passes on when its holder leaves."""
+    """When the relay with the lock ends, the other one gets the lock."""
     async with running(server.url) as bus:
         async with relaying(scratch_url, bus):
             first = Relay(scratch_url, bus, source="test_svc")
@@ -512,7 +512,7 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
 
 
 async def all_sent(database: Database, *, but: int = 0) -> None:
-    """Waits until all events, or all but so many, are published."""
+    """Waits until at most `but` events are not published yet."""
     count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
     async with within(9):
         while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
@@ -522,7 +522,7 @@ async def all_sent(database: Database, *, but: int = 0) -> None:
 async def test_a_relay_that_cannot_publish_hands_over(
     server: Server, order_database: Database, scratch_url: str
 ) -> None:
-    """It holds the lock, is connected to the database, and nobody answers what it publishes: another one takes over."""
+    """If NATS does not answer the relay that holds the lock, another relay takes over."""
     deaf = Server()
     try:
         async with running(deaf.url) as cut_off, running(server.url) as healthy:
@@ -570,7 +570,7 @@ asyncio.run(main())
 async def test_the_lock_of_a_frozen_relay_passes_on(
     server: Server, order_database: Database, scratch_url: str, frozen_while: str
 ) -> None:
-    """Nobody has to end its session by hand: not when it is idle, and not when it has half read an answer."""
+    """Nobody has to end its session by hand, whether it is idle or has read half of a result."""
     command = [sys.executable, "-c", FROZEN_RELAY, scratch_url, frozen_while]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as frozen:  # noqa: ASYNC220
         try:
@@ -587,7 +587,7 @@ async def test_the_lock_of_a_frozen_relay_passes_on(
 async def test_an_event_that_is_too_large_holds_up_no_other_order(
     server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It stays, again and again, and those of other orders go out, however often it is tried."""
+    """It stays in the outbox and is retried, while the events of other orders are published."""
     await announce(order_database, "a-too-large", reason="x" * 1_100_000)
     await announce(order_database, "b")
     async with running(server.url) as bus:

@@ -11,7 +11,7 @@ from gotohotel.database import Database
 
 
 async def test_the_databases_time_decides(order_database: Database, caplog: pytest.LogCaptureFixture) -> None:
-    """However wrong the machine's clock is; and the difference is logged."""
+    """The time is right even if the machine's clock is wrong, and the difference is logged."""
     true = datetime.now(UTC)
     with time_machine.travel(true + timedelta(minutes=20)):
         clock = Clock()
@@ -22,7 +22,7 @@ async def test_the_databases_time_decides(order_database: Database, caplog: pyte
 
 
 async def test_a_slow_answer_says_too_little(order_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The last good reading is counted on."""
+    """A slow reading is ignored, and the last good one is used."""
     clock = Clock()
     await clock.synchronize(order_database, at_any_price=True)
     monkeypatch.setattr("gotohotel.clock.READ", "SELECT now() + interval '1 hour' FROM pg_sleep(0.3)")
@@ -33,7 +33,7 @@ async def test_a_slow_answer_says_too_little(order_database: Database, monkeypat
 
 
 async def test_the_quickest_of_some_readings_counts(order_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first one on a new connection is slow; half of that would be the error of every time until the next."""
+    """The first reading on a new connection is slow, and half of its duration would be the error of the clock."""
     delays = iter([0.15, 0.0, 0.15])
     fetchval = order_database.autocommit.fetchval
 

@@ -18,7 +18,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def two_migrations(tmp_path: Path) -> Path:
-    """The folder of a component that has two."""
+    """Creates the folder of a component with two migrations."""
     migrations = tmp_path / "inn" / "migrations"
     migrations.mkdir(parents=True)
     (migrations / "0001_rooms.sql").write_text("CREATE TABLE rooms (id integer PRIMARY KEY);")
@@ -27,7 +27,7 @@ def two_migrations(tmp_path: Path) -> Path:
 
 
 async def test_replicas_that_start_together_apply_each_migration_once(scratch_url: str, folder: Path) -> None:
-    """The second waits for the first and finds nothing to do."""
+    """The others wait for the first one and find nothing to do."""
     await asyncio.gather(*(migrate(scratch_url, folder) for _ in range(5)))
 
     connection = await asyncpg.connect(scratch_url)
@@ -37,7 +37,7 @@ async def test_replicas_that_start_together_apply_each_migration_once(scratch_ur
 
 
 async def test_a_migration_that_fails_leaves_nothing_behind(scratch_url: str, folder: Path) -> None:
-    """Its statements and its number are one transaction."""
+    """The statements of a migration and its number are one transaction."""
     (folder / "0003_bad.sql").write_text("INSERT INTO rooms VALUES (2); SELECT 1/0;")
 
     with pytest.raises(asyncpg.DivisionByZeroError):
@@ -50,7 +50,7 @@ async def test_a_migration_that_fails_leaves_nothing_behind(scratch_url: str, fo
 
 
 async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -> None:
-    """An exception rolls back."""
+    """An exception rolls the transaction back."""
     await migrate(scratch_url, folder)
     async with open_database(scratch_url, name="test", pool_size=2) as database:
 
@@ -68,7 +68,7 @@ async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -
 async def test_a_migration_behind_a_long_read_holds_nobody_up(
     scratch_url: str, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It gives its place in the queue up soon, and is applied when the read is over."""
+    """The migration leaves the lock queue after a short time, and is applied when the read is over."""
     await migrate(scratch_url, folder)
     (folder / "0003_more.sql").write_text("ALTER TABLE rooms ADD COLUMN name text;")
     async with AsyncExitStack() as resources:
@@ -81,9 +81,9 @@ async def test_a_migration_behind_a_long_read_holds_nobody_up(
         resources.push_async_callback(asyncio.wait, [migrating])
         resources.push_async_callback(reader.execute, "ROLLBACK")
         number = 1
-        while caplog.text.count("waits for a lock") < 2:  # it has been in the queue, and has left it
+        while caplog.text.count("waits for a lock") < 2:  # it has joined the lock queue and left it
             number += 1
-            async with within(10):  # it would have to wait for the reader
+            async with within(10):  # behind the migration, it would wait for the reader
                 await guest.execute("INSERT INTO rooms VALUES ($1)", number)
         assert not migrating.done()
 
@@ -94,7 +94,7 @@ async def test_a_migration_behind_a_long_read_holds_nobody_up(
 
 
 async def test_a_migration_that_never_gets_its_lock_ends_with_an_error(scratch_url: str, folder: Path) -> None:
-    """Its patience has an end, and nothing is left of it."""
+    """After `patience_seconds` the migration raises LockNotAvailableError."""
     await migrate(scratch_url, folder)
     (folder / "0003_more.sql").write_text("ALTER TABLE rooms ADD COLUMN name text;")
     reader = await asyncpg.connect(scratch_url)
@@ -108,10 +108,10 @@ async def test_a_migration_that_never_gets_its_lock_ends_with_an_error(scratch_u
 
 
 async def test_an_index_is_made_while_the_table_is_written_to(scratch_url: str, folder: Path) -> None:
-    """Outside a transaction, by one of the replicas that start together, and again if it was broken off."""
+    """One of the replicas builds it outside a transaction, and replaces an index whose build was interrupted."""
     await migrate(scratch_url, folder)
     connection = await asyncpg.connect(scratch_url)
-    # What a CREATE INDEX CONCURRENTLY leaves behind that was broken off.
+    # What an interrupted CREATE INDEX CONCURRENTLY leaves behind.
     await connection.execute("CREATE INDEX rooms_number ON rooms (id)")
     await connection.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'rooms_number'::regclass")
     (folder / "0003_index.sql").write_text(
@@ -130,7 +130,7 @@ async def test_an_index_is_made_while_the_table_is_written_to(scratch_url: str, 
 
 
 async def test_a_commit_is_told_to_who_listens(scratch_url: str) -> None:
-    """Reads, statements that change nothing, and what is rolled back are not."""
+    """Reads, statements that change nothing and rollbacks do not call the listener."""
     told: list[str] = []
     async with open_database(scratch_url, name="test", pool_size=2) as database:
         await database.autocommit.execute("CREATE TABLE rooms (id integer)")

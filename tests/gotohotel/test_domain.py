@@ -11,7 +11,7 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 def test_events_of_an_aggregate_are_numbered_without_a_gap() -> None:
-    """The version that an event gets goes on where the stored aggregate left off."""
+    """The versions of new events continue after the version of the stored aggregate."""
     aggregate = Aggregate(version=2)
 
     aggregate.record(Event(occurred_at=NOON))
@@ -22,7 +22,7 @@ def test_events_of_an_aggregate_are_numbered_without_a_gap() -> None:
 
 
 def test_the_reason_of_an_error_is_its_name() -> None:
-    """ErrorInfo shows it as UPPER_SNAKE, the docstring's first line is the message."""
+    """ErrorInfo contains the class name in UPPER_SNAKE; the docstring's first line is the message."""
 
     class RoomTypeSoldOut(NotFound):
         """No room is left."""
@@ -32,12 +32,12 @@ def test_the_reason_of_an_error_is_its_name() -> None:
 
 
 def test_money_of_two_currencies_does_not_add_up() -> None:
-    """Mixing is a mistake in the program, not an input of a guest."""
+    """Mixed currencies are a bug in the program, not bad input, so they raise ValueError."""
     with pytest.raises(ValueError, match="do not add up"):
         Money("KRW", Decimal(1)) + Money("USD", Decimal(1))
 
 
 def test_money_is_never_negative() -> None:
-    """A refund is an amount of its own."""
+    """A negative amount raises ValueError; a refund is a separate amount."""
     with pytest.raises(ValueError, match="not negative"):
         Money("KRW", Decimal(-1))

@@ -1,4 +1,4 @@
-"""IdempotencyStore that are repeated, on real PostgreSQL."""
+"""Repeated requests in the IdempotencyStore, on real PostgreSQL."""
 
 import asyncio
 from typing import Any
@@ -20,7 +20,7 @@ def request(reason: str = "", request_id: str = "r1") -> CancelOrderRequest:
 
 
 class Counter:
-    """An act that answers differently each time it runs."""
+    """An act that returns a different answer each time it runs."""
 
     def __init__(self) -> None:
         self.runs = 0
@@ -35,7 +35,7 @@ class Counter:
 
 
 async def test_the_same_request_many_times_at_once_acts_once(order_database: Database) -> None:
-    """Everybody gets the one answer, whether the act is one transaction or several."""
+    """Every call gets the same answer, whether the act is one transaction or several."""
     requests = IdempotencyStore(order_database, b"key")
 
     methods: list[Any] = [requests.once, requests.in_steps]
@@ -50,7 +50,7 @@ async def test_the_same_request_many_times_at_once_acts_once(order_database: Dat
 
 
 async def test_the_same_id_with_another_body_is_refused(order_database: Database) -> None:
-    """A client's mistake must not pass for a repetition."""
+    """The store raises RequestIdReused, so that a client's mistake does not count as a repetition."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     await requests.once(request(), Order, counter.in_transaction, subject="alice")
 
@@ -61,7 +61,7 @@ async def test_the_same_id_with_another_body_is_refused(order_database: Database
 
 
 async def test_another_callers_id_is_another_request(order_database: Database) -> None:
-    """Guests choose ids without knowing of one another."""
+    """Two guests may choose the same request id."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
 
     await requests.once(request(), Order, counter.in_transaction, subject="alice")
@@ -71,7 +71,7 @@ async def test_another_callers_id_is_another_request(order_database: Database) -
 
 
 async def test_a_request_that_failed_can_be_made_again(order_database: Database) -> None:
-    """Only answers are kept, not errors."""
+    """Only answers are stored, not errors, so the act runs again."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
 
     async def fail(*_: Any) -> Order:
@@ -88,7 +88,7 @@ async def test_a_request_that_failed_can_be_made_again(order_database: Database)
 
 
 async def test_a_request_whose_process_died_is_taken_over(order_database: Database) -> None:
-    """A claim without an answer, older than any call lives, passes to whoever repeats the request."""
+    """A repeated request takes over a claim that has no answer and was not renewed for too long."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     claim = requests.claim_of(request(), subject="alice")
     assert claim is not None
@@ -104,7 +104,7 @@ async def test_a_request_whose_process_died_is_taken_over(order_database: Databa
 async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_once(
     order_database: Database, monkeypatch: pytest.MonkeyPatch, failing: str
 ) -> None:
-    """Giving the id back, or keeping the answer, was impossible: nobody has to wait until it counts as abandoned."""
+    """If the claim could not be released, or the answer not stored, a repeated request does not wait for a time-out."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     away = "SELECT pg_sleep(5) WHERE concat($1::text, $2::text, $3::text) <> ''"
 
@@ -131,7 +131,7 @@ async def test_a_request_that_met_a_database_that_was_away_can_be_made_again_at_
 async def test_what_was_noted_of_ended_calls_is_forgotten(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once anybody may take a claim over, nothing about it needs to be kept in memory."""
+    """A claim that anybody may take over by now is removed from memory."""
     monkeypatch.setattr("gotohotel.claims.ABANDONED_AFTER_SECONDS", -1)
     requests = IdempotencyStore(order_database, b"key")
     for number in range(5):
@@ -143,7 +143,7 @@ async def test_what_was_noted_of_ended_calls_is_forgotten(
 async def test_a_claim_whose_answer_was_lost_is_nobodys(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The database has stored it, and the call has ended without knowing: a repetition carries on at once."""
+    """If the claim was stored but the call ended with an error, a repeated request takes it over at once."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     stored = requests.claim
 
@@ -162,7 +162,7 @@ async def test_a_claim_whose_answer_was_lost_is_nobodys(
 
 
 async def test_a_long_request_id_is_refused(order_database: Database) -> None:
-    """64 characters are enough for any UUID."""
+    """The limit is 64 characters, which is enough for any UUID."""
     with pytest.raises(Invalid, match="requestId"):
         IdempotencyStore(order_database, b"key").claim_of(request(request_id="x" * 65), subject="alice")
 
@@ -170,7 +170,7 @@ async def test_a_long_request_id_is_refused(order_database: Database) -> None:
 async def test_a_duplicate_that_fails_does_not_orphan_the_claim_of_a_live_call(
     order_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """While a call acts, a repetition waits for it, whatever became of another repetition."""
+    """A repeated request waits for the running call, even if another repetition has failed."""
     requests, acting = IdempotencyStore(order_database, b"key"), asyncio.Event()
     counter, finish = Counter(), asyncio.Event()
 
@@ -199,7 +199,7 @@ async def _time_out(*_: Any) -> bool:
 
 
 async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Database) -> None:
-    """It waits for as long as a live call may go without renewing its claim, not for a call's whole deadline."""
+    """It waits until the claim counts as abandoned, which is less than half of a call's deadline."""
     dead, alive, counter = IdempotencyStore(order_database, b"key"), IdempotencyStore(order_database, b"key"), Counter()
     claim = dead.claim_of(request(), subject="alice")
     assert claim is not None
@@ -208,7 +208,7 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
     await order_database.autocommit.execute(age, ABANDONED_AFTER_SECONDS - 0.5)
 
     with dead._live.acting(claim):
-        dead._live._live[claim.key] = (1, -1e6)  # it has been at it for long
+        dead._live._live[claim.key] = (1, -1e6)  # it has been running for long
         await dead.renew()
         assert ABANDONED_AFTER_SECONDS < 0.5 * MAX_CALL_SECONDS
         with pytest.raises(TimeoutError):
@@ -221,7 +221,7 @@ async def test_a_repetition_after_a_crash_has_time_to_act(order_database: Databa
 
 
 async def test_of_two_repetitions_one_takes_an_orphaned_request_over(order_database: Database) -> None:
-    """The other waits for its answer."""
+    """The others wait for its answer, and the act runs once."""
     requests, counter = IdempotencyStore(order_database, b"key"), Counter()
     claim = requests.claim_of(request(), subject="alice")
     assert claim is not None
@@ -236,7 +236,7 @@ async def test_of_two_repetitions_one_takes_an_orphaned_request_over(order_datab
 
 
 async def test_a_claim_of_another_release_is_in_progress(order_database: Database) -> None:
-    """A method that acted in steps in the release before has left a claim without an answer."""
+    """A claim without an answer, left by a release in which the method ran in steps, raises RequestInProgress."""
     requests = IdempotencyStore(order_database, b"key")
     claim = requests.claim_of(request(), subject="alice")
     assert claim is not None

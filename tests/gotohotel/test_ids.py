@@ -9,21 +9,21 @@ from gotohotel.ids import first_id_at, new_id, parse_id
 
 
 def test_ids_sort_by_the_time_of_their_making() -> None:
-    """Newest first is id descending."""
+    """Sorting by id gives the order of creation."""
     ids = [new_id() for _ in range(100)]
 
     assert sorted(ids) == ids
 
 
 def test_the_first_id_of_a_time_is_not_after_an_id_made_then() -> None:
-    """So that old rows are found by their primary key."""
+    """Rows older than a time can be found by their primary key."""
     now = datetime.now(UTC)
 
     assert first_id_at(now - timedelta(seconds=1)) < new_id() < first_id_at(now + timedelta(minutes=1))
 
 
 def test_an_id_that_is_none_is_refused_by_field() -> None:
-    """The field's JSON name is in the error."""
+    """The error contains the field's JSON name."""
     with pytest.raises(Invalid) as refusal:
         parse_id("42", "orderId")
 

@@ -13,7 +13,7 @@ from gotohotel.log import formatter
 
 
 def test_a_card_number_in_a_log_line_is_masked() -> None:
-    """Whatever a message holds, the digits do not reach the file."""
+    """Only the last four digits of a card number are written."""
     record = logging.LogRecord("x", logging.INFO, "", 0, "card %s refused", ("4242 4242 4242 4242",), None)
 
     line = json.loads(formatter().format(record))
@@ -22,7 +22,7 @@ def test_a_card_number_in_a_log_line_is_masked() -> None:
 
 
 async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Database) -> None:
-    """PostgreSQL repeats the whole row in a DETAIL line, asyncpg a value that does not fit."""
+    """PostgreSQL's DETAIL line contains the whole row, and asyncpg's errors contain the value; neither is logged."""
     connection = order_database.autocommit
     refused = "INSERT INTO room_types VALUES ('Alice Kim', 1, 'Alice Kim', -1, 1, 'KRW', 1)"
     lines = []
@@ -45,14 +45,14 @@ async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Databa
 
 
 def line_now() -> dict[str, object]:
-    """What a line that is logged at this moment holds."""
+    """The fields of a line that is logged at this moment."""
     record = logging.LogRecord("gotohotel.x", logging.INFO, "", 0, "said", (), None)
     line: dict[str, object] = json.loads(formatter().format(record))
     return line
 
 
 def test_a_line_says_which_trace_and_which_order_it_is_about() -> None:
-    """So that one order can be followed through all services."""
+    """With the two fields, one order can be followed through all services."""
     traceparent = f"00-{'ab' * 16}-{'cd' * 8}-01"
 
     def handle_a_request() -> dict[str, object]:

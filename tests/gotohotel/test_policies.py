@@ -10,12 +10,12 @@ from gotohotel.policies import Policies, ReceivedEvent
 
 @asynccontextmanager
 async def open_list(_: Connection, __: Sequence[ReceivedEvent]) -> AsyncIterator[list[str]]:
-    """A unit of work that only notes what ran."""
+    """A unit of work that only records what ran."""
     yield []
 
 
 def test_an_event_may_have_several_policies() -> None:
-    """They run in the order in which they were registered; none replaces another."""
+    """An event's policies run in the order in which they were registered; none replaces another."""
     policies: Policies[list[str]] = Policies(open_list)
     policies.whenever(OrderCanceled)(lambda event, ran: ran.append(f"first {event.order_id}"))
     policies.whenever(OrderCanceled)(lambda event, ran: ran.append(f"second {event.order_id}"))

@@ -1,6 +1,6 @@
-"""The edges of gRPC, over a real server and channel.
+"""The gRPC server and client, over a real connection.
 
-Long because one server and one client, and a test for each edge.
+Long because each edge case of the server and the client has a test.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ def implementation(act: Act) -> object:
 
 @asynccontextmanager
 async def served(act: Act, *, max_calls: int = 100) -> AsyncIterator[Any]:
-    """A channel to a server of that service."""
+    """Starts a server of that service; yields a channel to it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -58,7 +58,7 @@ async def served(act: Act, *, max_calls: int = 100) -> AsyncIterator[Any]:
 
 
 async def call(channel: Any, path: str = CANCEL, *, role: str | None = "guest", **options: Any) -> pb.Order:
-    """One call with an order id."""
+    """Makes one call with an order id."""
     method = channel.unary_unary(
         path, request_serializer=pb.CancelOrderRequest.SerializeToString, response_deserializer=pb.Order.FromString
     )
@@ -77,18 +77,18 @@ async def refusal(channel: Any, *arguments: Any, **options: Any) -> tuple[grpc.S
 
 
 async def answer(_: Any, caller: Caller) -> pb.Order:
-    """Answers with who called."""
+    """Returns an order with the caller's subject as its id."""
     return pb.Order(id=caller.subject)
 
 
 async def test_the_caller_is_who_the_gateway_says() -> None:
-    """Subject and role come as metadata."""
+    """The subject and the role of the caller come from the metadata."""
     async with served(answer) as channel:
         assert (await call(channel)).id == "alice"
 
 
 async def test_a_call_without_identity_is_unauthenticated() -> None:
-    """Unless the RPC is for anybody."""
+    """An RPC that is not public fails with UNAUTHENTICATED."""
     async with served(answer) as channel:
         code, _ = await refusal(channel, role=None)
 
@@ -96,7 +96,7 @@ async def test_a_call_without_identity_is_unauthenticated() -> None:
 
 
 async def test_a_call_with_the_wrong_role_is_denied() -> None:
-    """The desk places no orders: the proto allows that to guests alone."""
+    """The desk can't place orders: the proto allows CreateOrder for guests only."""
     async with served(answer) as channel:
         code, _ = await refusal(channel, "/gotohotel.order.v1.OrderService/CreateOrder", role="desk")
 
@@ -104,19 +104,19 @@ async def test_a_call_with_the_wrong_role_is_denied() -> None:
 
 
 def test_a_call_whose_proto_names_no_role_is_not_served() -> None:
-    """A forgotten option must not open an RPC to everybody."""
+    """If the option is forgotten, the RPC raises LookupError instead of being open to everybody."""
     with pytest.raises(LookupError, match="allow"):
         allowed_roles(MethodOptions())
 
 
 def test_a_call_has_side_effects_unless_its_proto_says_otherwise() -> None:
-    """A call that may change something goes on when its caller hangs up; a forgotten option costs nothing."""
+    """An RPC without the option counts as one with side effects, which continues when its caller disconnects."""
     assert has_side_effects(MethodOptions())
     assert not has_side_effects(SERVICE.methods_by_name["GetOrder"].GetOptions())
 
 
 async def test_an_empty_required_field_is_named() -> None:
-    """The descriptor says which fields are required."""
+    """The error names the field, which the descriptor declares as required."""
     async with served(answer) as channel:
         code, status = await refusal(channel, request=pb.CancelOrderRequest())
 
@@ -127,7 +127,7 @@ async def test_an_empty_required_field_is_named() -> None:
 
 
 async def test_an_unexpected_error_does_not_leak() -> None:
-    """Its text goes to the log; the caller gets a number to ask about."""
+    """The text of the error is only logged; the caller gets a number to refer to."""
 
     async def fail(_: Any, __: Caller) -> pb.Order:
         raise RuntimeError("password=secret")
@@ -142,7 +142,7 @@ async def test_an_unexpected_error_does_not_leak() -> None:
 
 @pytest.mark.parametrize("path", [CANCEL, "/gotohotel.order.v1.OrderService/GetOrder"])
 async def test_work_that_is_broken_off_is_answered(path: str) -> None:
-    """Nobody hung up: without an answer the caller would wait for his whole deadline."""
+    """If the work is canceled, the caller gets UNAVAILABLE instead of waiting until its deadline."""
 
     async def break_off(_: Any, __: Caller) -> pb.Order:
         raise asyncio.CancelledError
@@ -154,7 +154,7 @@ async def test_work_that_is_broken_off_is_answered(path: str) -> None:
 
 
 async def test_unavailable_says_when_to_try_again() -> None:
-    """RetryInfo is in the details."""
+    """The details of the error contain RetryInfo."""
 
     async def fail(_: Any, __: Caller) -> pb.Order:
         raise Unavailable("later", retry_after_seconds=3)
@@ -169,7 +169,7 @@ async def test_unavailable_says_when_to_try_again() -> None:
 
 
 async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
-    """Work that outlived its caller counts too."""
+    """A call over the limit gets RESOURCE_EXHAUSTED. Work whose caller has disconnected counts too."""
     began, end = asyncio.Event(), asyncio.Event()
 
     async def work(_: Any, __: Caller) -> pb.Order:
@@ -192,7 +192,7 @@ async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
 
 
 async def test_work_goes_on_when_the_caller_hangs_up() -> None:
-    """What began to commit is not cut in the middle."""
+    """The work of a call with side effects is completed after the caller disconnects."""
     began, done = asyncio.Event(), asyncio.Event()
 
     async def work(_: Any, __: Caller) -> pb.Order:
@@ -212,7 +212,7 @@ async def test_work_goes_on_when_the_caller_hangs_up() -> None:
 
 
 async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> None:
-    """The caller learns nothing of the outcome, and has to ask."""
+    """The caller gets DEADLINE_EXCEEDED; the outcome of the work is unknown to it."""
 
     async def work(_: Any, __: Caller) -> pb.Order:
         await asyncio.sleep(0.5)
@@ -226,7 +226,7 @@ async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> No
 
 
 async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
-    """And nothing else; the failure says whether the other side may have seen the call."""
+    """Other errors are not retried. The failure says whether the server may have received the call."""
     attempts = 0
 
     async def fail(_: Any, __: Caller) -> pay_pb.Payment:
@@ -253,7 +253,7 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
 
 
 class PayStub:
-    """A PayService whose CancelPayment, which other services call, is `act`."""
+    """A PayService whose every RPC is `act`."""
 
     def __init__(self, act: Callable[[Any, Caller], Awaitable[pay_pb.Payment]]) -> None:
         self.CancelPayment = act
@@ -261,13 +261,13 @@ class PayStub:
 
 
 async def cancel(client: RpcClient) -> pay_pb.Payment:
-    """A call as one service makes it to another."""
+    """Calls CancelPayment as another service does."""
     path, request = "/gotohotel.pay.v1.PayService/CancelPayment", pay_pb.CancelPaymentRequest(order_id="o")
     return await client.call(path, request, pay_pb.Payment, timeout_seconds=2)
 
 
 def test_reattempts_are_a_tenth_of_the_calls() -> None:
-    """In an outage a thousand calls become eleven hundred attempts at most, and a few from the savings."""
+    """If a thousand calls fail in an outage, the budget allows a hundred retries, plus a few that were saved up."""
     budget = RetryBudget()
     reattempts = 0
 
@@ -280,13 +280,13 @@ def test_reattempts_are_a_tenth_of_the_calls() -> None:
 
 @pytest.mark.parametrize("token", ["x", "====", "bm90IGFuIGlk"])
 def test_a_page_token_of_nowhere_is_refused(token: str) -> None:
-    """Tokens are opaque, and checked."""
+    """Page tokens are opaque; an invalid one raises Invalid."""
     with pytest.raises(Invalid, match="pageToken"):
         parse_page(pb.ListOrdersRequest(page_token=token))
 
 
 def test_a_page_has_at_most_200_things() -> None:
-    """0 means 50."""
+    """A larger size is reduced to 200; the default is 50."""
     assert parse_page(pb.ListOrdersRequest()).size == 50
     assert parse_page(pb.ListOrdersRequest(page_size=1000)).size == 200
 
@@ -305,7 +305,7 @@ def test_a_page_has_at_most_200_things() -> None:
     ids=repr,
 )
 def test_a_database_that_is_away_is_unavailable_and_no_internal_error(error: Exception) -> None:
-    """Whatever the driver calls it; the caller may try again."""
+    """Each of the driver's errors becomes UNAVAILABLE with RetryInfo, so that the caller may retry."""
     status = status_of(error)
 
     assert status.code == code_pb2.UNAVAILABLE

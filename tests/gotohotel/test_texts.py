@@ -25,7 +25,7 @@ CARDS = [
 
 @pytest.mark.parametrize("text", CARDS)
 def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -> None:
-    """The refusal must not carry the digits further."""
+    """The error does not contain the digits."""
     with pytest.raises(Invalid) as refusal:
         parse_text(text, "name", limit=100)
 
@@ -33,7 +33,7 @@ def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -
 
 
 def test_an_id_that_a_caller_made_up_may_be_any_uuid() -> None:
-    """Some hold digits like a card number; a card number is none the less refused."""
+    """A UUID may contain digits that look like a card number; an actual card number is refused."""
     unlucky = "f0357d9b-e635-4009-9884-8621540b3721"
 
     assert parse_key(unlucky, "requestId", limit=64) == unlucky
@@ -43,6 +43,6 @@ def test_an_id_that_a_caller_made_up_may_be_any_uuid() -> None:
 
 @pytest.mark.parametrize("text", ["a\x00b", "a\nb", "\x7f", "x" * 101])
 def test_text_with_control_characters_or_too_long_is_refused(text: str) -> None:
-    """PostgreSQL could not even keep a NUL."""
+    """Such text raises Invalid; PostgreSQL can't store a NUL at all."""
     with pytest.raises(Invalid):
         parse_text(text, "name", limit=100)

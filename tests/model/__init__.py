@@ -1,5 +1,5 @@
-"""The four services as one machine in memory: the real rules, use cases and policies, between stores that are fakes.
+"""The four services as one state machine in memory: the real rules, use cases and policies on fake stores.
 
-fakes  stores and processor in memory     hotel       the system, and what can happen to it
-test_model  the machine    test_fakes  the fakes do not lie    test_guards  with any one guard removed, a test fails
+fakes  stores and processor in memory    hotel  the system, and what can happen to it    test_model  the state machine
+test_fakes  one contract for fake and real stores    test_guards  if any one guard is removed, a test fails
 """

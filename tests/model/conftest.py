@@ -1,4 +1,4 @@
-"""Leaves out what a run proves already."""
+"""Deselects tests that would run twice in the same run."""
 
 import pytest
 
@@ -7,7 +7,7 @@ from tests.model.test_guards import test_the_test_of_a_guard_passes_unchanged as
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A guard's test that is part of this run need not be run a second time."""
+    """Deselects the control of a guard's test if that test itself is part of this run."""
     run = {getattr(item, "function", None) for item in items}
     known = noticing_tests()
     items[:] = [

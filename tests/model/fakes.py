@@ -1,4 +1,4 @@
-"""The stores and the card processor in memory: each step waits until it is told its fate. (test_fakes: none lies.)
+"""The stores and the card processor in memory: each step waits for its fate. test_fakes compares them with real stores.
 
 Long because it holds every store in memory.
 """
@@ -29,7 +29,7 @@ ROOM = orders.RoomType(
 )
 
 
-# What a caller may be told; anything else is a fault of the program.
+# Errors that a caller may get; any other error is a bug.
 EXPECTED = (
     DomainError, ConnectionError, CallFailed, pay.ProcessorUnavailable, desk.PaymentNotCanceled,
     orders.PaymentsUnreachable,
@@ -37,14 +37,14 @@ EXPECTED = (
 
 
 class Steps:
-    """Where every step waits until it is told its fate."""
+    """Makes every step wait until its fate is decided."""
 
     def __init__(self) -> None:
         self.waiting: dict[asyncio.Task[Any], asyncio.Future[str]] = {}
-        self.free = False  # nothing waits, and all goes well
+        self.free = False  # if True, no step waits and every step runs
 
     async def pause(self) -> str:
-        """The fate of the step that comes now."""
+        """Waits for the fate of the next step and returns it."""
         if self.free:
             return GOES_ON
         task = asyncio.current_task()
@@ -58,7 +58,7 @@ class Steps:
 
 @dataclass
 class Table:
-    """Rows of one kind of aggregate, their outbox, and the steps that lead to them."""
+    """The rows of one kind of aggregate, their outbox, and the steps that access them."""
 
     steps: Steps
     conflict: type[Exception]
@@ -66,7 +66,7 @@ class Table:
     outbox: list[OutboxRow] = field(default_factory=list)
 
     async def step(self, act: Any) -> Any:
-        """Does it, unless its fate is otherwise; a database that fails looks like ConnectionError."""
+        """Runs `act`, unless its fate is to fail. Raises ConnectionError if it fails or its answer is lost."""
         fate = await self.steps.pause()
         if fate == FAILS:
             raise ConnectionError
@@ -80,7 +80,7 @@ class Table:
         return copy.deepcopy(self.rows.get(key))
 
     def put(self, key: str, aggregate: Any, announced: list[OutboxRow]) -> None:
-        """Stores a row and what it announces; the aggregate's revision must be that of the stored row."""
+        """Stores a row and its events. Raises `conflict` if the aggregate's revision is not the stored one."""
         stored = self.rows.get(key)
         if (stored.revision if stored else 0) != aggregate.revision:
             raise self.conflict
@@ -99,12 +99,12 @@ class FakeOrders(Table):
         self.held: dict[date, int] = dict.fromkeys(NIGHTS, 0)
         self.capacity = ROOM.capacity
         self.claims: set[Any] = set()
-        self.holding: set[str] = set()  # ids of the orders whose nights are taken
+        self.holding: set[str] = set()  # ids of the orders that hold their nights
         self.outage_began: datetime | None = None
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # the database's time
 
     async def place(self, order: orders.Order, room_type: orders.RoomType, claim: Any) -> bool:
-        """As PostgresOrders.place."""
+        """Like PostgresOrders.place."""
 
         def place() -> bool:
             if claim is not None and claim.key in self.claims:
@@ -125,7 +125,7 @@ class FakeOrders(Table):
         return bool(await self.step(place))
 
     async def get(self, order_id: str, *, owner: str | None) -> orders.Order:
-        """As PostgresOrders.get."""
+        """Like PostgresOrders.get."""
         order = await self.step(lambda: self.load(order_id))
         if order is None or (owner is not None and order.booking.owner != owner):
             raise orders.OrderNotFound
@@ -133,7 +133,7 @@ class FakeOrders(Table):
         return found
 
     async def page(self, *, owner: str | None, before: str, size: int) -> list[orders.Order]:
-        """As PostgresOrders.page."""
+        """Like PostgresOrders.page."""
 
         def page() -> list[orders.Order]:
             chosen = [
@@ -146,11 +146,11 @@ class FakeOrders(Table):
         return list(await self.step(page))
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, orders.Order]:
-        """As PostgresOrders.find."""
+        """Like PostgresOrders.find."""
         return dict(await self.step(lambda: {key: self.load(key) for key in order_ids if key in self.rows}))
 
     async def due(self, *, limit: int) -> list[orders.Order]:
-        """As PostgresOrders.due; but that it gives every order again."""
+        """Like PostgresOrders.due, but returns an order again at once."""
 
         def due() -> list[orders.Order]:
             now = self.clock()
@@ -167,16 +167,16 @@ class FakeOrders(Table):
         return list(await self.step(due))
 
     async def has_unpaid(self) -> bool:
-        """As PostgresOrders.has_unpaid."""
+        """Like PostgresOrders.has_unpaid."""
         return bool(
             await self.step(lambda: any(order.status == orders.Status.PAYMENT_PENDING for order in self.rows.values()))
         )
 
     async def note_contact(self) -> None:
-        """As PostgresOrders.note_contact; but that every silence counts here."""
+        """Does nothing: unlike in PostgresOrders, a recent contact does not prevent stop_expiry."""
 
     async def stop_expiry(self) -> None:
-        """As PostgresOrders.stop_expiry."""
+        """Like PostgresOrders.stop_expiry."""
 
         def stop() -> None:
             self.outage_began = self.outage_began or self.clock()
@@ -184,7 +184,7 @@ class FakeOrders(Table):
         await self.step(stop)
 
     async def resume_expiry(self) -> None:
-        """As PostgresOrders.resume_expiry."""
+        """Like PostgresOrders.resume_expiry."""
 
         def resume() -> None:
             began, self.outage_began = self.outage_began, None
@@ -195,7 +195,7 @@ class FakeOrders(Table):
         await self.step(resume)
 
     async def save(self, *changed: orders.Order) -> None:
-        """As PostgresOrders.save."""
+        """Like PostgresOrders.save."""
 
         def save() -> None:
             for order in changed:
@@ -213,10 +213,10 @@ class FakeOrders(Table):
 
 
 class FakeRoomTypes:
-    """The RoomTypes port: one room type."""
+    """The RoomTypes port, with one room type."""
 
     async def get(self, room_type: str, *, fresh: bool = False) -> orders.RoomType:
-        """As PostgresRoomTypes.get."""
+        """Like PostgresRoomTypes.get."""
         assert (room_type, fresh) == (ROOM.id, False)
         return ROOM
 
@@ -228,7 +228,7 @@ class FakePayments(Table):
         super().__init__(steps, pay.PaymentChanged)
 
     async def add(self, payment: pay.Payment) -> bool:
-        """As PostgresPayments.add."""
+        """Like PostgresPayments.add."""
 
         def add() -> bool:
             if payment.order_id in self.rows:
@@ -242,16 +242,16 @@ class FakePayments(Table):
         return added
 
     async def find(self, order_id: str) -> pay.Payment | None:
-        """As PostgresPayments.find."""
+        """Like PostgresPayments.find."""
         found: pay.Payment | None = await self.step(lambda: self.load(order_id))
         return found
 
     async def save(self, payment: pay.Payment) -> None:
-        """As PostgresPayments.save."""
+        """Like PostgresPayments.save."""
         await self.step(lambda: self.put(payment.order_id, payment, pay_wire.outbox_rows(payment)))
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
-        """As PostgresPayments.unsettled, but as if all of them were old: a live try may be settled under its feet."""
+        """Like PostgresPayments.unsettled, but ignores the age of payments: even a running attempt may be settled."""
         assert open_for == timedelta(0)
         return [
             key
@@ -267,18 +267,18 @@ class FakeReservations(Table):
         super().__init__(steps, desk.ReservationChanged)
 
     async def get(self, order_id: str) -> desk.Reservation:
-        """As PostgresReservations.get."""
+        """Like PostgresReservations.get."""
         reservation: desk.Reservation | None = await self.step(lambda: self.load(order_id))
         if reservation is None or reservation.booking is None:
             raise desk.ReservationNotFound
         return reservation
 
     async def find(self, order_ids: Sequence[str]) -> Mapping[str, desk.Reservation]:
-        """As PostgresReservations.find."""
+        """Like PostgresReservations.find."""
         return dict(await self.step(lambda: {key: self.load(key) for key in order_ids if key in self.rows}))
 
     async def save(self, *changed: desk.Reservation) -> None:
-        """As PostgresReservations.save."""
+        """Like PostgresReservations.save."""
 
         def save() -> None:
             for reservation in changed:
@@ -291,14 +291,14 @@ class FakeReservations(Table):
         await self.step(save)
 
     def bind_due(self, order_id: str) -> None:
-        """What PostgresReservations.due_endings does to a row."""
+        """Changes a row as PostgresReservations.due_endings does."""
         reservation = self.rows[order_id]
         reservation.make_ending_irrevocable()
         reservation.revision += 1
 
 
 class FakeProcessor:
-    """The card processor port: what an adapter must promise, and nothing more."""
+    """The card processor port, with the guarantees that every adapter must give, and no others."""
 
     def __init__(self, steps: Steps, *, closes_unseen_keys: bool = True) -> None:
         self._steps = steps
@@ -307,23 +307,23 @@ class FakeProcessor:
         self.ledger: dict[str, dict[str, Any]] = {}
 
     async def create(self, key: str, *, order_id: str, amount: Money) -> None:
-        """Knows the key from here on."""
+        """Stores the key, so that the processor knows it from now on."""
         await self._step(lambda: self.created.setdefault(key, (order_id, amount)))
 
     async def confirm(self, key: str, *, order_id: str, amount: Money, card: pay.Card) -> pay.Charge | pay.Refusal:
-        """Charges; which card it is does not matter here: declining is one of the fates of an order."""
+        """Charges the key, unless it was canceled before. All orders use the same card."""
         assert card == CARD
         assert self.created[key] == (order_id, amount)
         return self._outcome(await self._step(lambda: self._enter(key, order_id, amount, charged=True)), key)
 
     async def cancel(self, key: str) -> pay.Charge | pay.Refusal:
-        """What became of the key, for good. One that was never seen is closed, if this processor can do that."""
+        """Returns the final outcome; closes an uncharged key. Raises ProcessorUnavailable if it can't close the key."""
         if not self.closes_unseen_keys and key not in self.created:
             raise pay.ProcessorUnavailable("there is no such key")
         return self._outcome(await self._step(lambda: self._enter(key, "", Money.zero("XXX"), charged=False)), key)
 
     async def refund(self, key: str) -> None:
-        """Gives back; a second time changes nothing."""
+        """Refunds the charge; a second refund changes nothing."""
         await self._step(lambda: self._refund(key))
 
     def _refund(self, key: str) -> None:

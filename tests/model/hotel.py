@@ -1,8 +1,8 @@
-"""A hotel in memory: the services' own use cases and policies, with a pause before each of their steps.
+"""The hotel in memory: the services' own use cases and policies, with a pause before each step.
 
 Long because it is the whole system in memory.
 
-At a pause a step may go on, fail, or be done and its answer lost; the process may die; another may go first.
+At a pause, the step may run, fail, or run and lose its answer; the process may die; another step may run first.
 """
 
 import asyncio
@@ -59,25 +59,25 @@ from tests.model.fakes import (
 )
 
 CHECKED = ("A2", "A3", "A4", "A5", "A7")
-FOREVER = 1e6  # seconds: in memory a time-out is one of the fates
+FOREVER = 1e6  # seconds: in memory, a time-out is simulated as one of the fates
 TRACE = pay.MaskedCard(brand="VISA", last4="4242", fingerprint=b"")
 
 
 class FakeChannel:
-    """The call to pay_svc: it may not arrive, and its answer may be lost."""
+    """Calls to pay_svc: a call may not arrive, and its answer may be lost."""
 
     def __init__(self, hotel: "Hotel") -> None:
         self._hotel = hotel
 
     async def call(self, path: str, request: Any, response_type: Any, *, timeout_seconds: float) -> Message:
-        """As RpcClient.call."""
+        """Like RpcClient.call."""
         assert response_type in (pay_pb.Payment, pay_pb.ClosePaymentResponse, pay_pb.CheckAvailabilityResponse)
         assert timeout_seconds
         fate = await self._hotel.steps.pause()
         if fate == FAILS:
             raise _call_failed(never_sent=True)
         answer: list[pay.Payment] = []
-        # pay_svc's work is its own: whoever called it may die meanwhile.
+        # pay_svc works in a task of its own: it continues if the caller dies.
         work = self._hotel.begin(self._serve(path, request, answer))
         try:
             await asyncio.shield(work)
@@ -127,15 +127,15 @@ class FakeChannel:
 
 @dataclass
 class Consumer:
-    """One service's ears: its inbox, and what it has not acknowledged."""
+    """One service's consumer: its inbox, and the events that it has not acknowledged."""
 
     policies: Policies[Any]
     inbox: set[str] = field(default_factory=set)
-    pending: list[int] = field(default_factory=list)  # places in the stream
+    pending: list[int] = field(default_factory=list)  # positions in the stream
 
 
 class Mood:
-    """For a while some parts are quick and others slow, and the newest may come first."""
+    """Random preferences for a walk: some parts are fast, others slow, and the newest work may come first."""
 
     def __init__(self, chance: random.Random) -> None:
         parts = (
@@ -151,10 +151,10 @@ class Mood:
         self.newest_first = chance.random() < 0.3
         self._chance = chance
         self._haste: dict[object, float] = {}
-        self.evil = chance.choice([0.0, 0.05, 0.2])  # the share of what goes wrong
+        self.evil = chance.choice([0.0, 0.05, 0.2])  # the share of steps that go wrong
 
     def choose(self, what: str, choices: list[Any]) -> Any:
-        """One of them; some pieces of work, and some events, hardly get on at all."""
+        """Chooses one of them; some tasks and some events are chosen very rarely."""
         if self.newest_first:
             return choices[-1]
         if what == "publish":
@@ -182,7 +182,7 @@ class Hotel:
             "mypage": Consumer(mypage_policies.policies),
         }
         self.tasks: list[asyncio.Task[Any]] = []
-        self.requests: defaultdict[str, list[str]] = defaultdict(list)  # request id → orders that it may have made
+        self.requests: defaultdict[str, list[str]] = defaultdict(list)  # request id → orders that it may have placed
         self.sent: set[tuple[str, int]] = set()
         self.final: dict[tuple[str, str], str] = {}
         self.now = datetime.now(UTC)
@@ -192,7 +192,7 @@ class Hotel:
     # ------------------------------------------------------------------------------------------ calls
 
     def place(self, nights: slice, request: str | None = None, *, pays: bool) -> asyncio.Task[Any]:
-        """A guest snapshot, and pays if she gave a card."""
+        """A guest places an order, and pays it if `pays`."""
         chosen = NIGHTS[nights]
         booking = orders.Booking(
             owner="guest", name="Guest", phone_no="", room_type=ROOM.id, guest_cnt=1,
@@ -237,7 +237,7 @@ class Hotel:
         return self.begin(order_service.cancel_order(self.orders, order_id, owner="guest", reason="", now=self.now))
 
     def expire(self) -> asyncio.Task[Any]:
-        """The expiry job, a good while later. News of what was charged meanwhile may not have come yet."""
+        """Runs the expiry job, eight minutes later. Events about recent charges may not have arrived yet."""
         self.now += timedelta(minutes=8)
         payments = self._payments
 
@@ -276,7 +276,7 @@ class Hotel:
     # ------------------------------------------------------------------------------------------ jobs and events
 
     def settle(self, order_id: str) -> asyncio.Task[Any]:
-        """pay_svc's job, for one payment."""
+        """Runs pay_svc's job for one payment."""
         return self.begin(
             pay_service.settle_payment(
                 self.payments, self.processor, order_id, timeout_seconds=FOREVER, clock=self.clock
@@ -285,12 +285,12 @@ class Hotel:
         )
 
     def unsettled(self) -> list[str]:
-        """What that job finds."""
+        """The orders whose payments that job finds."""
         found = self.run(self.payments.unsettled(open_for=timedelta(0), limit=100))
         return [order_id for order_id in found if not self._is_busy(f"settle {order_id}")]
 
     def finish_ending(self, order_id: str) -> asyncio.Task[Any]:
-        """reservation_svc's job, for one ending."""
+        """Runs reservation_svc's job for one ending."""
         self.reservations.bind_due(order_id)
         return self.begin(
             reservation_service.finish_ending(self.reservations, self._desk_payments, order_id, clock=self.clock),
@@ -298,7 +298,7 @@ class Hotel:
         )
 
     def endings(self) -> list[str]:
-        """What that job finds: the desk's own calls have had their time before it looks at theirs."""
+        """The endings that this job finds. While a call of the desk runs, its ending is found only if it is binding."""
         return [
             key
             for key, row in self.reservations.rows.items()
@@ -312,7 +312,7 @@ class Hotel:
         return any(task.get_name() == name for task in self.tasks)
 
     def publish(self, row: OutboxRow, *, marked: bool) -> None:
-        """The relay sends a row; if it dies before it has marked it, it will send it again."""
+        """The relay publishes a row. If it dies before it has marked the row, it publishes the row again."""
         self.stream.append((_event_id(row), row))
         for consumer in self.consumers.values():
             if row.message.DESCRIPTOR.full_name in consumer.policies.subjects:
@@ -321,7 +321,7 @@ class Hotel:
             self.sent.add((_source(row) + row.aggregate_id, row.version))
 
     def unpublished(self) -> list[OutboxRow]:
-        """The oldest unsent row of each aggregate."""
+        """The oldest unpublished row of each aggregate."""
         oldest: dict[str, OutboxRow] = {}
         for table in (self.orders, self.payments, self.reservations):
             for row in table.outbox:
@@ -331,7 +331,7 @@ class Hotel:
         return list(oldest.values())
 
     def deliver(self, name: str, place: int, *, acknowledged: bool) -> None:
-        """An event reaches a service, in one transaction; without the acknowledgement it comes again."""
+        """A service handles an event in one transaction. An event that is not acknowledged is delivered again."""
         consumer = self.consumers[name]
         event_id, row = self.stream[place]
         if event_id not in consumer.inbox:
@@ -361,30 +361,30 @@ class Hotel:
     # ------------------------------------------------------------------------------------------ time
 
     def begin(self, work: Coroutine[Any, Any, Any], *, name: str | None = None) -> asyncio.Task[Any]:
-        """Begins a piece of work; it stops at its first step."""
+        """Starts a task; it stops at its first step."""
         task = self.loop.create_task(work, name=name)
         self.tasks.append(task)
         return task
 
     def let(self, task: asyncio.Task[Any], fate: str) -> None:
-        """Tells a waiting step its fate."""
+        """Resumes a waiting step with this fate."""
         self.steps.waiting[task].set_result(fate)
         self.turn()
 
     def finish(self, task: asyncio.Task[Any]) -> None:
-        """Lets a piece of work go on to its end, and nothing else but what it calls."""
+        """Runs a task to its end, together with the work that it calls, and nothing else."""
         self.turn()
         others = set(self.steps.waiting) - {task}
         while not task.done():
             self.let(next(work for work in self.steps.waiting if work not in others), GOES_ON)
 
     def kill(self, task: asyncio.Task[Any]) -> None:
-        """The process dies in which this work runs."""
+        """Kills the process that runs this task."""
         task.cancel()
         self.turn()
 
     def turn(self) -> None:
-        """Lets everything run until it waits, and forgets what has ended."""
+        """Runs all tasks until they wait, and removes those that have ended."""
         self.loop.run_until_complete(_breathe())
         for task in [task for task in self.tasks if task.done()]:
             self.tasks.remove(task)
@@ -393,7 +393,7 @@ class Hotel:
                 raise error
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        """Runs something at once that does not pause."""
+        """Runs a coroutine that does not pause."""
         return self.loop.run_until_complete(work)
 
     def _at_once(self, work: Coroutine[Any, Any, Any]) -> None:
@@ -404,7 +404,7 @@ class Hotel:
             self.steps.free = free
 
     def step(self, chance: random.Random, mood: "Mood") -> bool:
-        """One of all the things that can go on now; False if nothing can."""
+        """Performs one step, chosen from all that are possible now. Returns False if there is none."""
         self.turn()
         all_choices: dict[str, list[Any]] = {
             "go on": list(self.steps.waiting),
@@ -433,16 +433,16 @@ class Hotel:
         return True
 
     def close(self) -> None:
-        """Ends the loop."""
+        """Cancels all tasks and closes the loop."""
         for task in self.tasks:
             task.cancel()
         self.loop.run_until_complete(_breathe())
         self.loop.close()
 
-    # ------------------------------------------------------------------------------------------ the books
+    # ------------------------------------------------------------------------------------------ audit
 
     def violations(self) -> list[str]:
-        """What the audit would report of these snapshot."""
+        """What the audit would report now, and the violations of the model's own invariants."""
         snapshot = self.books()
         found = [f"{number}: {what}" for number in CHECKED for what in INVARIANTS[number][1](snapshot)]
         for table, rows in (
@@ -469,7 +469,7 @@ class Hotel:
         return found
 
     def books(self) -> AuditSnapshot:
-        """As the audit reads them from the databases."""
+        """The state, as the audit reads it from the databases."""
         snapshot = AuditSnapshot()
         for key, order in self.orders.rows.items():
             booking = order.booking
@@ -514,7 +514,7 @@ class Hotel:
 
 @dataclass(frozen=True)
 class Request:
-    """A claim, as far as it is looked at here."""
+    """An idempotency key, with the properties that the fakes use."""
 
     request_id: str
 
@@ -525,12 +525,12 @@ class Request:
 
     @property
     def fingerprint(self) -> bytes:
-        """The same body each time."""
+        """Always the same, because the body never differs here."""
         return b""
 
 
 async def _breathe() -> None:
-    for _ in range(8):  # deeper than any chain of work, call and answer
+    for _ in range(8):  # more turns than the longest chain of task, call and answer needs
         await asyncio.sleep(0)
 
 

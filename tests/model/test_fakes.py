@@ -1,4 +1,4 @@
-"""The model's fakes keep what the real stores promise: each test runs on both."""
+"""The contract of the model's fakes and the real stores: each test runs on both."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -31,14 +31,14 @@ BOTH = pytest.mark.parametrize("kind", ["fake", "real"])
 
 
 def steps() -> Steps:
-    """Nothing waits and nothing fails."""
+    """Steps that never wait and never fail."""
     free = Steps()
     free.free = True
     return free
 
 
 def an_order(first: int = 0, nights: int = 1) -> Order:
-    """For some of the three nights."""
+    """A new order for some of the three nights."""
     stay = Stay(NIGHTS[first], NIGHTS[first] + timedelta(days=nights))
     booking = Booking(owner="guest", name="Guest", phone_no="", room_type=ROOM.id, guest_cnt=1, stay=stay)
     return Order.place(new_id(), booking, ROOM, placed_at=NOON, expires_at=NOON + timedelta(minutes=15))
@@ -46,7 +46,7 @@ def an_order(first: int = 0, nights: int = 1) -> Order:
 
 @pytest.fixture
 async def orders(kind: str, order_database: Database) -> Any:
-    """Two rooms of one type, three nights."""
+    """A store of orders, with two rooms of one type on three nights."""
     if kind == "fake":
         return FakeOrders(steps())
     await order_database.autocommit.execute("INSERT INTO room_types VALUES ($1, 1, 'Room', 2, 2, 'KRW', 1000)", ROOM.id)
@@ -64,7 +64,7 @@ async def held(orders: Any, database: Database) -> list[int]:
 
 @BOTH
 async def test_orders_hold_and_free_their_nights(orders: Any, order_database: Database) -> None:
-    """All or none, never more than there are; what ends gives them back once."""
+    """An order holds all of its nights or none, within the capacity. A canceled order releases them once."""
     first, second = an_order(0, 2), an_order(1, 2)
     assert await orders.place(first, ROOM, None)
     assert await orders.place(second, ROOM, None)
@@ -83,7 +83,7 @@ async def test_orders_hold_and_free_their_nights(orders: Any, order_database: Da
 
 @BOTH
 async def test_orders_are_saved_by_who_is_first(orders: Any) -> None:
-    """The other is told, and nothing of hers is stored."""
+    """The second save raises OrderChanged and stores nothing."""
     order = an_order()
     await orders.place(order, ROOM, None)
     mine, hers = [await orders.get(order.id, owner=None) for _ in range(2)]
@@ -103,7 +103,7 @@ async def test_orders_are_saved_by_who_is_first(orders: Any) -> None:
 
 @BOTH
 async def test_a_request_places_one_order(orders: Any) -> None:
-    """And a price that is out of date places none."""
+    """A repeated request places no second order, and an outdated price places none."""
     claim = IdempotencyKey("guest", "CreateOrderRequest", "r1", b"")
     assert await orders.place(an_order(), ROOM, claim)
     with pytest.raises(RequestTaken):
@@ -114,7 +114,7 @@ async def test_a_request_places_one_order(orders: Any) -> None:
 
 @BOTH
 async def test_orders_are_due_when_their_time_is_over(orders: Any, order_database: Database) -> None:
-    """Not before, not while an attempt to pay is in flight, and not while expiry is stopped."""
+    """An order is not due before its time, during an attempt to pay, or while expiry is stopped."""
     now = datetime.now(UTC)
     early, waits, in_flight = an_order(), an_order(), an_order(1)
     early.expires_at = now + timedelta(minutes=30)
@@ -138,13 +138,13 @@ async def test_orders_are_due_when_their_time_is_over(orders: Any, order_databas
 
 @pytest.fixture
 def payments(kind: str, pay_database: Database) -> Any:
-    """None yet."""
+    """A store without payments."""
     return FakePayments(steps()) if kind == "fake" else PostgresPayments(pay_database.autocommit)
 
 
 @BOTH
 async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any) -> None:
-    """A second one is not added; of two changes one is refused."""
+    """A second payment of an order is not added, and of two concurrent saves one is refused."""
     order_id = new_id()
 
     def a_payment() -> pay.Payment:
@@ -168,13 +168,13 @@ async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any
 
 @pytest.fixture
 def reservations(kind: str, reservation_database: Database) -> Any:
-    """None yet."""
+    """A store without reservations."""
     return FakeReservations(steps()) if kind == "fake" else PostgresReservations(reservation_database.autocommit)
 
 
 @BOTH
 async def test_reservations_are_saved_by_who_is_first(reservations: Any) -> None:
-    """New ones and changed ones; one that was never taken is found, but not got."""
+    """The second save is refused. A reservation that was never taken is returned by `find`, but not by `get`."""
     order_id = new_id()
 
     def a_reservation() -> desk.Reservation:

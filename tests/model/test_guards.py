@@ -1,8 +1,8 @@
-"""With any one guard removed, a test fails: what keeps money and rooms right is known, and tested.
+"""If any one guard is removed, a test fails: every rule that protects money and rooms is tested.
 
 Long because it lists every guard.
 
-Each guard is taken out of the running program, and the test that must notice is run. docs/guards.md lists them.
+Each guard is removed from the running program, and the test that must then fail is run. docs/guards.md lists them.
 """
 
 import inspect
@@ -45,7 +45,7 @@ from tests.order_svc import test_server as test_order_server
 from tests.pay_svc import test_service as test_payments
 from tests.reservation_svc import test_store as test_desk
 
-# The same runs each time; a failing one is not reduced to a smaller one afterwards.
+# Any failing run will do: the runs are the same each time, and a failure is not shrunk.
 SEARCH = settings(
     max_examples=2000,
     stateful_step_count=40,
@@ -64,7 +64,7 @@ class SeededHotel(TheHotel):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
-    """A line of the program, what it is changed into, and the test that must then fail ("" : the model)."""
+    """A line of the program, its replacement, and the test that must then fail (None: the model)."""
 
     name: str
     owner: Any
@@ -72,8 +72,8 @@ class Guard:
     line: str
     without: str
     test: Callable[..., Awaitable[None] | None] | None = None
-    # What the test ends with. Another error than its own assertion is named where a second guard behind the first
-    # one refuses what the first let pass.
+    # The error that ends the test. It is not AssertionError where a second guard refuses what the removed one would
+    # have refused.
     ends_with: type[BaseException] = AssertionError
 
 
@@ -183,7 +183,7 @@ GUARDS = [
         line="WHERE room_types.version = excluded.version - 1",
         without="",
         test=test_desk.test_of_two_changes_of_a_room_type_one_is_refused,
-        ends_with=asyncpg.UniqueViolationError,  # the outbox takes no version twice
+        ends_with=asyncpg.UniqueViolationError,  # the outbox accepts each version once
     ),
     Guard(
         name="an aggregate's later event waits for its earlier one",
@@ -367,15 +367,15 @@ CONSTRAINTS = {
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
 }
 
-# Where a second guard refuses what the first let pass.
+# The error of a second guard, which refuses what the dropped constraint would have refused.
 BACKED: dict[str, type[BaseException]] = {
     "allotment_held_within_capacity": asyncpg.CheckViolationError,  # allotment_shrinks_to_nominal
-    "payments_pkey": asyncpg.UniqueViolationError,  # the outbox takes no version twice
+    "payments_pkey": asyncpg.UniqueViolationError,  # the outbox accepts each version once
 }
 
 
 def place(test: Callable[..., Awaitable[None] | None] | None) -> str:
-    """Where a test stands."""
+    """The file and the name of a test."""
     if test is None:
         return "tests/model/test_model.py"
     return f"{Path(inspect.getfile(test)).relative_to(ROOT)}: {test.__name__}"
@@ -391,7 +391,7 @@ def changed(owner: Any, guard: Guard) -> Any:
             source = current
         case _:
             source = textwrap.dedent(inspect.getsource(current))
-    assert source.count(guard.line) == 1, f"{guard.name}: the line stands {source.count(guard.line)} times there"
+    assert source.count(guard.line) == 1, f"{guard.name}: the line occurs {source.count(guard.line)} times"
     mutated = source.replace(guard.line, guard.without)
     if isinstance(current, str | Statement):
         return type(current)(mutated)
@@ -401,13 +401,13 @@ def changed(owner: Any, guard: Guard) -> Any:
 
 
 def test_the_model_holds_with_every_guard_in_place() -> None:
-    """The control: the very runs in which a removed guard is found."""
+    """Control: with every guard in place, the runs that detect a removed guard find nothing."""
     run_state_machine_as_test(SeededHotel, settings=settings(SEARCH, max_examples=300))
 
 
 @pytest.mark.parametrize("guard", [guard for guard in GUARDS if guard.test is None], ids=lambda guard: guard.name)
 def test_the_model_misses_a_rule(monkeypatch: pytest.MonkeyPatch, guard: Guard) -> None:
-    """Some run ends with books that do not agree."""
+    """At least one run of the model ends with a violated invariant."""
     monkeypatch.setattr(guard.owner, guard.attribute, changed(guard.owner, guard))
 
     with pytest.raises(AssertionError):
@@ -428,7 +428,7 @@ def at_hand(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> dict[str, Any]:
-    """What the tests of real parts ask for; the first two schemas are in one scratch database."""
+    """The arguments of the guards' tests. The schemas of order_svc and pay_svc are in one scratch database."""
     return {
         "reservation_database": reservation_database,
         "server": server,
@@ -447,23 +447,23 @@ def at_hand(
 async def test_a_real_store_misses_a_rule(
     monkeypatch: pytest.MonkeyPatch, guard: Guard, at_hand: dict[str, Any]
 ) -> None:
-    """The test of that rule fails."""
+    """The test of the guard fails without it."""
     assert guard.test is not None
-    monkeypatch.setattr(test_bus, "PATIENCE_SECONDS", 15.0)  # what the guard brings about never comes: not to wait long
+    monkeypatch.setattr(test_bus, "PATIENCE_SECONDS", 15.0)  # the guard's effect never comes: do not wait long
     monkeypatch.setattr(guard.owner, guard.attribute, changed(guard.owner, guard))
 
     assert await fails(guard.test, at_hand, with_error=guard.ends_with)
 
 
 def noticing_tests() -> dict[str, Callable[..., Awaitable[None] | None]]:
-    """The tests of real parts that must notice, by where they stand."""
+    """The tests that must fail without their guard, by file and name."""
     tests = [guard.test for guard in GUARDS if guard.test is not None] + [test for _, test in CONSTRAINTS.values()]
     return {place(test): test for test in tests}
 
 
 @pytest.mark.parametrize("where", noticing_tests())
 async def test_the_test_of_a_guard_passes_unchanged(where: str, at_hand: dict[str, Any]) -> None:
-    """It would prove nothing otherwise. conftest.py leaves this out for a test that is part of the same run."""
+    """A guard's test passes with the guard in place. conftest.py deselects this if the test is part of the same run."""
     test = noticing_tests()[where]
 
     done = test(**{name: at_hand[name] for name in inspect.signature(test).parameters})
@@ -473,11 +473,11 @@ async def test_the_test_of_a_guard_passes_unchanged(where: str, at_hand: dict[st
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
 async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str, Any]) -> None:
-    """The test of that rule fails."""
+    """The test of the constraint fails without it."""
     table, test = CONSTRAINTS[constraint]
     error = BACKED.get(constraint, AssertionError)
     real: Database = at_hand["order_database"]
-    if constraint.startswith("entries"):  # they hold for some of the rows only
+    if constraint.startswith("entries"):  # partial unique indexes, not constraints
         await real.autocommit.execute(f"DROP INDEX {constraint}")
     else:
         await real.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
@@ -488,8 +488,8 @@ async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str
 async def fails(
     test: Callable[..., Awaitable[None] | None], at_hand: dict[str, Any], *, with_error: type[BaseException]
 ) -> bool:
-    """Whether a test ends with this error. Any other one is raised: it says nothing about the guard."""
-    # pytest.raises fails the test by an exception of its own if nothing was raised.
+    """Whether a test ends with this error. Any other error is raised, because it says nothing about the guard."""
+    # If nothing is raised, pytest.raises fails the test with an exception of its own.
     expected = (AssertionError, pytest.fail.Exception) if with_error is AssertionError else with_error
     try:
         done = test(**{name: at_hand[name] for name in inspect.signature(test).parameters})
@@ -501,7 +501,7 @@ async def fails(
 
 
 def test_the_documents_list_is_this_one() -> None:
-    """Every guard, and the test that notices."""
+    """docs/guards.md lists every guard and constraint with the test that fails without it."""
     listed = (ROOT / "docs" / "guards.md").read_text()
 
     for guard in GUARDS:

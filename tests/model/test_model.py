@@ -1,6 +1,6 @@
-"""Order, payment, reservation and My page as one machine: whatever happens in whatever order, the books agree.
+"""Order, payment, reservation and My page as one state machine: the audit finds nothing, whatever happens.
 
-`make test ARGS="tests/model --hypothesis-seed=N"` repeats a run; Hypothesis prints N, and the steps of what fails.
+`make test ARGS="tests/model --hypothesis-seed=N"` repeats a run; Hypothesis prints N and the steps of a failure.
 """
 
 import random
@@ -19,17 +19,17 @@ SEEDS = st.integers(min_value=0, max_value=2**32)
 
 
 class TheHotel(RuleBasedStateMachine):
-    """What guests and the desk do; and between it what the network, jobs, relays and kill -9 do, one step at a time."""
+    """Calls of guests and the desk, interleaved step by step with network failures, jobs, relays and kill -9."""
 
     @initialize(seed=SEEDS, closes_unseen_keys=st.booleans())
     def open(self, seed: int, closes_unseen_keys: bool) -> None:
-        """An empty hotel: two rooms, three nights, and one of the two kinds of card processors."""
+        """Opens an empty hotel with two rooms, three nights and one of the two kinds of card processor."""
         self.hotel = Hotel(closes_unseen_keys=closes_unseen_keys)
         self.last_seed = seed
 
     @rule(nights=st.sampled_from(STAYS), request=st.sampled_from([None, "r1"]), pays=st.booleans(), alone=st.booleans())
     def place(self, nights: slice, request: str | None, pays: bool, alone: bool) -> None:
-        """A guest books; the same request may come again. If she is `alone` nothing comes between."""
+        """A guest books, perhaps with a request id that was used before. If `alone`, nothing else runs meanwhile."""
         work = self.hotel.place(nights, request, pays=pays)
         if alone:
             self.hotel.finish(work)
@@ -37,7 +37,7 @@ class TheHotel(RuleBasedStateMachine):
     @precondition(lambda self: self.hotel.orders.rows)
     @rule(which=st.integers(1, 3), acts=st.lists(st.sampled_from(ACTS), min_size=1, max_size=3))
     def call(self, which: int, acts: list[str]) -> None:
-        """Some want something of the same order, one of the latest, at once, in whatever state it is."""
+        """Starts several calls at once about one of the latest orders, whatever its state."""
         order_id = list(self.hotel.orders.rows)[-which:][0]
         for act in acts:
             match act:
@@ -55,12 +55,12 @@ class TheHotel(RuleBasedStateMachine):
     @precondition(lambda self: self.hotel.orders.rows)
     @rule()
     def expire(self) -> None:
-        """Time passes, and the expiry job begins."""
+        """Time passes, and the expiry job starts."""
         self.hotel.expire()
 
     @rule(seed=SEEDS, steps=st.integers(1, 40))
     def walk(self, seed: int, steps: int) -> None:
-        """So many steps of whatever is under way, in any order, some with an evil fate."""
+        """Performs some steps of everything that is under way, in any order; some of them fail."""
         chance = random.Random(seed)
         mood = Mood(chance)
         for _ in range(steps):
@@ -75,12 +75,12 @@ class TheHotel(RuleBasedStateMachine):
 
     @rule(seed=SEEDS, rarely=st.integers(0, 3))
     def rest(self, seed: int, rarely: int) -> None:
-        """A quiet point: the books agree."""
+        """Lets all work end, in a quarter of the cases."""
         if rarely == 0:
             self.come_to_rest(seed)
 
     def come_to_rest(self, seed: int) -> None:
-        """All that was begun ends, in any order, and then nothing is wrong."""
+        """Runs everything that was started to its end, in any order; then no invariant is violated."""
         chance = random.Random(seed)
         mood = Mood(chance)
         while self.hotel.step(chance, mood):
@@ -88,7 +88,7 @@ class TheHotel(RuleBasedStateMachine):
         assert not self.hotel.violations()
 
     def teardown(self) -> None:
-        """It ends at one."""
+        """Every run ends with all work done and no invariant violated."""
         if hasattr(self, "hotel"):
             try:
                 self.come_to_rest(self.last_seed)

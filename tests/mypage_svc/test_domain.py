@@ -1,4 +1,4 @@
-"""How facts become a page, and that this page says what order_svc says."""
+"""How facts become a page, and that the page has the same status as the order."""
 
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
@@ -29,7 +29,7 @@ STORY = (
 
 
 def test_a_page_is_the_same_in_whatever_order_its_facts_came() -> None:
-    """Version 4 may come before 3, and anything twice."""
+    """Facts may arrive in any order and more than once."""
     pages = [MyPage.of("o", (*facts, *facts)) for facts in permutations(STORY)]
 
     page = pages[0]
@@ -39,7 +39,7 @@ def test_a_page_is_the_same_in_whatever_order_its_facts_came() -> None:
 
 
 def test_my_page_and_order_svc_derive_the_same_status_from_the_same_facts() -> None:
-    """Two services, two programs, one rule: compared over every set of facts."""
+    """Both implementations are compared for every combination of facts."""
     events = {
         "PaymentApproved": "paid_at",
         "OrderExpired": "expired_at",
@@ -58,7 +58,7 @@ def test_my_page_and_order_svc_derive_the_same_status_from_the_same_facts() -> N
 
 
 def test_a_page_without_a_booking_shows_nothing_of_one() -> None:
-    """A later event may come before Ordered."""
+    """A later event may arrive before Ordered; then the page has no booking and no amount."""
     page = MyPage.of("o", [fact("OrderCanceled", "order", 2)])
 
     assert page.booking == {}
@@ -66,7 +66,7 @@ def test_a_page_without_a_booking_shows_nothing_of_one() -> None:
 
 
 def test_a_refund_is_what_the_payment_said() -> None:
-    """Not what was charged."""
+    """The page shows the refunded amount of PaymentCanceled."""
     page = MyPage.of("o", [*STORY, fact("PaymentCanceled", "pay", 3, amount=AMOUNT)])
 
     assert page.refunded == AMOUNT

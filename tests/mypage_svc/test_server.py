@@ -20,7 +20,7 @@ ALICE, MALLORY, DESK = Caller("alice", "guest"), Caller("mallory", "guest"), Cal
 
 
 async def test_a_page_shows_what_all_three_services_said(mypage_database: Database) -> None:
-    """States, the timeline in its order, and the amounts."""
+    """The page has all three states, the confirmation number and the timeline, sorted by time."""
     order = new_id()
     await PostgresMyPages(mypage_database.autocommit).merge({order: list(STORY)})
 
@@ -36,7 +36,7 @@ async def test_a_page_shows_what_all_three_services_said(mypage_database: Databa
 
 
 async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_database: Database) -> None:
-    """STATUS_UNSPECIFIED is said until there is a payment or a reservation."""
+    """The other states are STATUS_UNSPECIFIED until there is a payment or a reservation."""
     [order] = await stored(mypage_database, "alice")
 
     page = await MyPageServer(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
@@ -46,7 +46,7 @@ async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_da
 
 
 async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> None:
-    """The desk sees every page."""
+    """Another guest's page raises MyPageNotFound; the desk sees every page."""
     [order] = await stored(mypage_database, "alice")
     server = MyPageServer(mypage_database)
 
@@ -56,7 +56,7 @@ async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> No
 
 
 async def test_pages_are_listed_newest_first_and_in_parts(mypage_database: Database) -> None:
-    """A token leads to the next part; the last one has none."""
+    """A token returns the next part of the list; the last part has no token."""
     orders = await stored(mypage_database, "alice", "mallory", "alice", "alice")
     server = MyPageServer(mypage_database)
 
@@ -69,6 +69,6 @@ async def test_pages_are_listed_newest_first_and_in_parts(mypage_database: Datab
 
 
 async def test_an_id_that_is_none_is_refused(mypage_database: Database) -> None:
-    """By the field's JSON name."""
+    """The error names the field by its JSON name."""
     with pytest.raises(Invalid, match="orderId"):
         await MyPageServer(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id="1"), ALICE)

@@ -13,7 +13,7 @@ from tests.mypage_svc.test_domain import STORY
 
 
 async def test_what_a_newer_release_wrote_into_a_page_stays(mypage_database: Database) -> None:
-    """Its own kinds of facts, and further keys of those that this release knows, though the event comes again."""
+    """Facts and keys that only the newer release knows are kept, even if the event is delivered again."""
     pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY[:3])})
     newer = """
@@ -32,7 +32,7 @@ async def test_what_a_newer_release_wrote_into_a_page_stays(mypage_database: Dat
 
 
 async def stored(mypage_database: Database, *owners: str) -> list[str]:
-    """A page for each owner; their orders, oldest first."""
+    """Stores a page for each owner; returns the orders, oldest first."""
     orders = [new_id() for _ in owners]
     for order, owner in zip(orders, owners, strict=True):
         booking = {**(STORY[0].booking or {}), "owner": owner}
@@ -41,7 +41,7 @@ async def stored(mypage_database: Database, *owners: str) -> list[str]:
 
 
 async def test_facts_that_come_again_change_nothing(mypage_database: Database) -> None:
-    """Events are delivered at least once."""
+    """Events are delivered at least once, so merging a fact again leaves the page as it is."""
     pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY)})
     once = await pages.get(order, owner=None)
@@ -52,7 +52,7 @@ async def test_facts_that_come_again_change_nothing(mypage_database: Database) -
 
 
 async def test_a_page_is_there_once_its_owner_is_known(mypage_database: Database) -> None:
-    """The desk's event may come first: nobody is shown an order that could be somebody else's."""
+    """Other facts may arrive before the owner is known; until then the page is not found."""
     pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
     without_owner = next(fact for fact in STORY if fact.booking is None)
     await pages.merge({order: [without_owner]})
@@ -66,7 +66,7 @@ async def test_a_page_is_there_once_its_owner_is_known(mypage_database: Database
 
 
 async def test_a_guest_sees_only_her_own_pages(mypage_database: Database) -> None:
-    """Somebody else's page is as one that does not exist."""
+    """Another guest's page raises MyPageNotFound, like a page that does not exist."""
     pages = PostgresMyPages(mypage_database.autocommit)
     first, hers, last = await stored(mypage_database, "alice", "mallory", "alice")
 

@@ -1,4 +1,4 @@
-"""What an order hears of pay_svc."""
+"""How the Payments port translates pay_svc's answers and failures."""
 
 from datetime import UTC, date, datetime
 from decimal import Decimal
@@ -19,31 +19,31 @@ NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 class Answering:
-    """A client that answers with this, or fails so."""
+    """A client that returns the given answer or raises the given error."""
 
     def __init__(self, answer: Message | CallFailed) -> None:
         self._answer = answer
 
     async def call(self, *_: Any, **__: Any) -> Any:
-        """As RpcClient.call."""
+        """Like RpcClient.call."""
         if isinstance(self._answer, CallFailed):
             raise self._answer
         return self._answer
 
 
 def failed(code: grpc.StatusCode, *, never_sent: bool = False) -> CallFailed:
-    """A call without an answer."""
+    """The error of a call without an answer."""
     return CallFailed(AioRpcError(code, Metadata(), Metadata()), never_sent=never_sent)
 
 
 def payments(answer: Message | CallFailed) -> GrpcPayments:
-    """The port over that client."""
+    """The Payments port over a client with this answer."""
     client: Any = Answering(answer)
     return GrpcPayments(client, timeout_seconds=1)
 
 
 async def outcome_of(answer: Message | CallFailed) -> PaymentOutcome:
-    """What an order hears of an attempt."""
+    """The outcome of an attempt if the client gives this answer."""
     booking = Booking(
         owner="a", name="A", phone_no="", room_type="P", guest_cnt=1, stay=Stay(date(2026, 1, 1), date(2026, 1, 2))
     )
@@ -55,7 +55,7 @@ async def outcome_of(answer: Message | CallFailed) -> PaymentOutcome:
 
 
 async def test_only_a_call_that_was_never_sent_means_pay_later() -> None:
-    """Any other may have been charged: then the payment is in progress, and the guest must not be told otherwise."""
+    """After any other failed call the card may have been charged, so the payment is reported as in progress."""
     never_sent = await outcome_of(failed(grpc.StatusCode.UNAVAILABLE, never_sent=True))
     assert never_sent.error is not None
     assert (never_sent.error.reason, never_sent.settled) == ("PAYMENT_UNAVAILABLE", True)
@@ -66,12 +66,12 @@ async def test_only_a_call_that_was_never_sent_means_pay_later() -> None:
 
 
 async def test_the_attempt_that_pay_svc_works_on_is_known() -> None:
-    """So that its result counts, whoever asked."""
+    """The outcome contains the id of that attempt, even if another call made it."""
     assert (await outcome_of(pb.Payment(status=pb.Payment.PENDING, attempt_id="other"))).attempt_id == "other"
 
 
 async def test_whether_a_payment_is_closed_is_never_guessed() -> None:
-    """No answer is no answer."""
+    """If pay_svc does not answer, `close` raises PaymentsUnreachable."""
     with pytest.raises(PaymentsUnreachable):
         await payments(failed(grpc.StatusCode.UNAVAILABLE)).close("o")
     assert (await payments(pb.ClosePaymentResponse(closed=True)).close("o")).closed
@@ -81,7 +81,7 @@ async def test_whether_a_payment_is_closed_is_never_guessed() -> None:
 
 
 async def test_any_answer_shows_that_pay_svc_can_be_reached() -> None:
-    """Also that of a release that does not know the question."""
+    """This includes UNIMPLEMENTED from a release without CheckAvailability."""
     assert await payments(failed(grpc.StatusCode.UNIMPLEMENTED)).can_be_reached()
     assert await payments(pb.CheckAvailabilityResponse()).can_be_reached()
     assert not await payments(failed(grpc.StatusCode.UNAVAILABLE)).can_be_reached()

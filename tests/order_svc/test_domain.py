@@ -1,6 +1,6 @@
-"""What an order is, and what it may become.
+"""The rules of an order.
 
-Long because one order has many states, and every rule of them is a test.
+Long because an order has many states, and every rule has a test.
 """
 
 from collections.abc import Callable
@@ -61,7 +61,7 @@ def a_paid_order() -> Order:
 
 
 def a_canceled_order() -> Order:
-    """An order that the guest canceled, with the money back."""
+    """An order that the guest canceled and that was refunded."""
     order = a_paid_order()
     order.cancel("", at=NOON)
     order.note_payment_canceled(NOON, order.amount)
@@ -90,7 +90,7 @@ def a_rejected_order() -> Order:
     [(None, None, 1), (None, TODAY + timedelta(days=3), 3), (TODAY + timedelta(days=365), None, 1)],
 )
 def test_dates_left_out_mean_tonight_one_night(check_in: date | None, check_out: date | None, nights: int) -> None:
-    """Whichever of the two is left out."""
+    """Without a check-in date the stay starts tonight; without a check-out date it is one night."""
     assert Stay.starting(check_in, check_out, today=TODAY).nights == nights
 
 
@@ -105,7 +105,7 @@ def test_dates_left_out_mean_tonight_one_night(check_in: date | None, check_out:
     ],
 )
 def test_dates_that_make_no_stay_are_refused_by_field(check_in: date, check_out: date | None, field: str) -> None:
-    """The past, too far ahead, no night, too many nights."""
+    """A stay must not be in the past, too far ahead, too long or without a night."""
     with pytest.raises(Invalid) as refusal:
         Stay.starting(check_in, check_out, today=TODAY)
 
@@ -123,13 +123,13 @@ def test_a_new_order_costs_its_nights_and_announces_itself() -> None:
 
 @pytest.mark.parametrize("guest_cnt", [0, 5])
 def test_a_room_takes_one_to_max_guests(guest_cnt: int) -> None:
-    """The field is named."""
+    """The error names the field."""
     with pytest.raises(Invalid, match="guestCnt"):
         Order.place("o", booking(guest_cnt), PRIME, placed_at=NOON, expires_at=NOON)
 
 
 def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
-    """The next approval clears it."""
+    """The order keeps the reason until a payment is approved."""
     order = an_order()
     order.start_payment("a", started_at=NOON, lifetime=MINUTE)
 
@@ -141,7 +141,7 @@ def test_a_declined_payment_leaves_the_order_with_its_reason() -> None:
 
 
 def test_a_try_beside_another_does_not_hide_what_became_of_it() -> None:
-    """A second try hears that one is under way; the first one's decline is the news, whichever is noted first."""
+    """A second attempt gets IN_PROGRESS. The order shows the decline of the first one, whichever is recorded first."""
     for outcomes in ([("b", BESIDE), ("a", REFUSED)], [("a", REFUSED), ("b", BESIDE)]):
         order = an_order()
         order.start_payment("a", started_at=NOON, lifetime=MINUTE)
@@ -154,7 +154,7 @@ def test_a_try_beside_another_does_not_hide_what_became_of_it() -> None:
 
 
 def test_a_late_word_on_an_older_try_ends_no_newer_one() -> None:
-    """The newer try is still in flight and keeps the order from expiring; once it is settled, its own word counts."""
+    """While a newer attempt is in flight, the order does not expire; once it is settled, its outcome counts."""
     order = an_order()
     order.start_payment("a", started_at=NOON, lifetime=MINUTE)
     order.start_payment("b", started_at=LATER, lifetime=timedelta(minutes=6))
@@ -170,7 +170,7 @@ def test_a_late_word_on_an_older_try_ends_no_newer_one() -> None:
 
 @pytest.mark.parametrize("ended", [a_canceled_order, an_expired_order, a_rejected_order])
 def test_an_ended_order_cannot_be_paid(ended: Callable[[], Order]) -> None:
-    """Ends are final: a later payment is refused and announces nothing."""
+    """Final states never change: a later payment is refused and announces nothing."""
     order = ended()
     before = order.status
 
@@ -184,13 +184,13 @@ def test_an_ended_order_cannot_be_paid(ended: Callable[[], Order]) -> None:
 
 @pytest.mark.parametrize("ended", [an_expired_order, a_rejected_order])
 def test_an_order_that_others_ended_cannot_be_canceled(ended: Callable[[], Order]) -> None:
-    """Nothing is left to cancel."""
+    """An expired or rejected order has nothing left to cancel."""
     with pytest.raises(OrderNotCancelable):
         ended().cancel("", at=NOON)
 
 
 def test_canceling_twice_announces_once() -> None:
-    """Repeating is safe."""
+    """A repeated cancel changes nothing."""
     order = a_paid_order()
     order.collect_events()
 
@@ -202,7 +202,7 @@ def test_canceling_twice_announces_once() -> None:
 
 
 def test_an_order_does_not_expire_while_a_payment_is_in_flight() -> None:
-    """Afterwards it does, once."""
+    """It expires once after the attempt is settled."""
     order = an_order()
     order.collect_events()
     order.start_payment("a", started_at=LATER, lifetime=timedelta(minutes=6))
@@ -218,7 +218,7 @@ def test_an_order_does_not_expire_while_a_payment_is_in_flight() -> None:
 
 
 def test_a_payment_that_comes_after_the_end_of_time_does_not_revive_the_order() -> None:
-    """The desk has it refunded."""
+    """The order stays EXPIRED; reservation_svc has the payment refunded."""
     order = an_expired_order()
 
     order.note_payment_approved(LATER)
@@ -249,7 +249,7 @@ FACTS: dict[str, Callable[[Order], None]] = {
 def test_facts_lead_to_the_same_state_in_any_order(
     facts: tuple[str, ...], status: Status, canceled_by_guest: bool
 ) -> None:
-    """Events arrive as they like, and again."""
+    """Events may arrive in any order and more than once."""
     found = set()
     for sequence in permutations(facts):
         order = an_order()
@@ -267,7 +267,7 @@ def test_facts_lead_to_the_same_state_in_any_order(
 
 
 def test_a_hold_has_an_absolute_end() -> None:
-    """However often somebody tries to pay, an attempt protects the order for its lifetime after the time to pay."""
+    """However many attempts are made, they extend the hold by at most one attempt's lifetime."""
     order = an_order()
 
     for minutes in range(0, 60, 5):
@@ -279,7 +279,7 @@ def test_a_hold_has_an_absolute_end() -> None:
 
 
 def test_overlapping_attempts_with_a_declined_card_leave_nothing_in_flight() -> None:
-    """The attempt that pay_svc worked on is settled, whoever asked and in whatever order the answers come."""
+    """The attempt that pay_svc worked on is settled, whichever call asked and in whichever order the answers arrive."""
     for first_heard in ("b", "a"):
         order = an_order()
         order.start_payment("a", started_at=NOON, lifetime=MINUTE)
@@ -295,7 +295,7 @@ def test_overlapping_attempts_with_a_declined_card_leave_nothing_in_flight() -> 
 
 
 def test_a_decline_that_only_the_event_tells_replaces_what_was_said_before() -> None:
-    """Also the event of a release that did not name the attempt."""
+    """PaymentDeclined replaces IN_PROGRESS, even if it comes from a release that did not name the attempt."""
     for attempt_id in ("a", ""):
         order = an_order()
         order.start_payment("a", started_at=NOON, lifetime=MINUTE)
@@ -308,7 +308,7 @@ def test_a_decline_that_only_the_event_tells_replaces_what_was_said_before() -> 
 
 
 def test_an_order_that_was_charged_does_not_expire() -> None:
-    """pay_svc knows of the charge, whatever this service has heard; while it does not know either, nothing happens."""
+    """If pay_svc reports a charge, the order becomes paid; while pay_svc does not know, the order stays as it is."""
     order = an_order()
 
     order.expire(PaymentClosure(closed=False), at=LATER)
@@ -319,7 +319,7 @@ def test_an_order_that_was_charged_does_not_expire() -> None:
 
 
 def test_a_stored_stay_is_not_judged_by_todays_limit() -> None:
-    """The limit of nights is checked when a stay is asked for: a longer one that is stored still loads."""
+    """The limit of nights applies to new stays; a longer stay that is stored still loads."""
     stay = Stay(TODAY, TODAY + timedelta(days=40))
 
     with pytest.raises(Invalid):
@@ -337,7 +337,7 @@ def test_a_stored_stay_is_not_judged_by_todays_limit() -> None:
     ],
 )
 def test_a_reason_that_is_not_known_means_another_card(reason: str, said: str) -> None:
-    """A newer processor's reason is a decline, not an outage: paying again with the same card does not help."""
+    """An unknown reason is a decline, not an outage: it has no time to retry, because the same card will not help."""
     error = declined(reason)
 
     assert error.reason == said

@@ -1,4 +1,4 @@
-"""Calls that are repeated while a payment is not known, on the real store."""
+"""Repeated calls while the outcome of a payment is unknown, on the real store."""
 
 from datetime import UTC, date, datetime
 
@@ -15,7 +15,7 @@ ALICE = Caller("alice", "guest")
 
 
 def server_over(database: Database) -> OrderServer:
-    """order_svc's RPCs, with a pay_svc that is not heard."""
+    """order_svc's RPCs, with a pay_svc that reports every payment as in progress."""
 
     def today() -> date:
         return TODAY
@@ -35,7 +35,7 @@ def server_over(database: Database) -> OrderServer:
 async def test_a_repetition_tells_how_the_order_stands_if_the_first_answer_was_not_final(
     order_database: Database,
 ) -> None:
-    """Of a booking and of a payment: once the payment is known, PAYMENT_IN_PROGRESS is not said again."""
+    """Once the outcome is known, a repeated CreateOrder or PayOrder no longer returns PAYMENT_IN_PROGRESS."""
     await change_room_type(order_database, 5)
     server, orders = server_over(order_database), PostgresOrders(order_database.autocommit)
     book = pb.CreateOrderRequest(

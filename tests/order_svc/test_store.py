@@ -1,6 +1,6 @@
 """Orders and allotment on real PostgreSQL: no room is sold twice.
 
-Long because one schema, and a test for each race on it.
+Long because each race on this schema has a test.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
 
 async def change_room_type(database: Database, capacity: int, version: int = 1) -> RoomType:
-    """What the RoomTypeChanged handler does."""
+    """Changes the room type as the RoomTypeChanged handler does."""
     room_type = RoomType(
         id="Prime",
         version=version,
@@ -69,13 +69,13 @@ def an_order(room_type: RoomType, *, first: int = 0, nights: int = 1, owner: str
 
 
 async def held(database: Database) -> dict[int, tuple[int, int]]:
-    """Held rooms and capacity of the nights that hold any, by day."""
+    """Held rooms and capacity by day, for the nights with held rooms."""
     rows = await database.autocommit.fetch("SELECT night, held, capacity FROM allotment WHERE held > 0")
     return {(row["night"] - TODAY).days: (row["held"], row["capacity"]) for row in rows}
 
 
 async def test_a_stored_order_is_the_same_order(order_database: Database) -> None:
-    """Everything comes back."""
+    """Loading the order returns what was stored, and its nights are held."""
     room_type = await change_room_type(order_database, 1)
     orders, order = PostgresOrders(order_database.autocommit), an_order(room_type, nights=3)
 
@@ -88,7 +88,7 @@ async def test_a_stored_order_is_the_same_order(order_database: Database) -> Non
 
 
 async def test_somebody_elses_order_is_not_found(order_database: Database) -> None:
-    """Ownership is a predicate of the query."""
+    """Loading an order for another owner raises OrderNotFound."""
     room_type = await change_room_type(order_database, 1)
     orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
     await orders.place(order, room_type, None)
@@ -98,7 +98,7 @@ async def test_somebody_elses_order_is_not_found(order_database: Database) -> No
 
 
 async def test_the_last_room_is_sold_once(order_database: Database) -> None:
-    """Five hundred at once: one gets it, and nothing is left of the others."""
+    """Of five hundred concurrent orders one gets the room, and nothing is stored of the others."""
     room_type = await change_room_type(order_database, 1)
     orders = PostgresOrders(order_database.autocommit)
 
@@ -108,7 +108,7 @@ async def test_the_last_room_is_sold_once(order_database: Database) -> None:
                 await orders.place(an_order(room_type), room_type, None)
             except SoldOut:
                 return "sold out"
-            except TimeoutError:  # no connection was free in time: a caller would be told to try again
+            except TimeoutError:  # no connection was free in time: a caller would be asked to retry
                 continue
             return "placed"
 
@@ -120,7 +120,7 @@ async def test_the_last_room_is_sold_once(order_database: Database) -> None:
 
 
 async def test_overlapping_stays_get_all_nights_or_none_and_never_deadlock(order_database: Database) -> None:
-    """Stays are placed and canceled against one another; every night adds up at the end."""
+    """Stays are placed and canceled concurrently. Afterwards, the held rooms of each night match the live orders."""
     room_type = await change_room_type(order_database, 3)
     orders = PostgresOrders(order_database.autocommit)
 
@@ -149,7 +149,7 @@ async def test_overlapping_stays_get_all_nights_or_none_and_never_deadlock(order
 
 
 async def test_no_statement_can_hold_more_than_the_capacity(order_database: Database) -> None:
-    """The constraint is the last guard, whatever the program does."""
+    """The database constraint prevents it, whatever the program does."""
     await change_room_type(order_database, 2)
 
     with pytest.raises(asyncpg.CheckViolationError, match="allotment_held_within_capacity"):
@@ -157,7 +157,7 @@ async def test_no_statement_can_hold_more_than_the_capacity(order_database: Data
 
 
 async def test_a_night_that_is_not_on_sale_cannot_be_booked(order_database: Database) -> None:
-    """An order holds every one of its nights or does not exist."""
+    """An order holds all of its nights, or is not stored."""
     room_type = await change_room_type(order_database, 1)
     orders = PostgresOrders(order_database.autocommit)
 
@@ -168,7 +168,7 @@ async def test_a_night_that_is_not_on_sale_cannot_be_booked(order_database: Data
 
 
 async def test_a_price_from_an_old_catalogue_is_not_sold(order_database: Database) -> None:
-    """The caller asks for the fresh room type and tries again."""
+    """`place` returns False, so that the caller retries with the fresh room type."""
     old = await change_room_type(order_database, 1)
     new = await change_room_type(order_database, 1, version=2)
     orders = PostgresOrders(order_database.autocommit)
@@ -178,7 +178,7 @@ async def test_a_price_from_an_old_catalogue_is_not_sold(order_database: Databas
 
 
 async def test_a_capacity_below_what_is_held_closes_the_night_until_it_fits(order_database: Database) -> None:
-    """What was sold stays sold; each room given back shrinks the night towards its capacity."""
+    """Sold rooms stay sold, and each released room reduces the night towards its new capacity."""
     room_type = await change_room_type(order_database, 3)
     orders = PostgresOrders(order_database.autocommit)
     sold = [an_order(room_type) for _ in range(3)]
@@ -203,7 +203,7 @@ async def test_a_capacity_below_what_is_held_closes_the_night_until_it_fits(orde
 async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
     order_database: Database, before: int, after: int
 ) -> None:
-    """The cancel waits for the night's lock and then calculates with the new capacity, not with its snapshot's."""
+    """The cancel waits for the night's lock and then uses the new capacity, not that of its snapshot."""
     room_type = await change_room_type(order_database, before)
     orders = PostgresOrders(order_database.autocommit)
     sold = [an_order(room_type) for _ in range(3)]
@@ -223,7 +223,7 @@ async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
 
 
 async def test_a_guests_list_goes_by_its_index(order_database: Database) -> None:
-    """However many orders others have."""
+    """The list uses the index on the owner, so that orders of other guests do not slow it down."""
     async with order_database.transaction() as connection:
         await connection.execute(f"PREPARE list AS {LIST_OF_OWNER}")
         plan = await connection.fetch("EXPLAIN EXECUTE list('ffffffff-ffff-ffff-ffff-ffffffffffff', 50, 'alice')")
@@ -232,7 +232,7 @@ async def test_a_guests_list_goes_by_its_index(order_database: Database) -> None
 
 
 async def test_old_published_events_are_pruned(order_database: Database) -> None:
-    """Those that wait, those that are young, and those that waited long and have just been published, stay."""
+    """Unpublished events and recently published ones stay, however old they are."""
     room_type = await change_room_type(order_database, 9)
     for _ in range(3):
         await PostgresOrders(order_database.autocommit).place(an_order(room_type), room_type, None)
@@ -253,7 +253,7 @@ async def test_old_published_events_are_pruned(order_database: Database) -> None
 
 
 async def test_an_older_room_type_changes_nothing(order_database: Database) -> None:
-    """Events may come in any order."""
+    """If an older version arrives after a newer one, it is ignored."""
     await change_room_type(order_database, 5, version=2)
     await change_room_type(order_database, 9, version=1)
 
@@ -261,7 +261,7 @@ async def test_an_older_room_type_changes_nothing(order_database: Database) -> N
 
 
 async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -> None:
-    """Nobody overwrites what he has not seen."""
+    """The second save raises OrderChanged and stores nothing."""
     room_type = await change_room_type(order_database, 1)
     orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
     await orders.place(order, room_type, None)
@@ -278,7 +278,7 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
 
 
 class Closing:
-    """pay_svc, which closes every payment and is not heard of a charge; counts how often it was asked to close each."""
+    """A pay_svc that closes every payment and leaves every attempt in progress. Counts `close` calls by order."""
 
     def __init__(self) -> None:
         self.asked: Counter[str] = Counter()
@@ -303,7 +303,7 @@ def clock() -> datetime:
 
 
 async def expire(orders: PostgresOrders, payments: Closing) -> int:
-    """What the job does; how many were due."""
+    """Does what the job does, and returns how many orders were due."""
     await service.watch_expiry(orders, payments)
     due = await orders.due(limit=10)
     await asyncio.gather(*(service.expire_order(orders, payments, order, clock=clock) for order in due))
@@ -311,13 +311,13 @@ async def expire(orders: PostgresOrders, payments: Closing) -> int:
 
 
 async def make_due(database: Database, *, minutes: int = 0) -> None:
-    """The time of all orders is over in so many minutes."""
+    """Lets the time to pay of all orders end in this many minutes."""
     statement = "UPDATE orders SET expires_at = now() + make_interval(mins => $1), next_expiry_at = NULL"
     await database.autocommit.execute(statement, minutes)
 
 
 async def test_two_expiry_jobs_expire_an_order_once(order_database: Database) -> None:
-    """Each takes what the other has not; nights are free exactly once, and pay_svc is asked once."""
+    """Each order is taken by one of the jobs: its nights are released once, and pay_svc is asked once."""
     room_type = await change_room_type(order_database, 20)
     orders, payments = PostgresOrders(order_database.autocommit), Closing()
     for _ in range(20):
@@ -334,7 +334,7 @@ async def test_two_expiry_jobs_expire_an_order_once(order_database: Database) ->
 
 
 async def test_pay_and_expire_at_once(order_database: Database) -> None:
-    """One wins: an attempt to pay is under way and the order stands, or it is expired and the attempt was refused."""
+    """Either the attempt to pay starts and the order stands, or the order expires and the attempt is refused."""
     room_type = await change_room_type(order_database, 40)
     orders, placed = PostgresOrders(order_database.autocommit), [an_order(room_type) for _ in range(40)]
     for order in placed:
@@ -363,7 +363,7 @@ async def test_pay_and_expire_at_once(order_database: Database) -> None:
 
 
 async def test_an_order_expires_only_when_pay_svc_has_closed_its_payment(order_database: Database) -> None:
-    """Unreachable means later; charged means paid, however late the news is."""
+    """An unknown outcome postpones the expiry. A charge makes the order PAID, even if its event has not arrived."""
     room_type = await change_room_type(order_database, 9)
     orders, payments = PostgresOrders(order_database.autocommit), Closing()
     unknown, charged, given_back = placed = [an_order(room_type) for _ in range(3)]
@@ -385,7 +385,7 @@ async def test_an_order_expires_only_when_pay_svc_has_closed_its_payment(order_d
     stored = await orders.find([order.id for order in placed])
     assert [stored[order.id].status for order in placed] == [Status.PAYMENT_PENDING, Status.PAID, Status.PAID]
     assert stored[given_back.id].facts.payment_canceled_at == NOW
-    assert await expire(orders, payments) == 0  # it is put off, and holds up no other
+    assert await expire(orders, payments) == 0  # it is postponed, so that it does not delay others
     answers[unknown.id] = PaymentClosure(closed=True)
     await make_due(order_database)
     await expire(orders, payments)
@@ -393,7 +393,7 @@ async def test_an_order_expires_only_when_pay_svc_has_closed_its_payment(order_d
 
 
 async def test_the_time_to_pay_stops_while_pay_svc_cannot_be_reached(order_database: Database) -> None:
-    """What an unpaid order loses to an outage it gets back; what was over before stays over."""
+    """An unpaid order gets the time of the outage back. An order whose time was over before the outage expires."""
     room_type = await change_room_type(order_database, 9)
     orders, payments = PostgresOrders(order_database.autocommit), Closing()
     over, waiting, placed_meanwhile = placed = [an_order(room_type) for _ in range(3)]
@@ -423,12 +423,12 @@ async def test_the_time_to_pay_stops_while_pay_svc_cannot_be_reached(order_datab
 
 
 async def test_nights_are_given_back_by_the_row_not_by_the_program(order_database: Database) -> None:
-    """A release that does not know the fact for which another one gave them back gives them back no second time."""
+    """If a newer release has released an order's nights, an older release does not release them a second time."""
     room_type = await change_room_type(order_database, 2)
     orders, order, other = PostgresOrders(order_database.autocommit), an_order(room_type), an_order(room_type)
     for each in (order, other):
         await orders.place(each, room_type, None)
-    # What a newer release does on a fact of its own, say a guest who did not come.
+    # What a newer release may do for a fact that only it knows, for example a guest who did not arrive.
     await order_database.autocommit.execute("UPDATE orders SET holds_nights = false WHERE id = $1", order.id)
     await order_database.autocommit.execute("UPDATE allotment SET held = held - 1 WHERE held > 0")
 
@@ -438,7 +438,7 @@ async def test_nights_are_given_back_by_the_row_not_by_the_program(order_databas
 
 
 async def test_room_types_and_orders_change_in_one_order_of_locks(order_database: Database) -> None:
-    """Batches, cancels and the job that sizes nights meet, and none of them is a deadlock's victim."""
+    """Batches, cancels and the jobs that open and size nights run concurrently without a deadlock."""
     connection = order_database.autocommit
     names = ["Beta", "Alpha"]
     types = {

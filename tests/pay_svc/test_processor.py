@@ -1,4 +1,4 @@
-"""What every card processor's adapter must promise, and how pay_svc chooses one."""
+"""The contract of every card processor's adapter, and how pay_svc selects one."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -25,7 +25,7 @@ CARD = Card("4242424242424242")
 
 @pytest.fixture(params=["sandbox", "fake", "fake that can only be asked"])
 def processor(request: pytest.FixtureRequest, pay_database: Database) -> Processor:
-    """Each adapter; another one is added here."""
+    """Each adapter; add a new one here."""
     if request.param == "sandbox":
         return SandboxProcessor(pay_database, delay_ms=0)
     steps = Steps()
@@ -40,7 +40,7 @@ async def pay(processor: Processor, key: str) -> Charge | Refusal:
 
 
 async def test_a_key_is_charged_once(processor: Processor) -> None:
-    """Its outcome stays, however often it is confirmed, and whoever asks."""
+    """The outcome of a key never changes, however often it is confirmed, and `cancel` returns the same outcome."""
     key = new_id()
 
     outcomes = await asyncio.gather(*(pay(processor, key) for _ in range(5)))
@@ -51,7 +51,7 @@ async def test_a_key_is_charged_once(processor: Processor) -> None:
 
 
 async def test_a_canceled_key_is_never_charged(processor: Processor) -> None:
-    """However late the card reaches the processor."""
+    """A confirmation after the cancel is refused, however late it arrives."""
     key = new_id()
     await processor.create(key, order_id="o", amount=AMOUNT)
 
@@ -63,7 +63,7 @@ async def test_a_canceled_key_is_never_charged(processor: Processor) -> None:
 
 
 async def test_a_key_that_was_never_seen_is_closed_or_cannot_be_told(processor: Processor) -> None:
-    """The adapter says which; it never answers what may still change."""
+    """`closes_unseen_keys` says which: an adapter never returns an outcome that may still change."""
     key = new_id()
 
     if processor.closes_unseen_keys:
@@ -75,7 +75,7 @@ async def test_a_key_that_was_never_seen_is_closed_or_cannot_be_told(processor: 
 
 
 async def test_a_refund_may_be_repeated(processor: Processor) -> None:
-    """Also for a key that was closed, or never seen; the charge remains the key's outcome."""
+    """This includes closed and unseen keys. After a refund, the charge remains the outcome of its key."""
     charged, closed = new_id(), new_id()
     outcome = await pay(processor, charged)
     await processor.create(closed, order_id="o", amount=AMOUNT)
@@ -88,14 +88,14 @@ async def test_a_refund_may_be_repeated(processor: Processor) -> None:
 
 
 def test_the_reasons_are_the_contracts() -> None:
-    """The string fields of payments and events hold the names of the proto's enum."""
+    """DeclineReason has the names of the proto's enum, which the string fields of payments and events contain."""
     names = set(events_pb2.DeclineReason.keys()) - {"DECLINE_REASON_UNSPECIFIED"}
 
     assert {reason.value for reason in DeclineReason} == names
 
 
 def test_a_reason_that_is_unknown_is_a_decline() -> None:
-    """A processor has more reasons than the contract; none of them means that trying again in five seconds helps."""
+    """A reason that is not in the contract becomes CARD_DECLINED, because a retry would not help."""
     assert DeclineReason("DO_NOT_HONOR") == DeclineReason.CARD_DECLINED
 
 
@@ -104,14 +104,14 @@ SETTINGS = {"PAY_PORT": "1", "PAY_DATABASE_URL": "x", "PAY_NATS_URL": "x"}
 
 @pytest.fixture
 def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Complete settings of pay_svc, but none of the sandbox."""
+    """All settings of pay_svc, and none of the sandbox."""
     for name, value in {**SETTINGS, "PAY_FINGERPRINT_KEY": "x"}.items():
         monkeypatch.setenv(name, value)
     return monkeypatch
 
 
 def test_an_unknown_processor_is_refused_by_name(environment: pytest.MonkeyPatch) -> None:
-    """A typo must not charge nobody."""
+    """A misspelled processor raises SettingRefused, which names PAY_PROCESSOR."""
     environment.setenv("PAY_PROCESSOR", "sandbx")
 
     with pytest.raises(SettingRefused, match="PAY_PROCESSOR"):
@@ -121,7 +121,7 @@ def test_an_unknown_processor_is_refused_by_name(environment: pytest.MonkeyPatch
 async def test_another_processor_needs_nothing_of_the_sandbox(
     environment: pytest.MonkeyPatch, order_database: Database
 ) -> None:
-    """pay_svc starts without the sandbox's database and settings; the sandbox itself asks for them by name."""
+    """With another processor, pay_svc starts without the sandbox's settings; the sandbox reports a missing one."""
     opened = []
 
     @asynccontextmanager

@@ -1,6 +1,6 @@
-"""Paying: charged at most once, whatever fails. The store and the sandbox's ledger are real.
+"""An order is charged at most once, whatever fails. The store and the sandbox's ledger are real.
 
-Long because every way in which a payment may fail is a test.
+Long because every way in which a payment can fail has a test.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ def clock() -> datetime:
 
 
 class Desk:
-    """pay_svc's use cases over one order."""
+    """pay_svc's use cases for one order."""
 
     def __init__(self, database: Database, processor: SandboxProcessor | None = None) -> None:
         self.payments = PostgresPayments(database.autocommit)
@@ -75,7 +75,7 @@ class Desk:
         return await service.close_payment(self.payments, self.order_id, currency="KRW", clock=clock)
 
     async def charges(self) -> tuple[int, int]:
-        """Charges that were made, and how many of them stand."""
+        """The number of charges, and how many of them are not refunded."""
         [row] = await self.database.autocommit.fetch(
             "SELECT count(*) AS made, count(*) FILTER (WHERE refunded_at IS NULL) AS standing "
             "FROM ledger WHERE outcome = 'CHARGED' AND order_id = $1",
@@ -89,7 +89,7 @@ class Desk:
 
 
 class AwayProcessor(SandboxProcessor):
-    """The sandbox, which does what it is asked but can't be heard while it is away."""
+    """The sandbox, unreachable while `away`: a confirm is still executed, but its answer is lost."""
 
     away = True
 
@@ -112,7 +112,7 @@ class AwayProcessor(SandboxProcessor):
 
 
 async def test_a_payment_is_approved_and_announced_with_its_booking(pay_database: Database) -> None:
-    """One charge in the ledger."""
+    """The ledger has one charge, and the outbox has PaymentApproved."""
     desk = Desk(pay_database)
 
     payment = await desk.pay(GOOD)
@@ -123,7 +123,7 @@ async def test_a_payment_is_approved_and_announced_with_its_booking(pay_database
 
 
 async def test_a_declined_payment_can_be_tried_with_another_card(pay_database: Database) -> None:
-    """Each decline is announced, and the approval in the end."""
+    """The decline is announced, and so is the approval of the second attempt."""
     desk = Desk(pay_database)
 
     assert (await desk.pay(DECLINED)).decline_reason == "CARD_DECLINED"
@@ -134,7 +134,7 @@ async def test_a_declined_payment_can_be_tried_with_another_card(pay_database: D
 
 
 async def test_an_approved_payment_is_never_charged_again(pay_database: Database) -> None:
-    """Not by the same try, not by another, not by fifty at once."""
+    """Neither the same attempt, nor another one, nor fifty at once charge it again."""
     desk, attempt = Desk(pay_database), new_id()
 
     await asyncio.gather(*(desk.pay(GOOD, attempt) for _ in range(25)), *(desk.pay(GOOD) for _ in range(25)))
@@ -147,7 +147,7 @@ async def test_an_approved_payment_is_never_charged_again(pay_database: Database
 
 
 async def test_a_charge_whose_answer_is_lost_is_found_by_asking(pay_database: Database) -> None:
-    """The truth is asked for, never assumed."""
+    """If the answer is lost, the processor is asked for the outcome."""
     desk = Desk(pay_database)
 
     payment = await desk.pay(LOST)
@@ -157,7 +157,7 @@ async def test_a_charge_whose_answer_is_lost_is_found_by_asking(pay_database: Da
 
 
 async def test_an_error_of_the_processor_charges_nothing(pay_database: Database) -> None:
-    """The attempt is closed for good, and another may follow."""
+    """The attempt is closed without a charge, and another attempt may follow."""
     desk = Desk(pay_database)
 
     assert (await desk.pay(ERROR)).decline_reason == "PAYMENT_UNAVAILABLE"
@@ -167,7 +167,7 @@ async def test_an_error_of_the_processor_charges_nothing(pay_database: Database)
 
 
 async def test_an_unknown_outcome_stays_pending_until_it_is_settled(pay_database: Database) -> None:
-    """While the outcome is unknown no other attempt begins."""
+    """While the outcome is unknown, no other attempt starts."""
     processor = AwayProcessor(pay_database, delay_ms=0)
     desk = Desk(pay_database, processor)
 
@@ -181,7 +181,7 @@ async def test_an_unknown_outcome_stays_pending_until_it_is_settled(pay_database
 
 
 class AskOnlyProcessor(SandboxProcessor):
-    """The sandbox, as a processor that can't close a key which it never saw; `between` comes after `create`."""
+    """The sandbox as a processor that can't close an unseen key. `between` runs after `create`."""
 
     closes_unseen_keys = False
 
@@ -201,7 +201,7 @@ class AskOnlyProcessor(SandboxProcessor):
 
 
 async def test_a_processor_that_can_only_be_asked_charges_once(pay_database: Database) -> None:
-    """And an attempt of unknown outcome is settled by asking about its key."""
+    """An attempt with an unknown outcome is settled by asking for the outcome of its key."""
     processor = AskOnlyProcessor(pay_database)
     desk = Desk(pay_database, processor)
 
@@ -212,7 +212,7 @@ async def test_a_processor_that_can_only_be_asked_charges_once(pay_database: Dat
 
 
 async def test_an_attempt_that_is_settled_before_it_is_confirmed_is_never_charged(pay_database: Database) -> None:
-    """The processor has not seen the card and need not be asked: the attempt's own process does not send it then."""
+    """The processor has not received the card and is not asked. The call that made the attempt does not send it."""
     processor = AskOnlyProcessor(pay_database)
     desk = Desk(pay_database, processor)
     processor._between = desk.settle
@@ -224,7 +224,7 @@ async def test_an_attempt_that_is_settled_before_it_is_confirmed_is_never_charge
 
 
 async def test_an_attempt_that_was_settled_as_uncharged_is_never_charged_later(pay_database: Database) -> None:
-    """However late the charge reaches the processor."""
+    """A charge that reaches the processor later is refused."""
     processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
 
     settled = await processor.cancel(key)
@@ -235,7 +235,7 @@ async def test_an_attempt_that_was_settled_as_uncharged_is_never_charged_later(p
 
 
 async def test_a_cancel_gives_the_money_back_once(pay_database: Database) -> None:
-    """Repeating it changes nothing; paying after it charges nothing."""
+    """A repeated cancel changes nothing, and paying after it charges nothing."""
     desk = Desk(pay_database)
     await desk.pay(GOOD)
 
@@ -249,7 +249,7 @@ async def test_a_cancel_gives_the_money_back_once(pay_database: Database) -> Non
 
 
 async def test_a_cancel_before_any_payment_forbids_it(pay_database: Database) -> None:
-    """Nothing yet becomes canceled for good."""
+    """An order without a payment becomes canceled, and a later attempt charges nothing."""
     desk = Desk(pay_database)
 
     assert (await desk.cancel()).refunded == Money("KRW", Decimal(0))
@@ -259,7 +259,7 @@ async def test_a_cancel_before_any_payment_forbids_it(pay_database: Database) ->
 
 
 async def test_a_cancel_beside_a_payment_leaves_nothing_charged(pay_database: Database) -> None:
-    """In whatever way the two meet."""
+    """However the two calls interleave, the order is not charged in the end."""
     for _ in range(30):
         desk = Desk(pay_database, SandboxProcessor(pay_database, delay_ms=3))
 
@@ -272,7 +272,7 @@ async def test_a_cancel_beside_a_payment_leaves_nothing_charged(pay_database: Da
 
 
 async def test_a_refund_that_fails_is_carried_on(pay_database: Database) -> None:
-    """The caller is told, and the cancel stands: no new try, and the job gives the money back."""
+    """The caller gets an error, but the cancel stands: no new attempt starts, and the job makes the refund."""
     processor = AwayProcessor(pay_database, delay_ms=0)
     processor.away = False
     desk = Desk(pay_database, processor)
@@ -289,7 +289,7 @@ async def test_a_refund_that_fails_is_carried_on(pay_database: Database) -> None
 
 
 async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: Database) -> None:
-    """It is put off, a little longer each time; any progress makes it due again at once."""
+    """A payment that was returned is not due again at once, so that others follow. Saving it makes it due again."""
     stuck, other = Desk(pay_database, AwayProcessor(pay_database, delay_ms=0)), Desk(pay_database)
     for desk in (stuck, other):
         await desk.payments.add(_asked_to_cancel(desk.order_id))
@@ -304,7 +304,7 @@ async def test_a_payment_that_cannot_be_settled_holds_up_no_other(pay_database: 
 
 
 async def test_an_attempt_that_may_still_be_at_the_processor_is_left_alone(pay_database: Database) -> None:
-    """To ask what became of it would close its key under the call's hands."""
+    """Asking for its outcome would close its key while the call still uses it."""
     desk, processor = Desk(pay_database), AwayProcessor(pay_database, delay_ms=0)
     desk.processor = processor
     await desk.pay(GOOD)
@@ -323,7 +323,7 @@ def _asked_to_cancel(order_id: str) -> Payment:
 
 
 async def test_no_card_number_is_stored(pay_database: Database) -> None:
-    """Brand, last four digits and a keyed hash are."""
+    """Only the brand, the last four digits and a keyed hash are stored."""
     desk = Desk(pay_database)
     await desk.pay(GOOD)
 
@@ -335,18 +335,18 @@ async def test_no_card_number_is_stored(pay_database: Database) -> None:
 
 @pytest.mark.parametrize("number", ["", "4242", "4242424242424241", "4" * 20, "424242424242424a"])
 def test_what_is_no_card_number_is_refused(number: str) -> None:
-    """13 to 19 digits that pass Luhn."""
+    """A card number has 13 to 19 digits and passes the Luhn check."""
     with pytest.raises(Invalid, match="cardNo"):
         Card(number)
 
 
 def test_a_cards_number_is_not_shown() -> None:
-    """Not even to whoever logs it."""
+    """The repr of a card does not contain its number, so that a log does not either."""
     assert GOOD not in repr(Card(GOOD))
 
 
 async def test_closing_a_payment_that_is_not_charged_forbids_it(pay_database: Database) -> None:
-    """Whether nothing was tried yet or an attempt was declined; and again changes nothing."""
+    """This holds before any attempt and after a declined one. Closing again changes nothing."""
     untouched, refused = Desk(pay_database), Desk(pay_database)
     await refused.pay(DECLINED)
 
@@ -358,7 +358,7 @@ async def test_closing_a_payment_that_is_not_charged_forbids_it(pay_database: Da
 
 
 async def test_closing_a_payment_that_is_charged_changes_nothing(pay_database: Database) -> None:
-    """The booking stands, and can be canceled as before."""
+    """The charge stands, and a cancel can still refund it."""
     desk = Desk(pay_database)
     await desk.pay(GOOD)
 
@@ -372,7 +372,7 @@ async def test_closing_a_payment_that_is_charged_changes_nothing(pay_database: D
 async def test_the_truth_of_an_open_attempt_decides_about_a_close(
     pay_database: Database, card: str, ends: Status
 ) -> None:
-    """Until it is known nothing is closed, and no other attempt begins; then it is charged or closed for good."""
+    """Until the outcome is known, the payment is not closed and no attempt starts. Then it is charged or closed."""
     processor = AwayProcessor(pay_database, delay_ms=0)
     desk = Desk(pay_database, processor)
     await desk.pay(card)
@@ -388,19 +388,19 @@ async def test_the_truth_of_an_open_attempt_decides_about_a_close(
 
 
 async def test_a_declined_attempt_after_which_the_payment_is_closed_is_not_tried_again(pay_database: Database) -> None:
-    """No attempt begins once somebody wants the order to expire."""
+    """No attempt starts after order_svc has asked to close the payment."""
     processor = AwayProcessor(pay_database, delay_ms=0)
     desk = Desk(pay_database, processor)
     await desk.pay(ERROR)
     payment = await desk.close()
     assert payment.close_asked_at is not None
-    payment.attempt_open_since = None  # as if its truth were known: still nothing begins
+    payment.attempt_open_since = None  # as if its outcome were known: still no attempt starts
 
     assert not payment.may_be_tried(new_id())
 
 
 async def test_a_charge_is_given_back_once_and_that_can_be_counted(pay_database: Database) -> None:
-    """The ledger has an entry for each movement."""
+    """Concurrent refunds of a charge add one entry to the ledger."""
     processor, key = SandboxProcessor(pay_database, delay_ms=0), new_id()
     await processor.confirm(key, order_id="o", amount=AMOUNT, card=Card(GOOD))
 
@@ -412,7 +412,7 @@ async def test_a_charge_is_given_back_once_and_that_can_be_counted(pay_database:
 
 
 async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(pay_database: Database) -> None:
-    """Neither a read nor a list fails, and a save does not lose it."""
+    """Unknown keys in a stored booking break neither a read nor a list, and a save keeps them."""
     desk = Desk(pay_database)
     await desk.pay(DECLINED)
     connection = pay_database.autocommit
@@ -425,7 +425,7 @@ async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(p
 
 
 async def test_fields_that_only_a_newer_release_knows_are_handed_on(pay_database: Database) -> None:
-    """From the request over the database to PaymentApproved."""
+    """Unknown fields of a received booking are stored, and are part of the booking in later messages."""
     message = order_events.Booking(name="A", owner="alice")
     newer = message.SerializeToString() + b"\x9a\x06\x04late"  # field 99
     booking = wire.booking_from_proto(order_events.Booking.FromString(newer))
@@ -445,7 +445,7 @@ async def test_fields_that_only_a_newer_release_knows_are_handed_on(pay_database
 
 
 def test_a_payment_is_not_canceled_while_an_attempt_is_open() -> None:
-    """The card may be charged at that moment: its outcome has to be known first."""
+    """The card may be charged at that moment, so the outcome must be known first."""
     now = datetime.now(UTC)
     payment = Payment(
         id=new_id(), order_id=new_id(), amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now

@@ -1,4 +1,4 @@
-"""What a reservation is, and how it ends."""
+"""The rules of reservations and room types."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -26,7 +26,7 @@ CANCELED = Ending(status=Status.CANCELED, reason="", asked_at=NOON, binding=True
 
 
 def a_reservation() -> Reservation:
-    """One that the desk has received."""
+    """A reservation that the desk has received."""
     reservation = Reservation(order_id="o", created_at=NOON, updated_at=NOON)
     reservation.take(BOOKING, at=NOON)
     return reservation
@@ -46,7 +46,7 @@ def test_a_booking_is_taken_once() -> None:
 
 
 def test_confirming_twice_announces_once_and_keeps_the_number() -> None:
-    """The guest may have written it down."""
+    """The first confirmation number stays, because the guest may have written it down."""
     reservation = a_reservation()
 
     reservation.confirm("C1", at=NOON)
@@ -60,7 +60,7 @@ def test_confirming_twice_announces_once_and_keeps_the_number() -> None:
     ("status", "event"), [(Status.CANCELED, "ReservationCanceled"), (Status.REJECTED, "ReservationRejected")]
 )
 def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: str) -> None:
-    """Asked for, it is not visible yet; but nothing else may begin."""
+    """A requested ending does not change the status yet, but the reservation can no longer be confirmed."""
     reservation = a_reservation()
 
     reservation.ask_ending(status, "full", at=NOON)
@@ -75,7 +75,7 @@ def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: st
 
 
 def test_an_ended_reservation_cannot_be_confirmed_or_ended_otherwise() -> None:
-    """Ends are final; asking for the same end again is no error."""
+    """An end is final; requesting the same ending again is not an error."""
     reservation = a_reservation()
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
     reservation.end(CANCELED, at=NOON)
@@ -88,7 +88,7 @@ def test_an_ended_reservation_cannot_be_confirmed_or_ended_otherwise() -> None:
 
 
 def test_a_confirmed_reservation_cannot_be_rejected() -> None:
-    """It can be canceled."""
+    """A rejection after the confirmation raises ReservationConfirmedAlready."""
     reservation = a_reservation()
     reservation.confirm("C1", at=NOON)
 
@@ -97,7 +97,7 @@ def test_a_confirmed_reservation_cannot_be_rejected() -> None:
 
 
 def test_an_ending_that_nobody_heard_of_is_withdrawn() -> None:
-    """A desk call that fails changes nothing."""
+    """If pay_svc never received the cancel, the ending is withdrawn and the reservation can be confirmed."""
     reservation = a_reservation()
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
 
@@ -108,7 +108,7 @@ def test_an_ending_that_nobody_heard_of_is_withdrawn() -> None:
 
 
 def test_asking_again_binds() -> None:
-    """Whoever asked first can't withdraw what somebody else is carrying out."""
+    """After a second request, the first caller can no longer withdraw the ending."""
     reservation = a_reservation()
 
     assert reservation.ask_ending(Status.CANCELED, "", at=NOON)
@@ -120,7 +120,7 @@ def test_asking_again_binds() -> None:
 
 
 def test_a_guests_cancel_is_never_withdrawn() -> None:
-    """Even if it came while the desk's own cancel was about to fail."""
+    """If the guest cancels while the desk's own cancel is failing, the desk does not withdraw the ending."""
     reservation = a_reservation()
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
     reservation.note_order_ended("plans", at=NOON)
@@ -133,7 +133,7 @@ def test_a_guests_cancel_is_never_withdrawn() -> None:
 
 @pytest.mark.parametrize("then_paid", [False, True])
 def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
-    """OrderCanceled before PaymentApproved: the desk never receives the booking."""
+    """If OrderCanceled arrives before PaymentApproved, the desk never receives the booking."""
     reservation = Reservation(order_id="o", created_at=NOON, updated_at=NOON)
     reservation.note_order_ended("plans", at=NOON)
     if then_paid:
@@ -157,7 +157,7 @@ def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
     ],
 )
 def test_a_room_type_that_cannot_be_is_refused_by_field(change: Callable[[], RoomType], field: str) -> None:
-    """Data that the desk can change is checked like a guest's."""
+    """The desk's input is validated like a guest's, and the error names the field."""
     with pytest.raises(Invalid) as refusal:
         change()
 
@@ -171,7 +171,7 @@ def room_type(id: str = "P", capacity: int = 1, max_guests: int = 1) -> RoomType
 
 
 def test_a_stored_room_type_is_not_judged_by_todays_limits() -> None:
-    """One that was made under other limits can be loaded; changing it takes today's."""
+    """A room type that was stored under other limits still loads; a change must respect the current limits."""
     stored = RoomType(id="P", display_name="", capacity=20_000, max_guests=1, nightly_rate=Money("KRW", Decimal(1)))
 
     with pytest.raises(Invalid):

@@ -1,4 +1,4 @@
-"""Ending a reservation while pay_svc comes and goes: never a live booking whose money is gone. The store is real."""
+"""Ending a reservation while pay_svc fails: no live booking has a canceled payment. The store is real."""
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime
@@ -22,14 +22,14 @@ BOOKING = Booking(
 
 @pytest.fixture
 async def database(scratch_url: str) -> AsyncIterator[Database]:
-    """reservation_svc's schema, empty."""
+    """An empty database with reservation_svc's schema."""
     await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
     async with open_database(scratch_url, name="test", pool_size=5) as opened:
         yield opened
 
 
 class FakePayments:
-    """pay_svc: `meanwhile` happens during the call; then it cancels, was never asked, or may have been."""
+    """A pay_svc: `meanwhile` runs during the next call; a call raises the next failure in `fails`, or cancels."""
 
     def __init__(self) -> None:
         self.canceled = False
@@ -51,7 +51,7 @@ MAYBE_ASKED = PaymentNotCanceled("no answer", never_asked=False)
 
 
 class Desk:
-    """The use cases over one received reservation."""
+    """The use cases for one received reservation."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -80,14 +80,14 @@ class Desk:
 
 @pytest.fixture
 async def desk(database: Database) -> Desk:
-    """With a reservation."""
+    """A desk that has received a reservation."""
     made = Desk(database)
     await made.receive()
     return made
 
 
 async def test_a_cancel_that_pay_svc_never_heard_of_changes_nothing(desk: Desk) -> None:
-    """The reservation can be confirmed afterwards."""
+    """The reservation stays RECEIVED without an ending, and its payment is not canceled."""
     desk.payments.fails = [NEVER_ASKED]
 
     with pytest.raises(PaymentNotCanceled):
@@ -99,7 +99,7 @@ async def test_a_cancel_that_pay_svc_never_heard_of_changes_nothing(desk: Desk) 
 
 
 async def test_a_cancel_that_pay_svc_may_have_heard_of_is_carried_through(desk: Desk) -> None:
-    """By the job, once the desk's own call must be over."""
+    """The job completes the cancel after the desk's own call."""
     desk.payments.fails = [MAYBE_ASKED]
     with pytest.raises(PaymentNotCanceled):
         await desk.cancel()
@@ -110,7 +110,7 @@ async def test_a_cancel_that_pay_svc_may_have_heard_of_is_carried_through(desk: 
 
 
 async def test_the_first_of_two_cancels_cannot_withdraw_the_second(desk: Desk) -> None:
-    """The first never reached pay_svc, the second did, in the meantime."""
+    """The first cancel never reaches pay_svc, but the second one does meanwhile: the reservation is canceled."""
     desk.payments.fails = [NEVER_ASKED]
     desk.payments.meanwhile = desk.cancel
 
@@ -121,12 +121,12 @@ async def test_the_first_of_two_cancels_cannot_withdraw_the_second(desk: Desk) -
 
 
 async def test_a_second_cancel_that_begins_between_is_not_withdrawn_either(desk: Desk) -> None:
-    """The second asks, the first withdraws, the second's money is back: it ends all the same."""
+    """If the first cancel withdraws the ending while the second one cancels the payment, the reservation still ends."""
 
     async def begin_the_second() -> None:
         async def let_the_first_withdraw() -> None:
             reservation = await desk.reservations.get(desk.order_id)
-            reservation.ending = None  # what a withdrawal that won would leave
+            reservation.ending = None  # what a withdrawal that came first would leave
             await desk.reservations.save(reservation)
 
         desk.payments.meanwhile = let_the_first_withdraw
@@ -142,7 +142,7 @@ async def test_a_second_cancel_that_begins_between_is_not_withdrawn_either(desk:
 
 
 async def test_a_repetition_that_was_never_sent_withdraws_nothing(desk: Desk) -> None:
-    """The try before it may have got through."""
+    """The attempt before it may have reached pay_svc, so the job completes the cancel."""
     desk.payments.fails = [MAYBE_ASKED, NEVER_ASKED]
     for _ in range(2):
         with pytest.raises(PaymentNotCanceled):

@@ -22,7 +22,7 @@ BOOKING = Booking(
 
 
 async def ending(reservations: PostgresReservations) -> Reservation:
-    """A received reservation that the desk asked to cancel, long ago."""
+    """A received reservation that the desk asked to cancel long ago."""
     reservation = Reservation(order_id=new_id(), created_at=NOON, updated_at=NOON)
     reservation.take(BOOKING, at=NOON)
     reservation.ask_ending(Status.CANCELED, "", at=NOON)
@@ -31,7 +31,7 @@ async def ending(reservations: PostgresReservations) -> Reservation:
 
 
 async def test_an_ending_that_is_carried_through_can_no_longer_be_withdrawn(reservation_database: Database) -> None:
-    """Whoever loads it now sees that it binds, and a call that loaded it before can't save."""
+    """The stored ending is binding now, and a call that loaded the reservation before can't save it."""
     reservations = PostgresReservations(reservation_database.autocommit)
     asked = await ending(reservations)
 
@@ -45,7 +45,7 @@ async def test_an_ending_that_is_carried_through_can_no_longer_be_withdrawn(rese
 
 
 async def test_of_two_changes_of_a_room_type_one_is_refused(reservation_database: Database) -> None:
-    """Both would announce the same version."""
+    """The second save raises RoomTypeChangedMeanwhile, because both changes would announce the same version."""
     room_types = PostgresRoomTypes(reservation_database.autocommit)
 
     def changed(capacity: int) -> RoomType:
@@ -62,7 +62,7 @@ async def test_of_two_changes_of_a_room_type_one_is_refused(reservation_database
 
 
 async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(reservation_database: Database) -> None:
-    """Neither a list nor the cancel that gives the money back fails because of it."""
+    """Unknown keys in a stored booking break neither a list nor a cancel, and a save keeps them."""
     connection = reservation_database.autocommit
     reservations = PostgresReservations(connection)
     asked = await ending(reservations)
@@ -82,7 +82,7 @@ async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(r
 
 
 async def test_batches_with_the_same_orders_never_deadlock(reservation_database: Database) -> None:
-    """In whatever order two replicas heard of them, they insert and update in one."""
+    """Replicas may receive orders in different sequences, but insert and update them in the same one."""
     connection = reservation_database.autocommit
     statement = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     before = await connection.fetchval(statement)

@@ -1,4 +1,4 @@
-"""The audit itself: each invariant is broken on purpose, reported, and mended.
+"""The audit itself: each invariant is broken on purpose, reported, and repaired.
 
 Long because every invariant is broken once.
 """
@@ -76,7 +76,7 @@ BROKEN = {
 }
 
 
-# What is missing, not wrong: the invariant that notices, where, the damage and its mend. $1 is a paid order's id.
+# Missing rows: the invariant that reports them, the database, the damage and its repair. $1 is a paid order's id.
 MOVED = "00000000-0000-7000-8000-00000000dead"
 MISSING = {
     "the order": (
@@ -168,7 +168,7 @@ def violated(hotel: Hotel, *, patience_seconds: float = 0) -> dict[str, list[str
 
 @pytest.mark.parametrize("number", BROKEN)
 def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str) -> None:
-    """By its number; and no longer once it is mended."""
+    """The audit reports the number of the invariant, until the data is repaired."""
     canceled = hotel.order(guest)
     guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
     hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
@@ -188,7 +188,7 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
 
 @pytest.mark.parametrize("what", MISSING)
 def test_what_is_missing_is_reported(hotel: Hotel, guest: Client, what: str) -> None:
-    """By the invariant that speaks of it, and no longer once it is there again."""
+    """The audit reports the invariant that requires the row, until the row is restored."""
     canceled = hotel.order(guest)
     guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
     hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
@@ -197,7 +197,7 @@ def test_what_is_missing_is_reported(hotel: Hotel, guest: Client, what: str) -> 
     assert violated(hotel, patience_seconds=30) == {}
     number, database, damage, mend = MISSING[what]
     old = "UPDATE payments SET approved_at = approved_at + $2::interval WHERE order_id = $1"
-    if number == "A9":  # it has five minutes to get there
+    if number == "A9":  # the booking has five minutes to reach the desk
         query(hotel, "pay_svc", old, order_id, timedelta(minutes=-6))
     if what == "the payment of a terminal event":
         order_id = canceled["id"]
@@ -219,7 +219,7 @@ def test_what_is_missing_is_reported(hotel: Hotel, guest: Client, what: str) -> 
 
 
 def test_an_expiry_beside_an_approval_is_reported(hotel: Hotel, guest: Client) -> None:
-    """Even after the money went back: a booking that was paid must not be lost."""
+    """An expired order whose payment was approved violates A3: a paid booking must not be lost."""
     order = hotel.order(guest)["id"]
     hotel.page_with(order, reservationStatus="RECEIVED")
     query(hotel, "order_svc", "UPDATE orders SET expired_at = now() WHERE id = $1", order)
@@ -232,7 +232,7 @@ def test_an_expiry_beside_an_approval_is_reported(hotel: Hotel, guest: Client) -
 
 
 def test_a_confirmed_booking_without_a_live_order_is_reported(hotel: Hotel, guest: Client) -> None:
-    """The guest would stand at the desk with a number that nobody else knows."""
+    """A confirmed reservation whose order is EXPIRED violates A2: the guest has a number for a booking that is gone."""
     order = hotel.order(guest)["id"]
     hotel.reservation_with(order, status="RECEIVED")
     hotel.desk.post(f"/reservations/{order}:confirm")
@@ -247,7 +247,7 @@ def test_a_confirmed_booking_without_a_live_order_is_reported(hotel: Hotel, gues
 
 
 def test_a_second_refund_is_counted(hotel: Hotel, guest: Client) -> None:
-    """It is an entry of the processor's ledger like any other."""
+    """Each refund is an entry in the processor's ledger, so a second one violates A3."""
     order = hotel.order(guest)["id"]
     guest.request("DELETE", f"/orders/{order}").raise_for_status()
     hotel.page_with(order, status="CANCELED", paymentStatus="CANCELED")
@@ -268,7 +268,7 @@ def test_a_second_refund_is_counted(hotel: Hotel, guest: Client) -> None:
 
 
 def test_the_effect_of_a_dead_letter_that_was_dropped_is_missed(hotel: Hotel, guest: Client) -> None:
-    """Once it is dropped nothing but the audit knows that the desk never heard of a paid booking."""
+    """After the drop, only the audit shows that the desk never received a paid booking."""
     rule = "ALTER TABLE reservations ADD CONSTRAINT poison CHECK (booking ->> 'name' <> 'Dropped') NOT VALID"
     query(hotel, "reservation_svc", rule)
     try:
@@ -285,7 +285,7 @@ def test_the_effect_of_a_dead_letter_that_was_dropped_is_missed(hotel: Hotel, gu
     found = violated(hotel)
 
     assert found["A11"] == [f"PaymentApproved of {order} was never handled by reservation_svc"]
-    in_jetstream(hotel, lambda js: _publish_again(js, event[1]))  # what an operator can still do: publish it again
+    in_jetstream(hotel, lambda js: _publish_again(js, event[1]))  # an operator can still publish it again
     hotel.page_with(order, reservationStatus="RECEIVED")
     assert violated(hotel, patience_seconds=30) == {}
 
@@ -301,7 +301,7 @@ async def _publish_again(js: Any, event_id: str) -> None:
 
 
 def test_letters_between_digits_are_no_card_number(hotel: Hotel, guest: Client) -> None:
-    """No guest can make the audit cry wolf, and no issuer of tokens whose subjects are long numbers."""
+    """Neither a name with digits nor a long numeric subject causes a false alarm."""
     hotel.order(guest, name="4a2b" * 8)
     hotel.order(hotel.caller(subject="110424242424242424200"))
 
@@ -309,7 +309,7 @@ def test_letters_between_digits_are_no_card_number(hotel: Hotel, guest: Client) 
 
 
 def test_a_card_number_is_reported_whoever_has_it_for_a_subject(hotel: Hotel, guest: Client) -> None:
-    """An id that is passed over must not hide a leak."""
+    """The exception for long numeric subjects does not hide a card number."""
     order = hotel.order(guest)["id"]
     hide = "UPDATE orders SET owner = $2, phone_no = $2 WHERE id = $1"
     query(hotel, "order_svc", hide, order, CARD)
@@ -324,7 +324,7 @@ def test_a_card_number_is_reported_whoever_has_it_for_a_subject(hotel: Hotel, gu
 
 
 def test_a_card_number_in_a_header_of_the_stream_is_reported(hotel: Hotel) -> None:
-    """Headers are kept as long as what they stand over."""
+    """The headers of a message are stored as long as the message itself."""
 
     async def bury() -> int:
         client = await nats.connect(hotel.stack.nats_url())
@@ -346,7 +346,7 @@ def test_a_card_number_in_a_header_of_the_stream_is_reported(hotel: Hotel) -> No
 
 
 def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(hotel: Hotel) -> None:
-    """A11, through the command line that an operator uses."""
+    """`gotohotel audit` reports the dead letter as a violation of A11 and exits with status 1."""
 
     async def bury(*, purge: bool) -> None:
         client = await nats.connect(hotel.stack.nats_url())

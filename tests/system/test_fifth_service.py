@@ -1,4 +1,4 @@
-"""A fifth service, added as docs/how-to.md says, started on the data of a hotel that was never told of it."""
+"""A fifth service, added as docs/how-to.md describes, starts on the data of an existing hotel."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def release() -> Iterator[Path]:
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A short folder: a socket lies in it."""
+    """A folder with a short path, because it contains a socket."""
     folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     yield folder
     shutil.rmtree(folder)
@@ -62,7 +62,7 @@ def command(release: Path, stack: Stack, *arguments: str) -> subprocess.Complete
 
 
 def test_a_fifth_service_starts_on_an_existing_home(home: Path, release: Path) -> None:
-    """Database, roles, secrets, NATS user, consumer, routes and audit follow from its row, and old events reach it."""
+    """Its row in ops/services.py is enough for database, NATS, routes and audit, and it receives old events."""
     stack = Stack.on_free_ports(home)
     stack.up()
     guest, desk = Client(stack, subject="alice", role="guest"), Client(stack, subject="desk", role="desk")

@@ -1,6 +1,6 @@
-"""What the gateway lets through, as whom, and how it says no.
+"""What the gateway accepts, which identity it passes on, and how it refuses calls.
 
-Long because one gateway, and a test for each hostile call.
+Long because each kind of hostile call has a test.
 """
 
 import base64
@@ -32,7 +32,7 @@ NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
 
 
 def claims(**changes: Any) -> dict[str, Any]:
-    """Those of a good token, changed; None leaves one out."""
+    """The claims of a good token with these changes; None removes a claim."""
     now = int(time.time())
     good = {"iss": ISSUER, "aud": AUDIENCE, "sub": "alice", "role": "desk", "iat": now, "exp": now + 600}
     return {name: value for name, value in {**good, **changes}.items() if value is not None}
@@ -45,7 +45,7 @@ def signed(hotel: Hotel, **changes: Any) -> str:
 
 
 def test_a_good_token_is_let_in(hotel: Hotel) -> None:
-    """The control of the tests below."""
+    """Control for the tests below."""
     assert status_with(hotel, signed(hotel)) == 200
 
 
@@ -62,12 +62,12 @@ def test_a_good_token_is_let_in(hotel: Hotel) -> None:
     ids=["expired", "no exp", "ten years", "other audience", "no audience", "other issuer"],
 )
 def test_a_token_with_bad_claims_is_refused(hotel: Hotel, changes: dict[str, Any]) -> None:
-    """Signed with the right key, and refused all the same."""
+    """A token with bad claims is refused even if it is signed with the right key."""
     assert status_with(hotel, signed(hotel, **changes)) in (401, 403)
 
 
 def test_a_forged_token_is_refused(hotel: Hotel) -> None:
-    """Another key, no key, half a token, none at all."""
+    """A token that is signed with another key, unsigned, truncated or malformed gets 401."""
     other = jwt.encode(claims(), ec.generate_private_key(ec.SECP256R1()), "ES256", headers={"kid": KEY_ID})
     unsigned = f"{encoded({'alg': 'none', 'kid': KEY_ID})}.{encoded(claims())}."
 
@@ -76,7 +76,7 @@ def test_a_forged_token_is_refused(hotel: Hotel) -> None:
 
 
 def test_a_token_in_the_query_string_is_not_looked_at(hotel: Hotel) -> None:
-    """It would end up in logs."""
+    """A token in the query string would appear in logs, so only the header counts."""
     answer = httpx.get(f"{hotel.stack.gateway_url}/orders", params={"access_token": signed(hotel)})
 
     assert answer.status_code == 401
@@ -92,7 +92,7 @@ def status_with(hotel: Hotel, token: str) -> int:
 
 
 def test_identity_headers_of_a_client_are_dropped(hotel: Hotel, guest: Client) -> None:
-    """Who calls is what the token says, and nothing else."""
+    """The identity of the caller comes from the token only."""
     order = hotel.order(hotel.caller())
     spoofed = {"x-gotohotel-subject": "desk", "x-gotohotel-role": "desk"}
 
@@ -119,7 +119,7 @@ OWNED = [
 def test_somebody_elses_order_is_not_found(
     hotel: Hotel, guest: Client, method: str, path: str, body: dict[str, str] | None
 ) -> None:
-    """Every RPC that names an order: the same answer as for one that does not exist."""
+    """Every RPC that names an order gives the same answer as for an order that does not exist."""
     order_id = hotel.order(hotel.caller())["id"]
     hotel.page_with(order_id, paymentStatus="APPROVED")
 
@@ -136,7 +136,7 @@ def test_somebody_elses_order_is_not_found(
 
 @pytest.mark.parametrize(("path", "name"), [("/orders", "orders"), ("/payments", "payments"), ("/mypages", "mypages")])
 def test_a_list_shows_a_guest_what_is_hers(hotel: Hotel, guest: Client, path: str, name: str) -> None:
-    """And the desk everything."""
+    """A guest sees only her own entries; the desk sees all."""
     order_id = hotel.order(hotel.caller())["id"]
     hotel.page_with(order_id, paymentStatus="APPROVED")
 
@@ -157,7 +157,7 @@ DESKS = [
 
 @pytest.mark.parametrize(("method", "path"), DESKS)
 def test_the_desks_calls_are_the_desks(guest: Client, method: str, path: str) -> None:
-    """A guest is refused whatever the path names."""
+    """A guest gets PERMISSION_DENIED, whether or not the path names something that exists."""
     answer = guest.request(method, path, json=None if method == "GET" else {})
 
     assert answer.status_code == 403
@@ -188,7 +188,7 @@ BAD = [
 
 @pytest.mark.parametrize(("change", "field"), BAD)
 def test_bad_input_is_refused_by_field(hotel: Hotel, guest: Client, change: dict[str, Any], field: str) -> None:
-    """And nothing is stored."""
+    """The error names the field, and nothing is stored."""
     answer = guest.request("POST", "/orders", json={**hotel.booking(), **change})
 
     details = answer.json()["details"]
@@ -215,7 +215,7 @@ def test_bad_input_is_refused_by_field(hotel: Hotel, guest: Client, change: dict
 def test_every_error_has_the_contracts_shape(
     guest: Client, method: str, path: str, body: str | None, status: int
 ) -> None:
-    """Whether a service or the gateway itself says no."""
+    """Errors from a service and from the gateway itself have the same format."""
     answer = guest.request(method, path, content=body)
 
     error = answer.json()
@@ -247,7 +247,7 @@ RATE = {"currencyCode": "KRW", "units": "1000"}
     ],
 )
 def test_a_room_type_that_cannot_be_is_refused_by_field(hotel: Hotel, change: dict[str, Any], field: str) -> None:
-    """And searching goes on."""
+    """The error names the field, and the room type is not offered."""
     body = {"capacity": 1, "maxGuests": 2, "nightlyRate": RATE, **change}
 
     answer = hotel.desk.request("PUT", "/roomTypes/Odd", json=body)
@@ -258,7 +258,7 @@ def test_a_room_type_that_cannot_be_is_refused_by_field(hotel: Hotel, change: di
 
 
 def test_what_is_typed_into_a_path_is_not_logged(hotel: Hotel, guest: Client) -> None:
-    """Anybody could put a card number into the logs."""
+    """Otherwise anybody could put a card number into the access log."""
     for path in ("/x/4242424242424242", "/orders/4242424242424242", "/rooms?checkIn=4242424242424242"):
         httpx.get(hotel.stack.gateway_url + path)
         guest.request("GET", path)
@@ -268,7 +268,7 @@ def test_what_is_typed_into_a_path_is_not_logged(hotel: Hotel, guest: Client) ->
 
 
 def test_a_clients_trace_is_not_kept(hotel: Hotel, guest: Client) -> None:
-    """Whatever stands there would go into the books with every event."""
+    """The gateway replaces a client's traceparent, because it is stored with every event."""
     trace = {"traceparent": f"00-{'0' * 16}{APPROVED}-{'0' * 15}1-01"}
 
     order = guest.request("POST", "/orders", json=hotel.booking(), headers=trace).json()
@@ -280,7 +280,7 @@ def test_a_clients_trace_is_not_kept(hotel: Hotel, guest: Client) -> None:
 
 
 def test_a_body_that_comes_in_pieces_is_too_large_all_the_same(hotel: Hotel, guest: Client) -> None:
-    """Its length is known beforehand."""
+    """The gateway refuses the body by its Content-Length, before all of it has arrived."""
     with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=20)) as connection:
         connection.putrequest("POST", "/orders")
         connection.putheader("Authorization", f"Bearer {guest.token}")
@@ -293,7 +293,7 @@ def test_a_body_that_comes_in_pieces_is_too_large_all_the_same(hotel: Hotel, gue
 
 
 def test_another_protocol_is_refused_at_once(guest: Client) -> None:
-    """Not left waiting for a body that never ends."""
+    """A protocol upgrade gets an error; it is not kept waiting for the end of a body."""
     wanted = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
 
     answer = guest.request("GET", "/rooms", headers=wanted)
@@ -303,7 +303,7 @@ def test_another_protocol_is_refused_at_once(guest: Client) -> None:
 
 
 def test_a_method_that_does_not_exist_is_not_logged(hotel: Hotel) -> None:
-    """It can be any word; the gateway may refuse it or not."""
+    """A method can be any word, for example a card number, so the access log does not contain methods."""
     with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=20)) as connection:
         connection.request(APPROVED, "/rooms")
         assert 400 <= connection.getresponse().status < 500
@@ -327,7 +327,7 @@ def test_a_method_that_does_not_exist_is_not_logged(hotel: Hotel) -> None:
     ],
 )
 def test_a_header_that_grpc_cannot_read_harms_nobody(hotel: Hotel, header: tuple[str, str]) -> None:
-    """All callers share one connection to a service: neither this call nor the others' fail."""
+    """All callers share one connection to a service. Neither this call nor other calls fail."""
     with httpx.Client(base_url=hotel.stack.gateway_url) as client:
         statuses = {client.get("/rooms", headers=dict([header])).status_code for _ in range(5)}
         statuses |= {client.get("/rooms").status_code for _ in range(100)}
@@ -336,7 +336,7 @@ def test_a_header_that_grpc_cannot_read_harms_nobody(hotel: Hotel, header: tuple
 
 
 def test_an_id_in_the_query_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
-    """Whatever its spelling."""
+    """An order id in the query is refused, however its name is spelled."""
     mine, other = hotel.order(guest, card=None), hotel.order(guest, card=None)
 
     for name in ("orderId", "order_id", "id", "order%49d", "orderId.x"):
@@ -352,7 +352,7 @@ def test_an_id_in_the_query_cannot_override_the_path(hotel: Hotel, guest: Client
 def test_a_refusal_names_the_field_and_does_not_repeat_the_value(
     hotel: Hotel, guest: Client, body: dict[str, Any], field: str
 ) -> None:
-    """The value may be a card number."""
+    """The error does not contain the value, because it may be a card number."""
     answer = guest.request("POST", "/orders", json={**hotel.booking(), **body})
 
     assert answer.status_code == 400
@@ -361,7 +361,7 @@ def test_a_refusal_names_the_field_and_does_not_repeat_the_value(
 
 
 def test_text_that_is_no_utf_8_is_refused(guest: Client) -> None:
-    """As JSON and as gRPC; the answer tells nothing of the program."""
+    """The answer is INVALID_ARGUMENT and reveals nothing about the implementation."""
     for path in ("/rooms?checkIn=%ff", "/orders/%ff", "/payments?pageToken=%ff", "/mypages/%c3%28"):
         answer = guest.request("GET", path)
         assert answer.status_code == 400, path
@@ -370,7 +370,7 @@ def test_text_that_is_no_utf_8_is_refused(guest: Client) -> None:
 
 
 def test_json_on_a_grpc_path_is_refused(guest: Client) -> None:
-    """Not with a 5xx that invites to try again."""
+    """The answer is 415, not a 5xx that clients would retry."""
     answer = guest.request("POST", "/gotohotel.order.v1.OrderService/ListOrders", json={})
 
     assert answer.status_code == 415
@@ -378,7 +378,7 @@ def test_json_on_a_grpc_path_is_refused(guest: Client) -> None:
 
 
 def test_a_status_that_does_not_exist_is_refused_over_grpc_too(hotel: Hotel, channel: Any) -> None:
-    """Protobuf takes any number for an enum."""
+    """Protobuf accepts any number for an enum, so the service has to check it."""
     request = ListReservationsRequest()
     request.MergeFromString(b"\x08\x63")  # status = 99
 
@@ -395,16 +395,16 @@ def test_a_status_that_does_not_exist_is_refused_over_grpc_too(hotel: Hotel, cha
 
 
 def test_a_path_is_normalised_before_it_is_looked_at(hotel: Hotel) -> None:
-    """The public path is no way into the others."""
+    """A path that begins with the public one gives no access to the others."""
     for path in ("/rooms/../orders", "/rooms/%2e%2e/orders", "//orders", "/./orders"):
-        # A client that sends the path as it is; others would tidy it up first.
+        # This client sends the path unchanged; others would normalise it first.
         with closing(http.client.HTTPConnection("127.0.0.1", hotel.stack.ports["gateway"], timeout=5)) as raw:
             raw.request("GET", path)
             assert raw.getresponse().status in (400, 401), path
 
 
 def test_a_body_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
-    """Else the log would show another order than the one that was paid."""
+    """The order in the path is paid; otherwise the log would show another order than the one that was paid."""
     mine, other = hotel.order(guest, card=None), hotel.order(guest, card=None)
 
     answer = guest.request(
@@ -417,7 +417,7 @@ def test_a_body_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
 
 @pytest.fixture
 def channel(hotel: Hotel) -> Any:
-    """Native gRPC through the gateway."""
+    """A gRPC channel to the gateway."""
     with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports['gateway']}") as opened:
         yield opened
 
@@ -430,7 +430,7 @@ def call(channel: Any, path: str, request: Any, response_type: Any, token: str |
 
 
 def test_grpc_clients_use_the_same_gateway(hotel: Hotel, guest: Client, channel: Any) -> None:
-    """Public calls without a token, others with one."""
+    """Public RPCs work without a token, others with one."""
     order = hotel.order(guest)
     hotel.page_with(order["id"], reservationStatus="RECEIVED")
 
@@ -449,7 +449,7 @@ def test_grpc_clients_use_the_same_gateway(hotel: Hotel, guest: Client, channel:
 
 @pytest.mark.parametrize("name", ["CancelPayment", "ProcessPayment", "ClosePayment", "CheckAvailability"])
 def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: Any, name: str) -> None:
-    """Neither as gRPC nor as JSON, not even by the desk."""
+    """The gateway refuses internal RPCs as gRPC and as JSON, even from the desk."""
     order = hotel.order(guest)
     path = f"/gotohotel.pay.v1.PayService/{name}"
 
@@ -462,7 +462,7 @@ def test_internal_calls_cannot_be_reached(hotel: Hotel, guest: Client, channel: 
 
 
 def test_grpc_over_http_1_is_refused(guest: Client) -> None:
-    """It would count as failures of healthy services."""
+    """The gateway refuses such calls, because they would count as failures of healthy services."""
     answer = guest.request(
         "POST",
         "/gotohotel.order.v1.OrderService/ListOrders",
@@ -475,7 +475,7 @@ def test_grpc_over_http_1_is_refused(guest: Client) -> None:
 
 
 def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
-    """On the services' own ports, which are the operator's."""
+    """Operators can use health checks and reflection on the services' own ports."""
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
@@ -494,12 +494,12 @@ def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
 
 
 def test_the_gateways_health_needs_no_token(hotel: Hotel) -> None:
-    """A load balancer has none."""
+    """A load balancer has no token."""
     assert httpx.get(f"{hotel.stack.gateway_url}/healthz").json() == {"status": "SERVING"}
 
 
 def test_who_asks_too_often_is_turned_away_and_nobody_else(hotel: Hotel, tmp_path: Path) -> None:
-    """A bucket for each subject: 429 with the time to wait, and others go on."""
+    """Each subject has its own rate limit: over it, a call gets 429 with the time to wait. Others are not affected."""
     greedy, modest = ({"Authorization": f"Bearer {hotel.caller().token}"} for _ in range(2))
 
     with strict_gateway(hotel, tmp_path, burst=20) as url, httpx.Client(base_url=url, timeout=20) as client:
@@ -517,7 +517,7 @@ def test_who_asks_too_often_is_turned_away_and_nobody_else(hotel: Hotel, tmp_pat
 
 @contextmanager
 def strict_gateway(hotel: Hotel, folder: Path, *, burst: int) -> Iterator[str]:
-    """Another gateway before the same services, which lets a subject call `burst` times and then once a second."""
+    """A second gateway to the same services, which allows each subject `burst` calls and then one per second."""
     bucket = re.compile(r"(entries: \[{key: subject}\]\s+token_bucket: {max_tokens: )\d+(, tokens_per_fill: )\d+")
 
     def change(configuration: str) -> str:

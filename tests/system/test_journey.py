@@ -1,4 +1,4 @@
-"""The main job, over HTTP through the gateway."""
+"""The main use cases, over HTTP through the gateway."""
 
 import asyncio
 from datetime import date, datetime, timedelta
@@ -13,7 +13,7 @@ LOST_ANSWER, ERROR, DECLINED = "4000000000000259", "4000000000000119", "40000000
 
 
 def query(hotel: Hotel, database: str, statement: str, *arguments: Any) -> Any:
-    """One value from a service's database."""
+    """Executes a statement in a service's database; returns one value."""
 
     async def fetch() -> Any:
         connection = await asyncpg.connect(hotel.stack.database_url(database, "postgres"))
@@ -26,7 +26,7 @@ def query(hotel: Hotel, database: str, statement: str, *arguments: Any) -> Any:
 
 
 def test_the_originals_three_calls(hotel: Hotel, guest: Client) -> None:
-    """POST /orders without a card, POST /payments, GET /mypages/{orderId}; dates left out mean tonight."""
+    """POST /orders without a card, POST /payments, GET /mypages/{orderId}; without dates the stay is tonight."""
     order = guest.post("/orders", {"name": "Guest4", "roomType": "Prime", "guestCnt": 4})
 
     today = datetime.now(ZoneInfo("Asia/Seoul")).date()
@@ -41,14 +41,14 @@ def test_the_originals_three_calls(hotel: Hotel, guest: Client) -> None:
     def timeline() -> list[str]:
         return [entry["event"] for entry in hotel.page_with(order["id"])["timeline"]]
 
-    # The events come from two services, and in any order.
+    # The events come from several services, and in any order.
     wait_for(lambda: timeline() == ["Ordered", "PaymentApproved", "ReservationTaken"])
     page = guest.get(f"/mypages/{order['id']}")
     assert (page["status"], page["paymentStatus"], page["reservationStatus"]) == ("PAID", "APPROVED", "RECEIVED")
 
 
 def test_a_booking_is_confirmed_and_canceled_with_its_refund(hotel: Hotel, guest: Client) -> None:
-    """Money and room go back, and every view says so."""
+    """The cancel frees the room and refunds the payment, and every service shows it."""
     stay = hotel.stay(nights=3)
     free = hotel.available("Prime", stay)
     order = hotel.order(guest, roomType="Prime", **stay)
@@ -71,7 +71,7 @@ def test_a_booking_is_confirmed_and_canceled_with_its_refund(hotel: Hotel, guest
 
 
 def test_an_unpaid_order_never_reaches_the_desk(hotel: Hotel, guest: Client) -> None:
-    """Not while it waits, and not when it is canceled."""
+    """The desk receives it neither while it is unpaid nor when it is canceled."""
     order = hotel.order(guest, card=None)
     guest.post(f"/orders/{order['id']}:cancel", {"reason": "changed my mind"})
 
@@ -85,7 +85,7 @@ def test_an_unpaid_order_never_reaches_the_desk(hotel: Hotel, guest: Client) -> 
 
 
 def test_the_desk_rejects_and_cancels(hotel: Hotel, guest: Client) -> None:
-    """The payment is canceled before the reservation is; a confirmed one can't be rejected."""
+    """Both refund the payment. A confirmed reservation can be canceled, but not rejected."""
     rejected, canceled = hotel.order(guest), hotel.order(guest)
     for order in (rejected, canceled):
         hotel.reservation_with(order["id"], status="RECEIVED")
@@ -103,7 +103,7 @@ def test_the_desk_rejects_and_cancels(hotel: Hotel, guest: Client) -> None:
 
 
 def test_a_declined_card_is_paid_later_with_another(hotel: Hotel, guest: Client) -> None:
-    """The order stands, and says why it is not paid."""
+    """The order stands and shows why it is not paid. Another card pays it once."""
     order = hotel.order(guest, card=DECLINED)
     assert order["status"] == "PAYMENT_PENDING"
     assert order["paymentError"]["reason"] == "CARD_DECLINED"
@@ -121,7 +121,7 @@ CHARGES = "SELECT count(*) FROM ledger WHERE order_id = $1 AND outcome = 'CHARGE
 
 
 def test_a_lost_answer_of_the_processor_charges_once(hotel: Hotel, guest: Client) -> None:
-    """The guest sees the truth."""
+    """The order is PAID, and the ledger has one charge."""
     order = hotel.order(guest, card=LOST_ANSWER)
 
     assert order["status"] == "PAID"
@@ -129,7 +129,7 @@ def test_a_lost_answer_of_the_processor_charges_once(hotel: Hotel, guest: Client
 
 
 def test_a_processor_that_fails_leaves_the_order_to_be_paid_later(hotel: Hotel, guest: Client) -> None:
-    """With the time after which to try again."""
+    """The order shows the reason and the time after which to retry."""
     order = hotel.order(guest, card=ERROR)
 
     assert order["paymentError"]["reason"] == "PAYMENT_UNAVAILABLE"
@@ -137,7 +137,7 @@ def test_a_processor_that_fails_leaves_the_order_to_be_paid_later(hotel: Hotel, 
 
 
 def test_an_order_that_is_not_paid_in_time_expires(hotel: Hotel, guest: Client) -> None:
-    """Its nights are free again, and it can't be paid any more."""
+    """Its nights are free again, and it can no longer be paid."""
     stay = hotel.stay()
     free = hotel.available("delux", stay)
     order = hotel.order(guest, card=None, roomType="delux", **stay)
@@ -153,7 +153,7 @@ def test_an_order_that_is_not_paid_in_time_expires(hotel: Hotel, guest: Client) 
 
 
 def test_lists_come_in_pages_newest_first(hotel: Hotel, guest: Client) -> None:
-    """For every list that is paged; a guest sees only what is hers."""
+    """This holds for every paged list; a guest sees only her own entries."""
     orders = [hotel.order(guest)["id"] for _ in range(3)]
     for order_id in orders:
         hotel.page_with(order_id, reservationStatus="RECEIVED")
@@ -171,7 +171,7 @@ MORE_LISTS = (("/mypages", "mypages", "orderId"),)
 
 
 def test_a_capacity_lowered_below_what_is_sold_closes_the_night(hotel: Hotel, guest: Client) -> None:
-    """What was sold stays sold."""
+    """Sold rooms stay sold, and the night has no free room."""
     room_type, stay = hotel.room_type(capacity=2), hotel.stay()
     orders = [hotel.order(guest, roomType=room_type, **stay) for _ in range(2)]
 
@@ -183,7 +183,7 @@ def test_a_capacity_lowered_below_what_is_sold_closes_the_night(hotel: Hotel, gu
 
 
 def test_rooms_too_small_are_not_offered(hotel: Hotel) -> None:
-    """SearchRooms needs no token and filters by guests."""
+    """SearchRooms filters by the number of guests."""
     night = (date.today() + timedelta(days=2)).isoformat()  # noqa: DTZ011 - any night will do
     rooms = hotel.search({"checkIn": night, "guestCnt": "4"})
 

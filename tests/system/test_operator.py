@@ -1,4 +1,4 @@
-"""What an operator does when events went wrong: dead letters, publishing again, building My page anew.
+"""The commands for an operator when events went wrong: dead letters, republish, rebuild, stream and archive.
 
 Long because each command needs the same broken stream.
 """
@@ -32,7 +32,7 @@ def gotohotel(hotel: Hotel, *arguments: str) -> subprocess.CompletedProcess[str]
 
 
 def letters(hotel: Hotel) -> dict[str, list[int]]:
-    """The numbers of the dead letters, by whose event each is."""
+    """The numbers of the dead letters, by the aggregate of the event."""
     found: dict[str, list[int]] = {}
     for line in gotohotel(hotel, "dead-letters", "list").stdout.splitlines():
         if match := re.match(r" *(\d+)  .* (\S+)$", line):
@@ -41,7 +41,7 @@ def letters(hotel: Hotel) -> dict[str, list[int]]:
 
 
 def in_jetstream(hotel: Hotel, act: Any) -> Any:
-    """What `act` answers, which gets a JetStream context."""
+    """Calls `act` with a JetStream context and returns its result."""
 
     async def run() -> Any:
         client = await nats.connect(hotel.stack.nats_url())
@@ -54,14 +54,14 @@ def in_jetstream(hotel: Hotel, act: Any) -> Any:
 
 
 def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
-    """A row that My page's database refuses: others go on, and after the fix it applies once."""
+    """My page's database refuses a row: other orders are not affected, and after the fix each event is applied once."""
     poisoned, healthy = hotel.caller(subject="poisoned"), hotel.caller()
     query(hotel, "mypage_svc", "ALTER TABLE mypages ADD CONSTRAINT poison CHECK (owner <> 'poisoned') NOT VALID")
     try:
         bad = hotel.order(poisoned)["id"]
         good = hotel.order(healthy)["id"]
         hotel.page_with(good, status="PAID", reservationStatus="RECEIVED")
-        wait_for(lambda: len(letters(hotel).get(bad, [])) == 2)  # Ordered and PaymentApproved tell whose it is
+        wait_for(lambda: len(letters(hotel).get(bad, [])) == 2)  # Ordered and PaymentApproved contain the owner
     finally:
         query(hotel, "mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT poison")
 
@@ -82,7 +82,7 @@ def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
 
 
 def test_a_dead_letter_can_be_dropped(hotel: Hotel) -> None:
-    """What is no event at all will never be handled."""
+    """A message that is not an event can never be handled, so an operator drops it."""
 
     async def publish(js: Any) -> None:
         headers = {"ce-id": "no-event", "ce-subject": "nonsense"}
@@ -102,7 +102,7 @@ def test_a_dead_letter_can_be_dropped(hotel: Hotel) -> None:
 
 
 def test_events_that_the_stream_has_lost_are_published_again(hotel: Hotel, guest: Client) -> None:
-    """And those that it has not lost change nothing."""
+    """Events that the stream still has are published again too, and change nothing."""
     begins = datetime.now(UTC) - timedelta(minutes=1)
     order = hotel.order(guest)["id"]
     before = hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
@@ -118,7 +118,7 @@ def test_events_that_the_stream_has_lost_are_published_again(hotel: Hotel, guest
                 lost += await js.delete_msg("EVENTS", number)
         return lost
 
-    # Started again, NATS has forgotten their ids too, as one that was restored from a copy would have.
+    # After a restart NATS has also forgotten their ids, as after a restore from a backup.
     assert in_jetstream(hotel, lose) == 3
     hotel.stack.stop("nats")
     hotel.stack.start("nats")
@@ -134,7 +134,7 @@ def test_events_that_the_stream_has_lost_are_published_again(hotel: Hotel, guest
 
 
 def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
-    """The old pages serve until the new ones are complete; the wiped ones are whole again."""
+    """The old pages are served until the new ones are complete, and a deleted page is restored."""
     kept = [hotel.order(guest, roomType="Normal")["id"] for _ in range(5)]
     pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in kept]
     query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", kept[0])
@@ -165,10 +165,10 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
 
 
 def test_a_rebuild_passes_over_what_can_never_be_applied(hotel: Hotel) -> None:
-    """As the service did, which made it a dead letter."""
+    """The rebuild skips an event that the services made a dead letter, and reports it."""
     order, event = str(uuid.uuid4()), PaymentCanceled(version=1, occur_time=timestamp(datetime.now(UTC)))
     event.order_id = order
-    event.refunded_amount.units = 10**15  # more than any message may hold
+    event.refunded_amount.units = 10**15  # more than an amount may be
 
     async def publish(js: Any) -> int:
         headers = {"ce-id": order, "ce-subject": order}
@@ -186,7 +186,7 @@ def test_a_rebuild_passes_over_what_can_never_be_applied(hotel: Hotel) -> None:
 
 
 def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, guest: Client) -> None:
-    """The pages stay as they are."""
+    """If pages contain events that the stream has lost, the rebuild fails and the pages stay as they are."""
     order = hotel.order(guest)["id"]
     page = hotel.page_with(order, reservationStatus="RECEIVED")
     fact = '{"lost/1": {"event": "Ordered", "time": "2026-01-01T00:00:00+00:00"}}'
@@ -202,7 +202,7 @@ def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, gues
 
 
 def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -> None:
-    """Beside a dump that holds the table My page is served; a second rebuild is refused."""
+    """My page is served while a rebuild waits for a dump that locks the table. A second rebuild is refused."""
     order = hotel.order(guest)["id"]
     hotel.page_with(order, reservationStatus="RECEIVED")
 
@@ -232,7 +232,7 @@ def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -
 
 
 def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
-    """And at once."""
+    """Each command prints one sentence instead of a traceback."""
     for part, commands in (
         ("nats", (("dead-letters", "list"), ("rebuild",), ("audit",))),
         ("postgres", (("republish", "--from", "2026-01-01", "--to", "2100-01-01"), ("rebuild",), ("audit",))),
@@ -261,7 +261,7 @@ def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
 def test_what_does_not_exist_is_said_in_a_sentence(
     hotel: Hotel, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
-    """No traceback."""
+    """The command prints an error message instead of a traceback."""
     done = gotohotel(hotel, *arguments)
 
     assert done.returncode == status
@@ -270,7 +270,7 @@ def test_what_does_not_exist_is_said_in_a_sentence(
 
 
 def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
-    """As after a bad release: all dead letters of one service with one reason, and nothing else."""
+    """After a bad release, all dead letters of one service with one reason are redriven, and no others."""
     guests = [hotel.caller(subject=f"poisoned-{number}") for number in range(2)]
     rule = "ALTER TABLE {} ADD CONSTRAINT {} CHECK ({} NOT LIKE 'poisoned-%') NOT VALID"
     query(hotel, "mypage_svc", rule.format("mypages", "bad_release", "owner"))
@@ -298,7 +298,7 @@ def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
 
 
 def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
-    """What waited goes out at once, with the command that the log names."""
+    """After the command that the log names, the waiting events are published."""
     shown = gotohotel(hotel, "stream").stdout
     assert re.search(r"^order_svc +\d+ *$", shown, re.MULTILINE), shown
     size = re.search(r"of (\d+) MiB", shown)
@@ -324,7 +324,7 @@ def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
 
 
 def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel: Hotel, guest: Client) -> None:
-    """The stream is nearly empty afterwards, and nothing is missing, also if the move was broken off in the middle."""
+    """Afterwards the stream is nearly empty and no event is missing, even if a first move was interrupted."""
     orders = [hotel.order(guest)["id"] for _ in range(3)]
     pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in orders]
     before = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
@@ -339,7 +339,7 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
     command = [sys.executable, "-c", broken_off, str(hotel.stack.home)]
     assert subprocess.run(command, timeout=60, check=False).returncode == 9
     assert in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages == before
-    assert not any(audit.check(hotel.stack).values())  # they stand in both, and count once
+    assert not any(audit.check(hotel.stack).values())  # the events are in both places and count once
 
     moved = gotohotel(hotel, "stream", "archive", "--older-than-days", "0")
 
@@ -357,7 +357,7 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
 
 
 def test_a_damaged_archive_is_said_so(hotel: Hotel) -> None:
-    """Neither the audit nor a rebuild goes on without what it can't read."""
+    """The audit and the rebuild fail if they can't read a file of the archive."""
     (archived, *_) = sorted(hotel.stack.archive.glob("*.gz"))
     whole = archived.read_bytes()
     archived.write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,4 @@
-"""A part is stopped or killed: bookings go on, and nothing is lost."""
+"""When a part is stopped or killed, bookings continue and nothing is lost."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ from tests.system.test_journey import CHARGES, query
 
 @contextmanager
 def stopped(hotel: Hotel, name: str) -> Iterator[None]:
-    """The process is down, and up again afterwards."""
+    """Stops the process for the duration of the block."""
     hotel.stack.stop(name)
     try:
         assert ("STOPPED", 0) in [status[1:3] for status in hotel.stack.status() if status[0] == name]
@@ -35,7 +35,7 @@ def stopped(hotel: Hotel, name: str) -> Iterator[None]:
 
 
 def test_bookings_are_taken_while_the_desk_is_down(hotel: Hotel, guest: Client) -> None:
-    """And all of them arrive at the desk afterwards."""
+    """All of them reach the desk once it is started again."""
     with stopped(hotel, "reservation_svc"):
         orders = [hotel.order(guest) for _ in range(10)]
         assert {order["status"] for order in orders} == {"PAID"}
@@ -46,7 +46,7 @@ def test_bookings_are_taken_while_the_desk_is_down(hotel: Hotel, guest: Client) 
 
 
 def test_orders_are_taken_unpaid_while_pay_is_down(hotel: Hotel, guest: Client) -> None:
-    """With the reason and the time to wait; they are paid later."""
+    """The answer has the reason and the time to wait; the orders can be paid later."""
     with stopped(hotel, "pay_svc"):
         orders = [hotel.order(guest) for _ in range(8)]
     assert {order["status"] for order in orders} == {"PAYMENT_PENDING"}
@@ -54,7 +54,7 @@ def test_orders_are_taken_unpaid_while_pay_is_down(hotel: Hotel, guest: Client) 
     assert {order["paymentError"]["retryAfter"] for order in orders} == {"5s"}
 
     def is_paid(order_id: str) -> bool:
-        # For a few seconds the gateway may still keep pay_svc ejected.
+        # The gateway may keep pay_svc ejected for a few more seconds.
         pay = {"orderId": order_id, "cardNo": "4242424242424242"}
         return bool(guest.post("/payments", pay)["status"] == "PAID")
 
@@ -63,7 +63,7 @@ def test_orders_are_taken_unpaid_while_pay_is_down(hotel: Hotel, guest: Client) 
 
 
 def test_a_desk_call_changes_nothing_while_pay_is_down(hotel: Hotel, guest: Client) -> None:
-    """The payment comes first; a guest's cancel waits and is carried through."""
+    """The desk's call fails, because the payment is canceled first. A guest's cancel waits and is completed later."""
     stands, canceled = hotel.order(guest), hotel.order(guest)
     for order in (stands, canceled):
         hotel.reservation_with(order["id"], status="RECEIVED")
@@ -81,7 +81,7 @@ def test_a_desk_call_changes_nothing_while_pay_is_down(hotel: Hotel, guest: Clie
 
 
 def test_bookings_are_taken_while_nats_is_down(hotel: Hotel, guest: Client) -> None:
-    """The outbox keeps the events, and they arrive afterwards."""
+    """The outbox keeps the events, and they are published afterwards."""
     with stopped(hotel, "nats"):
         orders = [hotel.order(guest) for _ in range(10)]
         assert {order["status"] for order in orders} == {"PAID"}
@@ -91,7 +91,7 @@ def test_bookings_are_taken_while_nats_is_down(hotel: Hotel, guest: Client) -> N
 
 
 def test_a_frozen_database_is_an_answer_and_not_a_hang(hotel: Hotel, guest: Client) -> None:
-    """UNAVAILABLE in the contract's shape for every caller, and all is well when it goes on."""
+    """Every caller gets UNAVAILABLE in the contract's format, and bookings succeed after the database resumes."""
     order = hotel.order(guest)
     postmaster = psutil.Process(pid_of(hotel, "postgres"))
     frozen = [postmaster, *postmaster.children(recursive=True)]
@@ -111,7 +111,7 @@ def test_a_frozen_database_is_an_answer_and_not_a_hang(hotel: Hotel, guest: Clie
 
 
 def test_a_service_that_starts_while_nats_is_down_serves(hotel: Hotel, guest: Client) -> None:
-    """Bookings must not wait for the messages."""
+    """Bookings do not need NATS; the events are published once it is back."""
     with stopped(hotel, "nats"):
         hotel.stack.stop("order_svc")
         hotel.stack.start("order_svc")
@@ -122,7 +122,7 @@ def test_a_service_that_starts_while_nats_is_down_serves(hotel: Hotel, guest: Cl
 
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name: str) -> None:
-    """kill -9 of each part; what was acknowledged before is there, and the next booking goes through."""
+    """After kill -9 of any part, acknowledged bookings are still there and the next booking succeeds."""
     before = hotel.order(guest)
     pid = {process: pid for process, _, pid, _ in hotel.stack.status()}[name]
 
@@ -138,13 +138,13 @@ def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name
 
 
 def healthz(hotel: Hotel) -> tuple[int, dict[str, Any]]:
-    """What the gateway says of the system's health; it needs no token."""
+    """The gateway's health check, called without a token."""
     answer = httpx.get(f"{hotel.stack.gateway_url}/healthz", timeout=10)
     return answer.status_code, answer.json()
 
 
 def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
-    """And what is missing: the service, or its database once that is away for ten seconds."""
+    """If not, it names what is missing: order_svc, or its database once that is away for ten seconds."""
     well = (200, {"status": "SERVING"})
     assert healthz(hotel) == well
     with stopped(hotel, "order_svc"):
@@ -156,7 +156,7 @@ def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
 
 
 def test_healthz_says_so_if_order_svc_is_frozen(hotel: Hotel) -> None:
-    """It takes the connection and answers nothing: nobody waits longer than two seconds for that."""
+    """A frozen order_svc accepts the connection but does not answer, and healthz reports it as missing."""
     pid = pid_of(hotel, "order_svc")
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -169,7 +169,7 @@ def test_healthz_says_so_if_order_svc_is_frozen(hotel: Hotel) -> None:
 
 
 async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tmp_path: Path) -> None:
-    """During a rollout: its health has no name "database"; that it answers is all that can be said."""
+    """During a rollout, order_svc may not know the health check "database"; then it counts as healthy if it answers."""
     server = grpc.aio.server()
     add_HealthServicer_to_server(HealthServicer(), server)
     port = server.add_insecure_port("127.0.0.1:0")
@@ -187,12 +187,12 @@ async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tm
 
 @cache
 def _nights(hotel: Hotel) -> Iterator[dict[str, str]]:
-    """Twenty nights in turn, for all attempts of all tests: those that can be booked do not last for one each."""
+    """Twenty nights that all attempts of all tests share: there are too few bookable nights for one each."""
     return cycle([hotel.stay() for _ in range(20)])
 
 
 def attempt(hotel: Hotel, guest: Client) -> str:
-    """How a booking goes while a part may be away."""
+    """Attempts a booking while a part may be away; returns the order's status, the HTTP status or `unreachable`."""
     try:
         answer = guest.request("POST", "/orders", json=hotel.booking(**next(_nights(hotel))))
     except httpx.HTTPError:
@@ -205,11 +205,11 @@ def pid_of(hotel: Hotel, name: str) -> int:
 
 
 def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) -> None:
-    """The intent is settled by asking the processor: one charge, and the guest sees PAID."""
+    """The intent is settled by asking the processor: there is one charge, and the guest sees PAID."""
     order = hotel.order(guest, card=None)
     order_id = order["id"]
     attempt_id = "00000000-0000-7000-8000-0000000000a1"
-    # Exactly what a pay_svc that dies there leaves behind: the intent, and the processor's entry.
+    # Exactly what a pay_svc that dies at this point leaves behind: the intent, and the processor's entry.
     query(hotel, "pay_svc", INTENT, order_id, attempt_id, guest.subject)
     query(hotel, "sandbox", ENTRY, attempt_id, order_id)
 
@@ -236,5 +236,5 @@ VALUES ($1, $2, 'CHARGE', '', 'KRW', 80000, 'A1')
 
 
 def test_the_books_agree_after_all_of_that(hotel: Hotel) -> None:
-    """The audit finds nothing."""
+    """The audit finds no violation after the outages above."""
     assert not {number: found for number, found in audit.check(hotel.stack).items() if found}

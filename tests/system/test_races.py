@@ -12,13 +12,13 @@ from tests.system.test_journey import CHARGES, query
 
 
 def at_once(count: int, call: Any) -> list[httpx.Response]:
-    """The answers of so many calls that begin together."""
+    """Starts this many calls together and returns their responses."""
     with ThreadPoolExecutor(max_workers=count) as pool:
         return list(pool.map(call, range(count)))
 
 
 def test_fifty_orders_for_one_room(hotel: Hotel) -> None:
-    """Exactly one holds it, 49 are told SOLD_OUT, and nobody else is charged."""
+    """Exactly one order gets it; the other 49 get SOLD_OUT and are not charged."""
     room_type, stay = hotel.room_type(capacity=1), hotel.stay()
     guests = [hotel.caller() for _ in range(50)]
 
@@ -37,10 +37,10 @@ def test_fifty_orders_for_one_room(hotel: Hotel) -> None:
 
 
 def test_the_same_request_fifty_times_at_once(hotel: Hotel, guest: Client) -> None:
-    """One order, one charge, fifty equal answers; another body is refused, another guest's id is another request."""
+    """There is one order, one charge and fifty equal answers. Another body is refused; another guest may use the id."""
     body = {**hotel.booking(), "requestId": str(uuid.uuid4())}
 
-    same = [hotel.caller(subject=guest.subject) for _ in range(50)]  # a client of its own for each thread
+    same = [hotel.caller(subject=guest.subject) for _ in range(50)]  # one client for each thread
     answers = at_once(50, lambda n: same[n].request("POST", "/orders", json=body))
 
     assert {answer.status_code for answer in answers} == {200}
@@ -55,7 +55,7 @@ def test_the_same_request_fifty_times_at_once(hotel: Hotel, guest: Client) -> No
 
 
 def test_a_request_that_took_the_last_room_can_be_repeated(hotel: Hotel, guest: Client) -> None:
-    """Before and after: the guest holds the room, and is not told that it is sold out."""
+    """During the first call and after it, a repeated request returns the order, not SOLD_OUT."""
     room_type, stay = hotel.room_type(capacity=1), hotel.stay()
     body = {**hotel.booking(roomType=room_type, **stay), "requestId": "last-room"}
     same = [hotel.caller(subject=guest.subject) for _ in range(10)]
@@ -70,7 +70,7 @@ def test_a_request_that_took_the_last_room_can_be_repeated(hotel: Hotel, guest: 
 
 
 def test_every_mutation_can_be_repeated_by_its_request_id(hotel: Hotel, guest: Client) -> None:
-    """The first answer comes again, even when the state has moved on."""
+    """A repeated call returns the first answer, even if the state has changed since."""
     order = hotel.order(guest, card=None)
     pay = {"cardNo": "4242424242424242", "requestId": "pay"}
     paid = guest.post(f"/orders/{order['id']}:pay", pay)
@@ -85,7 +85,7 @@ def test_every_mutation_can_be_repeated_by_its_request_id(hotel: Hotel, guest: C
 
 
 def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
-    """One end wins, the others lose the race or find the state changed; money matches."""
+    """At least one call succeeds and the others get 400 or 409; the refund matches the final state."""
     desks = [hotel.caller(role="desk") for _ in range(3)]
     for _ in range(5):
         order = hotel.order(guest)
@@ -105,7 +105,7 @@ def test_confirm_cancel_and_reject_at_once(hotel: Hotel, guest: Client) -> None:
 
 
 def test_pay_and_cancel_at_once(hotel: Hotel, guest: Client) -> None:
-    """Whoever is first, a canceled order ends with nothing charged."""
+    """Whichever call is first, a canceled order has no charge in the end."""
     twins = [hotel.caller(subject=guest.subject) for _ in range(2)]
     for _ in range(5):
         order = hotel.order(guest, card=None)

@@ -1,4 +1,4 @@
-"""Every command of the README runs, on a stack of its own."""
+"""Every command of the README runs, on a separate stack."""
 
 import os
 import re
@@ -20,7 +20,7 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 @pytest.fixture(scope="module")
 def stack() -> Iterator[Stack]:
-    """Not started: the README's commands do that."""
+    """A stack that is not started: the README's commands start it."""
     home = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     stack = Stack.on_free_ports(home)
     yield stack
@@ -29,7 +29,7 @@ def stack() -> Iterator[Stack]:
 
 
 def bash(stack: Stack, script: str, **environment: str) -> str:
-    """Runs a script as a reader would, but against this stack; it must succeed."""
+    """Runs a script as a reader would, but on this stack; it must succeed."""
     ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
     outside = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "ARGS")}
     told = {**outside, "GOTOHOTEL_HOME": str(stack.home), **ports, **environment}
@@ -47,7 +47,7 @@ def bash(stack: Stack, script: str, **environment: str) -> str:
 
 
 def test_the_readmes_commands_are_these() -> None:
-    """A block that is added here has to be run below."""
+    """The README has exactly these blocks, so that a new block needs a test below."""
     assert [block.split()[:2] for block in SHELL] == [
         ["make", "demo"],
         ["make", "up"],
@@ -60,7 +60,7 @@ def test_the_readmes_commands_are_these() -> None:
 
 
 def test_make_demo(stack: Stack) -> None:
-    """It starts its own stack and takes it down again. (`make test` is what runs here.)"""
+    """The demo starts its own stack and stops it again. `make test` is this test run itself."""
     told = bash(stack, "make demo")
 
     assert told.count("holds") == 10
@@ -69,7 +69,7 @@ def test_make_demo(stack: Stack) -> None:
 
 
 def test_the_commands_that_run_it(stack: Stack) -> None:
-    """up, status, stop, start, audit; the demo on a running stack leaves it running; down."""
+    """up, status, stop, start and audit succeed, and the demo leaves a running stack running."""
     told = bash(stack, SHELL[1] + "\nmake demo\nmake -s status")
 
     assert "reservation_svc has stopped." in told
@@ -78,7 +78,7 @@ def test_the_commands_that_run_it(stack: Stack) -> None:
 
 
 def test_the_calls_with_curl(stack: Stack) -> None:
-    """The last one cancels what the first booked."""
+    """The calls book, pay, confirm and cancel one order."""
     told = bash(stack, SHELL[2])
 
     assert '"status":"PAID"' in told
@@ -87,7 +87,7 @@ def test_the_calls_with_curl(stack: Stack) -> None:
 
 
 def test_the_grpc_client(stack: Stack) -> None:
-    """Printed in full in the README."""
+    """The client that is printed in the README books and pays a room."""
     script = PYTHON[0].replace("8088", str(stack.ports["gateway"]))
     told = bash(stack, f"TOKEN=$(make -s token) .venv/bin/python - <<'END'\n{script}\nEND")
 
@@ -96,7 +96,7 @@ def test_the_grpc_client(stack: Stack) -> None:
 
 
 def test_make_bench(stack: Stack) -> None:
-    """Short here; it runs on a stack of its own beside this one."""
+    """The benchmark runs on a separate stack beside this one, for a short time, and prints the ratio."""
     told = bash(stack, SHELL[3], ARGS="--seconds 2")
 
     assert re.search(r"^ratio +\d", told, re.MULTILINE)
@@ -104,7 +104,7 @@ def test_make_bench(stack: Stack) -> None:
 
 
 def test_make_chaos(stack: Stack) -> None:
-    """On a stack of its own beside this one, which has no dead letters."""
+    """The scenarios hold on a separate stack beside this one, and this one has no dead letters."""
     told = bash(stack, SHELL[4])
 
     assert re.findall(r"^(\d+) [\w-]+ .* holds$", told, re.MULTILINE) == ["8", "3"]
@@ -112,7 +112,7 @@ def test_make_chaos(stack: Stack) -> None:
 
 
 def test_make_alone_lists_the_targets(stack: Stack) -> None:
-    """Each with a sentence."""
+    """`make` prints each target with a description."""
     told = bash(stack, "make")
 
     for target in (

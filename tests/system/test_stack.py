@@ -1,4 +1,4 @@
-"""The embedded stack: what `make up` and its sisters promise."""
+"""The embedded stack: `make up` and the other commands that operate it."""
 
 import asyncio
 import json
@@ -29,14 +29,14 @@ from tests.conftest import ROOT, Client, Hotel
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A short folder: a socket lies in it."""
+    """A folder with a short path, because it contains a socket."""
     folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     yield folder
     shutil.rmtree(folder)
 
 
 def environment(stack: Stack) -> dict[str, str]:
-    """What makes the command line speak of this stack."""
+    """The environment that makes the command line use this stack."""
     ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
     return {**os.environ, "GOTOHOTEL_HOME": str(stack.home), **ports}
 
@@ -50,15 +50,15 @@ def gotohotel(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]
 def test_data_survives_down_and_up_beside_another_stack(
     hotel: Hotel, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A second stack with its own folder and ports; an order of its is there again after a restart."""
+    """A second stack has its own folder, ports and data, and its orders are still there after a restart."""
     second = Stack.on_free_ports(home)
     try:
         assert "The gateway answers at" in gotohotel(second, "up").stdout
         guest = Client(second, subject="alice", role="guest")
         order = guest.post("/orders", {"name": "A", "roomType": "Prime", "cardNo": "4242424242424242"})
         guest.close()
-        assert gotohotel(second, "up").returncode == 0  # again: nothing to do
-        with monkeypatch.context() as newer:  # a release with one service more finds this one running
+        assert gotohotel(second, "up").returncode == 0  # it runs already: nothing to do
+        with monkeypatch.context() as newer:  # a release with one more service finds this stack running
             newer.setitem(PROCESSES, "review_svc", "nats")
             newer.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
             with pytest.raises(StackError, match="without review_svc"):
@@ -81,7 +81,7 @@ def test_data_survives_down_and_up_beside_another_stack(
 
 
 def test_status_shows_every_process(hotel: Hotel) -> None:
-    """Name, state, pid, port."""
+    """`status` prints name, state, pid and port of each."""
     lines = gotohotel(hotel.stack, "status").stdout.splitlines()[1:]
 
     assert [line.split()[:2] for line in lines] == [[name, "RUNNING"] for name in PROCESSES]
@@ -89,7 +89,7 @@ def test_status_shows_every_process(hotel: Hotel) -> None:
 
 
 def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
-    """It names the port and the setting, and nothing is left running."""
+    """The message names the port and the setting, and no process is left running."""
     stack = Stack.on_free_ports(home)
     with socket.socket() as other:
         other.bind(("127.0.0.1", stack.ports["gateway"]))
@@ -106,7 +106,7 @@ def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
 
 @pytest.mark.parametrize("port", ["http", "0", "70000", "-1"])
 def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
-    """Whatever the command."""
+    """The message names the setting, the permitted range and the value."""
     told = {**environment(hotel.stack), "GOTOHOTEL_NATS_PORT": port}
     command = [sys.executable, "-m", "ops", "status"]
     done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
@@ -119,7 +119,7 @@ def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
 
 @pytest.mark.parametrize("home", ["/x/a b", "/x/a%h", "/etc/passwd", "/x/" + "x" * 300, "/x/" + "x" * 120])
 def test_a_home_that_cannot_be_is_one_clear_sentence(hotel: Hotel, home: str) -> None:
-    """Supervisor's configuration gives blanks and % a meaning of their own, and a socket's path is short."""
+    """In Supervisor's configuration blanks and % have a special meaning, and the path of a socket must be short."""
     told = {**environment(hotel.stack), "GOTOHOTEL_HOME": home, "GOTOHOTEL_GATEWAY_PORT": "1"}
     command = [sys.executable, "-m", "ops", "up"]
     done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
@@ -130,7 +130,7 @@ def test_a_home_that_cannot_be_is_one_clear_sentence(hotel: Hotel, home: str) ->
 
 
 def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
-    """Both settings are named."""
+    """The message names both settings."""
     stack = Stack.on_free_ports(home)
     same = Stack(stack.home, {**stack.ports, "pay": stack.ports["order"]})
 
@@ -141,7 +141,7 @@ def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
 
 
 def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
-    """Instead of a traceback."""
+    """The commands name `make up` instead of printing a traceback."""
     stack = Stack.on_free_ports(home)
 
     assert "run `make up` first" in gotohotel(stack, "stop", "pay_svc").stderr
@@ -166,7 +166,7 @@ def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
     ],
 )
 async def test_a_service_says_to_nats_only_what_is_its_own(hotel: Hotel, subject: str) -> None:
-    """Another's events, another's consumer, and whatever changes a stream are refused."""
+    """NATS refuses to publish other services' events, to use their consumers and to change a stream."""
     async with nats_as("mypage_svc", hotel) as (client, refused):
         await client.publish(subject, b"")
         said = await asyncio.wait_for(refused.get(), timeout=10)
@@ -176,7 +176,7 @@ async def test_a_service_says_to_nats_only_what_is_its_own(hotel: Hotel, subject
 
 @pytest.mark.parametrize("subject", [">", "gotohotel.>", "_INBOX.>", "_INBOX.order_svc.*"])
 async def test_a_service_hears_only_what_it_is_answered(hotel: Hotel, subject: str) -> None:
-    """Events come through its consumer alone."""
+    """A service receives events only through its consumer; other subscriptions are refused."""
     async with nats_as("mypage_svc", hotel) as (client, refused):
         await client.subscribe(subject)
         said = await asyncio.wait_for(refused.get(), timeout=10)
@@ -186,7 +186,7 @@ async def test_a_service_hears_only_what_it_is_answered(hotel: Hotel, subject: s
 
 @asynccontextmanager
 async def nats_as(service: str, hotel: Hotel) -> AsyncIterator[tuple[NatsClient, "asyncio.Queue[str]"]]:
-    """A connection with a service's own password, and what the server refused it."""
+    """A connection with a service's own password, and the errors that the server sent to it."""
     refused: asyncio.Queue[str] = asyncio.Queue()
 
     async def note(error: Exception) -> None:
@@ -194,7 +194,7 @@ async def nats_as(service: str, hotel: Hotel) -> AsyncIterator[tuple[NatsClient,
 
     client = await nats.connect(hotel.stack.nats_url(service), inbox_prefix=f"_INBOX.{service}", error_cb=note)
     try:
-        await client.jetstream().stream_info("EVENTS")  # what it may, it can
+        await client.jetstream().stream_info("EVENTS")  # what is allowed works
         yield client, refused
     finally:
         await client.close()
@@ -203,7 +203,7 @@ async def nats_as(service: str, hotel: Hotel) -> AsyncIterator[tuple[NatsClient,
 def test_a_new_services_secrets_are_minted_into_an_existing_home(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Those that are there stay as they are: they open the data."""
+    """Existing secrets stay as they are, because the existing data needs them."""
     stack = Stack.on_free_ports(tmp_path)
     stack.credentials.mint()
     before = stack.credentials.all()
@@ -218,7 +218,7 @@ def test_a_new_services_secrets_are_minted_into_an_existing_home(
 
 
 def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
-    """The ledger's password, for example, is for the service that has the card processor."""
+    """For example, only pay_svc gets the password of the sandbox's ledger."""
     for name in services.SERVICES:
         told = " ".join(stack.service_environment(name).values())
         held = {secret for secret, value in stack.credentials.all().items() if value in told}
@@ -228,14 +228,14 @@ def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
 
 
 def test_starting_what_runs_already_does_not_migrate_under_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It may be the release before that runs."""
+    """The running services may be of the release before."""
     monkeypatch.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
 
     stack.up()
 
 
 def test_migrating_again_changes_nothing(stack: Stack) -> None:
-    """`gotohotel migrate` beside the running services."""
+    """`gotohotel migrate` can be repeated while the services run."""
     done = gotohotel(stack, "migrate")
 
     assert done.stdout == "Roles, databases, schemas, streams and consumers are those of this release.\n"
@@ -245,7 +245,7 @@ def test_migrating_again_changes_nothing(stack: Stack) -> None:
 def test_a_new_service_is_migrated_beside_a_stack_that_does_not_know_it(
     stack: Stack, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its secrets, roles and database are made before the restart, though the running NATS has no such user."""
+    """Its secrets, roles and database are created before the restart, although the running NATS has no such user."""
     monkeypatch.setitem(services.SERVICES, "review_svc", services.Service(port=8090))
     shutil.copytree(
         ROOT / "tests" / "fifth_service" / "review_svc" / "migrations", tmp_path / "review_svc" / "migrations"
@@ -266,7 +266,7 @@ def test_a_new_service_is_migrated_beside_a_stack_that_does_not_know_it(
 
 
 def in_database(stack: Stack, database: str, statement: str) -> Any:
-    """One value, as the server's superuser."""
+    """Executes a statement as the server's superuser; returns one value."""
 
     async def fetch() -> Any:
         connection = await asyncpg.connect(stack.database_url(database, "postgres"))
@@ -280,7 +280,7 @@ def in_database(stack: Stack, database: str, statement: str) -> Any:
 
 @pytest.mark.parametrize("part", ["nats", "postgres"])
 def test_a_migration_without_its_parts_says_so(stack: Stack, part: str) -> None:
-    """No traceback, and no endless wait."""
+    """The command reports it without a traceback and does not wait forever."""
     stack.stop(part)
     try:
         done = gotohotel(stack, "migrate")

@@ -1,4 +1,4 @@
-"""What the first release stored is carried over by the migrations since."""
+"""The migrations keep the data that the first release stored."""
 
 import asyncio
 import base64
@@ -41,7 +41,7 @@ VALUES
 
 
 def first_release(folder: Path, tmp_path: Path) -> Path:
-    """The migrations that the first release had of a folder."""
+    """Copies the migrations that the first release had in a folder; returns the folder of the copies."""
     then = tmp_path / folder.parent.name / "migrations"
     then.mkdir(parents=True)
     shutil.copy(next(folder.glob("0001_*")), then)
@@ -49,7 +49,7 @@ def first_release(folder: Path, tmp_path: Path) -> Path:
 
 
 async def test_orders_hold_their_nights_or_have_given_them_back(scratch_url: str, tmp_path: Path) -> None:
-    """Those that had given them back give them back no second time."""
+    """After the migration, live orders hold their nights, and ended orders do not."""
     now = ROOT / "order_svc" / "migrations"
     await migrate(scratch_url, first_release(KERNEL_MIGRATIONS, tmp_path), first_release(now, tmp_path))
     connection = await asyncpg.connect(scratch_url)
@@ -65,7 +65,7 @@ async def test_orders_hold_their_nights_or_have_given_them_back(scratch_url: str
 async def test_the_ledger_becomes_entries_and_the_first_release_cannot_charge_beside_it(
     scratch_url: str, tmp_path: Path
 ) -> None:
-    """Nothing that was charged is charged again, by whichever release."""
+    """The entries keep every charge, and the first release can no longer write to the ledger."""
     now = ROOT / "pay_svc" / "sandbox" / "migrations"
     await migrate(scratch_url, first_release(now, tmp_path))
     connection = await asyncpg.connect(scratch_url)
@@ -87,14 +87,14 @@ async def test_the_ledger_becomes_entries_and_the_first_release_cannot_charge_be
 
 @pytest.fixture
 def home() -> Iterator[Path]:
-    """A short folder: a socket lies in it."""
+    """A folder with a short path, because it contains a socket."""
     folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     yield folder
     shutil.rmtree(folder)
 
 
 async def restore_stream(stack: Stack) -> None:
-    """Publishes the first release's events, in their order."""
+    """Publishes the first release's events in their original order."""
     await nats_server.declare_streams(stack.nats_url(), events_bytes=256 * 1024**2)
     client = await nats.connect(stack.nats_url())
     for line in gzip.decompress((FIRST / "events.jsonl.gz").read_bytes()).splitlines():
@@ -104,7 +104,7 @@ async def restore_stream(stack: Stack) -> None:
 
 
 def restore(stack: Stack) -> None:
-    """Fills empty databases and an empty stream with what the first release's own code has stored."""
+    """Fills empty databases and an empty stream with the data that the first release stored."""
     asyncio.run(postgres.provision(stack.database_url, stack.credentials.all()))
     for name in (*SERVICES, SANDBOX):
         role = SANDBOX if name == SANDBOX else owner(name)
@@ -115,7 +115,7 @@ def restore(stack: Stack) -> None:
 
 
 def test_a_hotel_of_the_first_release_goes_on_with_this_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its orders are served, canceled and refunded, what was unpaid expires, and the audit holds."""
+    """Its orders are served, canceled and refunded, unpaid ones expire, and the audit finds nothing."""
     migrate_to_this_release = Stack.migrate
 
     def restore_and_migrate(stack: Stack) -> None:
@@ -132,14 +132,14 @@ def test_a_hotel_of_the_first_release_goes_on_with_this_one(home: Path, monkeypa
                 return {order["name"]: order["status"] for order in guest.get("/orders")["orders"]}
 
             ended = {"Guest 2": "CANCELED", "Guest 3": "REJECTED", "Guest 4": "CANCELED"}
-            unpaid = {"Guest 5": "EXPIRED", "Guest 6": "EXPIRED"}  # their time was over long ago
+            unpaid = {"Guest 5": "EXPIRED", "Guest 6": "EXPIRED"}  # their time to pay was over long ago
             wait_for(lambda: states() == {"Guest 0": "PAID", "Guest 1": "CONFIRMED", **ended, **unpaid})
             pages = {page["name"]: page for page in guest.get("/mypages")["mypages"]}
             assert pages["Guest 2"]["paymentStatus"] == "CANCELED"
             order = pages["Guest 1"]["orderId"]
             guest.post(f"/orders/{order}:cancel", {"reason": "upgrade"})
             wait_for(lambda: guest.get(f"/orders/{order}")["status"] == "CANCELED")
-            # The desk's news may come before pay_svc's, which tells the amount.
+            # The desk's event may arrive before pay_svc's, which contains the amount.
             wait_for(lambda: guest.get(f"/orders/{order}")["refundedAmount"]["units"] == "160000")
         assert not {number: found for number, found in audit.check(stack).items() if found}
     finally:

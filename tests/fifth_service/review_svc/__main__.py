@@ -15,7 +15,7 @@ class ReviewSettings(Settings):
 
 
 async def compose(app: App, _: ReviewSettings) -> None:
-    """Builds the service out of its parts."""
+    """Wires the service together."""
     server = ReviewServer(app.database, clock=app.clock.now)
     app.serve(review_service_pb2.DESCRIPTOR.services_by_name["ReviewService"], server)
     app.listen(policies)

@@ -1,4 +1,4 @@
-"""The rules of reviewing: once, by the guest, after the desk has confirmed. Pure."""
+"""The rules of reviewing a stay: once, by its guest, after the desk has confirmed it. Pure."""
 
 from dataclasses import dataclass
 from datetime import datetime
@@ -27,7 +27,7 @@ class StayReviewed(Event):
 
 
 class Review(Aggregate):
-    """An order's review. The owner comes from the payment's event, the confirmation from the desk's, in any order."""
+    """An order's review. The owner is in the payment's event, the confirmation in the desk's, in any order."""
 
     def __init__(
         self,
@@ -46,7 +46,7 @@ class Review(Aggregate):
         self.text = text
 
     def write(self, text: str, *, at: datetime) -> None:
-        """Raises StayReviewedAlready."""
+        """Writes the review. Raises StayReviewedAlready."""
         if self.text:
             raise StayReviewedAlready()
         self.text = text
@@ -54,10 +54,10 @@ class Review(Aggregate):
 
 
 class Reviews(Protocol):
-    """Where reviews are kept."""
+    """Stores reviews."""
 
     async def get(self, order_id: str, *, owner: str | None) -> Review:
-        """A confirmed order's review; raises ReviewNotFound if it is not this owner's (None: anybody's)."""
+        """A confirmed order's review. Raises ReviewNotFound if it is missing or has another owner (None: any)."""
 
     async def save(self, *reviews: Review) -> None:
-        """Saves new ones and changes, and announces what happened. Raises ReviewChanged."""
+        """Saves new and changed reviews and stores their events. Raises ReviewChanged."""

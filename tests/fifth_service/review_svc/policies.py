@@ -1,4 +1,4 @@
-"""What review_svc learns from the events of payment and desk."""
+"""What review_svc learns from payment and reservation events."""
 
 from gotohotel.pay.v1.events_pb2 import PaymentApproved
 from gotohotel.policies import Policies
@@ -10,11 +10,11 @@ policies: Policies[UnitOfWork] = Policies(open_work)
 
 @policies.whenever(PaymentApproved)
 def note_owner(event: PaymentApproved, work: UnitOfWork) -> None:
-    """Who may review it."""
+    """Records who may review the stay."""
     work.review(event.order_id).owner = event.booking.owner
 
 
 @policies.whenever(ReservationConfirmed)
 def open_review(event: ReservationConfirmed, work: UnitOfWork) -> None:
-    """From here on it may be reviewed."""
+    """Opens the review: from now on the guest may write it."""
     work.review(event.order_id).confirmed = True

@@ -1,4 +1,4 @@
-"""review.v1.ReviewService: requests in, answers out."""
+"""review.v1.ReviewService: gRPC requests and responses."""
 
 from collections.abc import Callable
 from datetime import datetime

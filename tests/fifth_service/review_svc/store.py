@@ -53,19 +53,19 @@ class PostgresReviews:
         self._connection = connection
 
     async def find(self, order_ids: Sequence[str]) -> dict[str, Review]:
-        """What is stored of these orders."""
+        """The stored reviews of these orders."""
         rows = await self._connection.fetch(FIND, order_ids)
         return {str(row["order_id"]): _review(row) for row in rows}
 
     async def get(self, order_id: str, *, owner: str | None) -> Review:
-        """A confirmed order's review; raises ReviewNotFound if it is not this owner's (None: anybody's)."""
+        """A confirmed order's review. Raises ReviewNotFound if it is missing or has another owner (None: any)."""
         review = (await self.find([order_id])).get(order_id)
         if review is None or not review.confirmed or owner not in (None, review.owner):
             raise ReviewNotFound()
         return review
 
     async def save(self, *reviews: Review) -> None:
-        """Saves new ones and changes, and announces what happened. Raises ReviewChanged."""
+        """Saves new and changed reviews and stores their events. Raises ReviewChanged."""
         if reviews:
             events = outbox_values(row for review in reviews for row in wire.outbox_rows(review))
             saved = await self._connection.fetchval(*SAVE.bind({**COLUMNS.columns(reviews), **events}))
@@ -75,18 +75,18 @@ class PostgresReviews:
 
 @dataclass
 class UnitOfWork:
-    """What a batch of events is about: the reviews of their orders, made where there are none."""
+    """The reviews of a batch of events, created where there are none."""
 
     reviews: dict[str, Review]
 
     def review(self, order_id: str) -> Review:
-        """The order's review."""
+        """The order's review; a new, empty one if nothing is stored for the order yet."""
         return self.reviews.setdefault(order_id, Review(order_id))
 
 
 @asynccontextmanager
 async def open_work(connection: Connection, events: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Loads the reviews that events are about, and saves those that changed."""
+    """Loads the reviews that the events are about, and saves those that changed."""
     store = PostgresReviews(connection)
     work = UnitOfWork(await store.find(sorted({event.aggregate_id for event in events})))
     before = {order_id: COLUMNS.values(review) for order_id, review in work.reviews.items()}

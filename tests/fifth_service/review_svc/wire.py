@@ -9,7 +9,7 @@ from review_svc.domain import Review, StayReviewed
 
 
 def outbox_rows(review: Review) -> list[OutboxRow]:
-    """What happened to a review, ready to be stored with it."""
+    """The review's new events, ready to be stored with it."""
     return [
         OutboxRow(review.order_id, event.version, _message(review.order_id, event), event.occurred_at)
         for event in review.collect_events()
