@@ -1,38 +1,86 @@
--- Rejects or cleans what Envoy's own filters let through and what would disturb services and other callers.
+-- Cleans and checks a request's headers before any other filter sees them.
 
 local GRPC_TIMEOUT = "^%d%d?%d?%d?%d?%d?%d?%d?[HMSmun]$"
-local MAX_BODY_BYTES = 65536 -- bytes; as max_request_body_size in envoy.yaml
+local MAX_BODY_BYTES = 65536 -- as max_request_body_size in envoy.yaml
+local MAX_HEADER_BYTES = 4096 -- of the path and of each header that goes on: a service accepts 8 KiB in all
 local ENCODINGS = {identity = true, gzip = true, deflate = true}
 -- Ids are not allowed in the query string: they would silently override the path's.
 local NOT_IN_A_QUERY = {id = true, orderId = true, order_id = true}
+-- All other headers, cookies among them, end here.
+local KNOWN = {
+  [":authority"] = true, [":method"] = true, [":path"] = true, [":scheme"] = true, ["host"] = true,
+  ["accept"] = true, ["accept-language"] = true, ["authorization"] = true, ["content-length"] = true,
+  ["content-type"] = true, ["idempotency-key"] = true, ["te"] = true,
+  ["transfer-encoding"] = true, ["upgrade"] = true, ["connection"] = true, ["expect"] = true,
+  ["x-forwarded-for"] = true, ["x-forwarded-proto"] = true, ["x-request-id"] = true,
+}
 
-local function refuse(handle, status, reason, message)
-  local body = string.format(
-    '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
-    '"reason":"%s","domain":"gotohotel"}]}', message, reason)
-  handle:respond({[":status"] = status, ["content-type"] = "application/json"}, body)
+-- gRPC's own headers go on if a service can read them. All clients share one connection to a service: a header that it
+-- can't read fails other clients' calls too.
+local function is_readable_by_grpc(name, value)
+  if name == "grpc-timeout" then
+    return value:find(GRPC_TIMEOUT) ~= nil
+  elseif name == "grpc-encoding" then
+    return ENCODINGS[value] ~= nil
+  elseif name == "grpc-accept-encoding" then
+    return value:find("^[%a, -]+$") ~= nil
+  end
+  return false
 end
 
--- All clients share one connection to a service: a header that its gRPC can't read fails other clients' calls too.
-local function drop_unreadable_headers(headers, is_grpc)
+-- Removes headers that do not go on. Returns false if one that does is too long.
+local function clean(headers, is_grpc)
   local dropped = {}
+  local fits = true
   for name, value in pairs(headers) do
-    local readable = true
-    if name == "grpc-timeout" then
-      readable = is_grpc and value:find(GRPC_TIMEOUT) ~= nil
-    elseif name == "grpc-encoding" then
-      readable = is_grpc and ENCODINGS[value] ~= nil
-    elseif name == "grpc-accept-encoding" then
-      readable = is_grpc and value:find("^[%a, -]+$") ~= nil
-    elseif name:sub(1, 5) == "grpc-" or name:sub(-4) == "-bin" then
-      readable = false
-    end
-    if not readable then
+    if KNOWN[name] or (is_grpc and is_readable_by_grpc(name, value)) then
+      fits = fits and (#value <= MAX_HEADER_BYTES or name == "authorization") -- the token ends at the gateway
+    else
       dropped[#dropped + 1] = name
     end
   end
   for _, name in ipairs(dropped) do
     headers:remove(name)
+  end
+  return fits
+end
+
+local BASE64URL = {}
+for place = 1, 64 do
+  BASE64URL[("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_"):sub(place, place)] = place - 1
+end
+
+local function decode_base64url(text)
+  local decoded, value, bits = {}, 0, 0
+  for char in text:gmatch(".") do
+    value = value * 64 + (BASE64URL[char] or 0)
+    bits = bits + 6
+    if bits >= 8 then
+      bits = bits - 8
+      local divisor = 2 ^ bits
+      decoded[#decoded + 1] = string.char(math.floor(value / divisor))
+      value = value % divisor
+    end
+  end
+  return table.concat(decoded)
+end
+
+-- Whether a token's header names an extension that must be understood (crit, RFC 7515): the gateway knows none.
+local function has_critical_extension(token)
+  local header = decode_base64url(token:match("^[^.]*"))
+  return header:find('"crit"', 1, true) ~= nil or header:find("\\", 1, true) ~= nil -- an escape may hide the name
+end
+
+-- The scheme's name is not case-sensitive; anything but a single bearer token counts as no token.
+local function normalize_authorization(headers)
+  local value = headers:get("authorization")
+  if value ~= nil then
+    local scheme, token = value:match("^(%a+) +([%w%-_.]+)$")
+    if scheme ~= nil and scheme:lower() == "bearer" and not has_critical_extension(token) then
+      headers:replace("authorization", "Bearer " .. token)
+    else
+      headers:remove("authorization")
+    end
   end
 end
 
@@ -57,15 +105,20 @@ function envoy_on_request(handle)
   local content_type = headers:get("content-type") or ""
   local path = headers:get(":path") or ""
   local is_grpc = content_type:find("^application/grpc") ~= nil
-  drop_unreadable_headers(headers, is_grpc)
+  local fits = clean(headers, is_grpc)
+  normalize_authorization(headers)
   if is_grpc then
     -- Marked here, because transcoding makes every call look like gRPC.
     headers:add("x-gotohotel-native-grpc", "1")
+  end
+  if not fits then
+    refuse(handle, "431", "HEADERS_TOO_LARGE", "the path or a header is longer than 4096 bytes")
+  elseif is_grpc then
     if handle:streamInfo():protocol() ~= "HTTP/2" then
       refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC requires HTTP/2")
     end
   elseif (tonumber(headers:get("content-length") or 0) or 0) > MAX_BODY_BYTES then
-    -- The transcoder's own limit is for what arrives at once: a body that comes in pieces may get past it.
+    -- Refused before it arrives; body.lua counts what has no length.
     refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the request body is too large")
   elseif headers:get("upgrade") ~= nil then
     refuse(handle, "400", "INVALID_ARGUMENT", "protocol upgrade is not supported")
@@ -76,12 +129,24 @@ function envoy_on_request(handle)
   end
 end
 
+-- Clients without knowledge of google.rpc.RetryInfo find the time to wait in the header that HTTP has for it.
+local function add_retry_after(handle, headers)
+  local body = handle:body()
+  local text = body and body:getBytes(0, body:length()) or ""
+  headers:replace("retry-after", tostring(math.ceil(tonumber(text:match('"retryDelay":"([%d.]+)s"')) or 1)))
+end
+
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
 function envoy_on_response(handle)
-  if handle:headers():get("x-gotohotel-refused") == nil then
+  local headers = handle:headers()
+  local status = headers:get(":status")
+  if status == "429" or status == "503" then
+    add_retry_after(handle, headers)
+    return
+  elseif headers:get("x-gotohotel-refused") == nil then
     return
   end
-  handle:headers():remove("x-gotohotel-refused")
+  headers:remove("x-gotohotel-refused")
   local body = handle:body()
   if body == nil then
     return
@@ -101,5 +166,5 @@ function envoy_on_response(handle)
     '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
     '"reason":"INVALID_ARGUMENT","domain":"gotohotel"}%s]}', message, violation)
   body:setBytes(refusal)
-  handle:headers():replace("content-length", tostring(#refusal))
+  headers:replace("content-length", tostring(#refusal))
 end

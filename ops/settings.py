@@ -13,7 +13,6 @@ PORTS = {
     "gateway": 8088,
     **{part(name): service.port for name, service in SERVICES.items()},
     "egress": 8085,
-    "admin": 8086,
     "nats": 8087,
     "postgres": 8089,
 }

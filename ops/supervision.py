@@ -40,10 +40,13 @@ startsecs = 1
 startretries = 1000000
 stopsignal = {stopsignal}
 stopwaitsecs = 30
-redirect_stderr = true
-stdout_logfile = {home}/log/{name}.log
+redirect_stderr = {is_one_log}
+stdout_logfile = {home}/log/{output}.log
 stdout_logfile_maxbytes = 20MB
 stdout_logfile_backups = 2
+stderr_logfile = {errors}
+stderr_logfile_maxbytes = 20MB
+stderr_logfile_backups = 2
 {user}
 """
 
@@ -56,6 +59,7 @@ class Program:
     environment: Mapping[str, str] = field(default_factory=dict)
     stopsignal: str = "TERM"
     user: str = ""  # "": the user who runs the supervisor
+    output: str = ""  # the log of its standard output; "": the same as that of its standard error
 
 
 class Supervisor:
@@ -109,6 +113,9 @@ class Supervisor:
                     stopsignal=program.stopsignal,
                     home=self._home,
                     user=f"user = {program.user}" if program.user else "",
+                    is_one_log=str(not program.output).lower(),
+                    output=program.output or name,
+                    errors=f"{self._home}/log/{name}.log" if program.output else "NONE",
                 )
                 for priority, (name, program) in enumerate(programs.items())
             )

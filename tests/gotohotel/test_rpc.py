@@ -44,12 +44,12 @@ def implementation(act: Act) -> object:
 
 
 @asynccontextmanager
-async def served(act: Act, *, max_calls: int = 100) -> AsyncIterator[Any]:
+async def served(act: Act, *, max_calls: int = 100, max_calls_of_one: int = 100) -> AsyncIterator[Any]:
     """Starts a server of that service; yields a channel to it."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RpcServer(port=port, host="127.0.0.1", max_calls=max_calls)
+    server = RpcServer(port=port, host="127.0.0.1", max_calls=max_calls, max_calls_of_one=max_calls_of_one)
     server.add(SERVICE, implementation(act))
     await server.start()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
@@ -57,12 +57,14 @@ async def served(act: Act, *, max_calls: int = 100) -> AsyncIterator[Any]:
     await server.stop(grace_seconds=5)
 
 
-async def call(channel: Any, path: str = CANCEL, *, role: str | None = "guest", **options: Any) -> pb.Order:
+async def call(
+    channel: Any, path: str = CANCEL, *, role: str | None = "guest", subject: str = "alice", **options: Any
+) -> pb.Order:
     """Makes one call with an order id."""
     method = channel.unary_unary(
         path, request_serializer=pb.CancelOrderRequest.SerializeToString, response_deserializer=pb.Order.FromString
     )
-    metadata = ((SUBJECT_HEADER, "alice"), (ROLE_HEADER, role)) if role else ()
+    metadata = ((SUBJECT_HEADER, subject), (ROLE_HEADER, role)) if role else ()
     request = options.pop("request", pb.CancelOrderRequest(order_id="o"))
     order: pb.Order = await method(request, metadata=metadata, **options)
     return order
@@ -189,6 +191,31 @@ async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
     assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
     assert status.details[1].Unpack(retry)
     assert retry.retry_delay.seconds == 1
+
+
+async def test_one_caller_cannot_use_up_what_the_others_need() -> None:
+    """Each subject has a limit of concurrent calls; calls of other subjects are answered."""
+    began, end = asyncio.Event(), asyncio.Event()
+
+    async def work(_: Any, caller: Caller) -> pb.Order:
+        if caller.subject == "alice":
+            began.set()
+            await end.wait()
+        return pb.Order(id=caller.subject)
+
+    async with served(work, max_calls_of_one=1) as channel:
+        first = asyncio.ensure_future(call(channel))
+        await asyncio.wait_for(began.wait(), timeout=5)
+
+        code, status = await refusal(channel)
+        other = await call(channel, subject="bob")
+        end.set()
+        await first
+        again = await call(channel)
+
+    assert code == grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert status.details[0].type_url.endswith("ErrorInfo")
+    assert (other.id, again.id) == ("bob", "alice")
 
 
 async def test_work_goes_on_when_the_caller_hangs_up() -> None:

@@ -46,3 +46,20 @@ def test_text_with_control_characters_or_too_long_is_refused(text: str) -> None:
     """Such text raises Invalid; PostgreSQL can't store a NUL at all."""
     with pytest.raises(Invalid):
         parse_text(text, "name", limit=100)
+
+
+@pytest.mark.parametrize(
+    "text", ["\u200b", "\u200d\ufe0f", "\u3164", "\u00ad \u2060", "\u0301", "a\u202eb", "\u2066x\u2069"]
+)
+def test_text_that_shows_nothing_or_reorders_what_it_stands_in_is_refused(text: str) -> None:
+    """The desk must see the name that is stored."""
+    with pytest.raises(Invalid):
+        parse_text(text, "name", limit=100)
+
+
+@pytest.mark.parametrize(
+    "text", ["김철수", "Zoë", "e\u0301", "محمد", "👩\u200d👩\u200d👧", "O'Neil", "", "中\U00020000"]
+)
+def test_names_of_people_are_accepted(text: str) -> None:
+    """In any script, with marks and joiners; an empty text is for the caller to refuse."""
+    assert parse_text(text, "name", limit=100) == text
