@@ -26,8 +26,8 @@ ROOT = Path(__file__).parents[1]
 ROOM_TYPE = "Bench"
 PAYLOAD = f"'\\x{bytes(range(160)).hex()}'::bytea"
 SCHEMAS = {
-    "order_svc": ("orders", "allotment", "room_types", "requests", "outbox"),
-    "pay_svc": ("payments", "outbox"),
+    "order_svc": ("orders", "guests", "allotment", "room_types", "requests", "outbox"),
+    "pay_svc": ("payments", "guests", "outbox"),
     "sandbox": ("entries", "ledger"),
 }
 MIGRATIONS = {
@@ -90,14 +90,19 @@ def order_path() -> str:
         **unset, **card,
         **dict.fromkeys(("id", "order_id", "attempt_id"), order_id),
         **dict.fromkeys(("created_at", "updated_at"), "now()"),
-        **dict.fromkeys(("owner", "name"), "'bench'"),
+        "owner": f"{order_id}::text", "name": "'bench'",
         **dict.fromkeys(("phone_no", "decline_reason", "approval_no", "confirmation_no"), "''"),
-        "booking": booking, "currency": "'KRW'", "amount": "1", "refunded": "0", "version": "0", "revision": "1",
+        "declined_at": "'{}'", "booking": booking, "currency": "'KRW'",
+        "amount": "1", "refunded": "0", "version": "0", "revision": "1",
     }  # fmt: skip
     order = {
         **common, "room_type": f"'{ROOM_TYPE}'", "room_type_version": "1", "guest_cnt": "2",
         "check_in": "(current_date + :night::integer)", "check_out": "(current_date + :night::integer + 1)",
         "status": "'PAYMENT_PENDING'", "attempt_until": "now()", "expires_at": "now() + interval '15 minutes'",
+        **dict.fromkeys(("max_unpaid_orders", "max_unpaid_nights", "max_in_progress"), "100"),
+    }  # fmt: skip
+    attempt = {
+        **common, "status": "'PENDING'", "attempt_open_since": "now()", "max_declines": "10", "since": "now()",
     }  # fmt: skip
     paid = {**common, "version": "1", "status": "'PAID'", FACTS[0]: "now()", "holds_nights": "true"}
     changes = {f":{column}": f"ARRAY[{value}]" for column, value in paid.items()}
@@ -107,10 +112,23 @@ def order_path() -> str:
         ("order_svc", _filled(orders.PLACE, {**order, "resource_id": "NULL", **one_event})),
         (
             "pay_svc",
-            _filled(payments.ADD, {**common, "status": "'PENDING'", "attempt_open_since": "now()", **no_event}),
+            _filled(payments.ADD, {**attempt, **no_event}),
         ),
         ("sandbox", re.sub(r"\$(\d+)", lambda match: f"({entry[int(match[1]) - 1]})", sandbox.ENTER)),
-        ("pay_svc", _filled(payments.SAVE, {**common, "status": "'APPROVED'", "version": "1", **one_event})),
+        (
+            "pay_svc",
+            _filled(
+                payments.SAVE,
+                {
+                    **common,
+                    "max_declines": "NULL",
+                    "since": "NULL",
+                    "status": "'APPROVED'",
+                    "version": "1",
+                    **one_event,
+                },
+            ),
+        ),
         ("order_svc", _filled(orders.SAVE, {**{name[1:]: value for name, value in changes.items()}, **no_event})),
     ]
     return HEAD + "".join(_with_schema(schema, sql) for schema, sql in statements)

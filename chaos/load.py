@@ -92,6 +92,14 @@ class Caller:
         """Closes the connections."""
         await self._http.aclose()
 
+    async def _within_the_rate(self, method: str, path: str, body: dict[str, Any] | None) -> httpx.Response:
+        """One request; after "too many requests" it waits as long as the gateway says, and asks again."""
+        while True:
+            answer = await self._http.request(method, path, json=body)
+            if answer.status_code != httpx.codes.TOO_MANY_REQUESTS or "RATE_LIMITED" not in answer.text:
+                return answer
+            await asyncio.sleep(float(answer.headers["retry-after"]))
+
     async def call(
         self,
         kind: str,
@@ -108,7 +116,7 @@ class Caller:
         for left in reversed(range(attempts)):
             began = time.monotonic()
             try:
-                answer = await self._http.request(method, path, json=body)
+                answer = await self._within_the_rate(method, path, body)
                 operation.status, operation.answer = answer.status_code, answer.json()
                 refused = REFUSED if answer.status_code < 500 and answer.status_code != 429 else UNKNOWN
                 operation.outcome = OK if answer.is_success else refused

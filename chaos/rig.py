@@ -26,6 +26,16 @@ RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
 
 
+# A guest of the load stands for many: what one guest may hold or try is limited elsewhere, and tested there.
+WITHOUT_LIMITS = {
+    "ORDER_MAX_UNPAID_ORDERS": "10000",
+    "ORDER_MAX_UNPAID_NIGHTS": "100000",
+    "ORDER_MAX_IN_PROGRESS": "10000",
+    "PAY_MAX_DECLINES_OF_AN_ORDER": "10000",
+    "PAY_MAX_DECLINES_OF_A_GUEST": "10000",
+}
+
+
 @contextmanager
 def running_stack() -> Iterator[tuple[Stack, Links]]:
     """A stack of its own, all of whose connections go through links; everything is deleted afterwards."""
@@ -37,6 +47,7 @@ def running_stack() -> Iterator[tuple[Stack, Links]]:
         stack = dataclasses.replace(plain, detours=links.open())
         resources.callback(links.close)
         resources.callback(stack.down)
+        os.environ.update(WITHOUT_LIMITS)
         stack.up()
         yield stack, links
 

@@ -250,7 +250,7 @@ function envoy_on_request(handle)
     refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the request body is too large")
     return
   end
-  local passed, refusal = pcall(check_call, handle:headers(), text) -- the object of before has ended with the wait
+  local passed, refusal = pcall(check_call, handle:headers(), text) -- those from before the wait are no longer valid
   if passed then
     return
   elseif type(refusal) == "string" then -- a mistake in this script

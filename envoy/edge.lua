@@ -130,10 +130,10 @@ function envoy_on_request(handle)
 end
 
 -- Clients without knowledge of google.rpc.RetryInfo find the time to wait in the header that HTTP has for it.
-local function add_retry_after(handle, headers)
-  local body = handle:body()
+local function add_retry_after(handle)
+  local body = handle:body() -- waits: header objects from before are no longer valid
   local text = body and body:getBytes(0, body:length()) or ""
-  headers:replace("retry-after", tostring(math.ceil(tonumber(text:match('"retryDelay":"([%d.]+)s"')) or 1)))
+  handle:headers():replace("retry-after", tostring(math.ceil(tonumber(text:match('"retryDelay":"([%d.]+)s"')) or 1)))
 end
 
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
@@ -141,7 +141,7 @@ function envoy_on_response(handle)
   local headers = handle:headers()
   local status = headers:get(":status")
   if status == "429" or status == "503" then
-    add_retry_after(handle, headers)
+    add_retry_after(handle)
     return
   elseif headers:get("x-gotohotel-refused") == nil then
     return
@@ -166,5 +166,5 @@ function envoy_on_response(handle)
     '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
     '"reason":"INVALID_ARGUMENT","domain":"gotohotel"}%s]}', message, violation)
   body:setBytes(refusal)
-  headers:replace("content-length", tostring(#refusal))
+  handle:headers():replace("content-length", tostring(#refusal))
 end

@@ -11,6 +11,7 @@ from decimal import Decimal
 #   Conflict          somebody else changed it first; trying again may help
 #     AlreadyExists   the name is taken; trying again does not help
 #   WrongState        it exists, but its state forbids the act
+#   TooMany           a limit for each caller is reached; waiting helps
 
 
 class DomainError(Exception):
@@ -48,6 +49,14 @@ class AlreadyExists(DomainError):
 
 class WrongState(DomainError):
     """The state forbids it."""
+
+
+class TooMany(DomainError):
+    """Too many of them."""
+
+    def __init__(self, message: str | None = None, *, retry_after_seconds: float) -> None:
+        super().__init__(message)
+        self.retry_after_seconds = retry_after_seconds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,6 +14,7 @@ from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc.client import open_client
 from gotohotel.settings import Settings, Timeout
 from order_svc.clients import GrpcPayments
+from order_svc.domain import MAX_NIGHTS, UnpaidLimits
 from order_svc.jobs import Jobs
 from order_svc.policies import policies
 from order_svc.server import OrderServer
@@ -27,6 +28,9 @@ class OrderSettings(Settings):
     fingerprint_key: str  # key of the hashes of request bodies
     pay_timeout_seconds: Timeout = 3.0
     unpaid_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 15.0
+    max_unpaid_orders: Annotated[int, Field(ge=1, le=10_000)] = 3  # of one guest
+    max_in_progress: Annotated[int, Field(ge=1, le=10_000)] = 10  # payments in progress of one guest
+    max_unpaid_nights: Annotated[int, Field(ge=MAX_NIGHTS, le=1_000_000)] = MAX_NIGHTS  # room nights of one guest
     expiry_every_seconds: Timeout = 5.0
     phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # country of phone numbers without a country code
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
@@ -50,16 +54,22 @@ async def compose(app: App, settings: OrderSettings) -> None:
         clock=app.clock.now,
         today=today,
         unpaid_minutes=settings.unpaid_minutes,
+        unpaid_limits=UnpaidLimits(
+            orders=settings.max_unpaid_orders,
+            room_nights=settings.max_unpaid_nights,
+            in_progress=settings.max_in_progress,
+        ),
         phone_region=settings.phone_region,
     )
     orders = PostgresOrders(app.database.autocommit)
-    jobs = Jobs(orders, room_types, payments, clock=app.clock.now, today=today)
+    jobs = Jobs(app.database, orders, room_types, payments, clock=app.clock.now, today=today)
     app.serve(order_service_pb2.DESCRIPTOR.services_by_name["OrderService"], server)
     app.listen(policies)
     app.every(RENEW_SECONDS, requests.renew)
     app.every(settings.expiry_every_seconds, jobs.expire_orders)
     app.every(0.5, jobs.apply_room_types)
     app.every(600, jobs.open_nights)
+    app.every(3600, jobs.prune_guests)
 
 
 if __name__ == "__main__":

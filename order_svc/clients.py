@@ -11,11 +11,13 @@ from gotohotel.wire import money_from_proto, money_to_proto
 from order_svc.domain import (
     IN_PROGRESS,
     PAY_LATER,
+    TOO_MANY_ATTEMPTS,
     Order,
     PaymentClosure,
     PaymentOutcome,
     PaymentsUnreachable,
     declined,
+    too_many_attempts,
 )
 from order_svc.wire import booking_to_proto
 
@@ -49,6 +51,8 @@ class GrpcPayments:
                 PROCESS_PAYMENT, request, pb.Payment, timeout_seconds=self._timeout_seconds
             )
         except CallFailed as error:
+            if error.reason == TOO_MANY_ATTEMPTS:
+                return PaymentOutcome(error=too_many_attempts(error.retry_after_seconds))
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
             if error.never_sent:
                 return PaymentOutcome(error=PAY_LATER)

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from datetime import date, datetime
 
 from gotohotel import trace
-from gotohotel.database import TRANSIENT
+from gotohotel.database import TRANSIENT, Database
 from order_svc import service
 from order_svc.domain import Order, Orders, Payments
-from order_svc.store import PostgresRoomTypes
+from order_svc.store import PostgresRoomTypes, prune_guests
 
 logger = logging.getLogger(__name__)
 
@@ -19,6 +19,7 @@ class Jobs:
 
     def __init__(
         self,
+        database: Database,
         orders: Orders,
         room_types: PostgresRoomTypes,
         payments: Payments,
@@ -26,6 +27,7 @@ class Jobs:
         clock: Callable[[], datetime],
         today: Callable[[], date],
     ) -> None:
+        self._database = database
         self._orders = orders
         self._room_types = room_types
         self._payments = payments
@@ -57,3 +59,7 @@ class Jobs:
     async def open_nights(self) -> None:
         """Puts the next day on sale."""
         await self._room_types.open_nights(self._today())
+
+    async def prune_guests(self) -> None:
+        """Forgets guests whose orders have all been paid or ended."""
+        await prune_guests(self._database)

@@ -19,7 +19,7 @@ from gotohotel.rpc.identity import Caller
 from gotohotel.texts import parse_text
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
-from order_svc.domain import IN_PROGRESS, Booking, Order, PaymentOutcome, Payments, Status, Stay
+from order_svc.domain import IN_PROGRESS, Booking, Order, PaymentOutcome, Payments, Status, Stay, UnpaidLimits
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,7 @@ class OrderServer:
         clock: Callable[[], datetime],
         today: Callable[[], date],
         unpaid_minutes: float,
+        unpaid_limits: UnpaidLimits,
         phone_region: str,
     ) -> None:
         self._database = database
@@ -53,6 +54,7 @@ class OrderServer:
             payments=payments,
             clock=clock,
             unpaid_for=timedelta(minutes=unpaid_minutes),
+            unpaid_limits=unpaid_limits,
         )
 
     async def SearchRooms(self, request: pb.SearchRoomsRequest, _: Caller) -> pb.SearchRoomsResponse:
@@ -117,8 +119,12 @@ class OrderServer:
 
         async def cancel(connection: Connection) -> pb.Order:
             orders = PostgresOrders(connection)
-            now = self._clock()
-            return _order(await service.cancel_order(orders, order_id, owner=caller.owner, reason=reason, now=now))
+            guests_date = self._today() if caller.owner is not None else None
+            return _order(
+                await service.cancel_order(
+                    orders, order_id, owner=caller.owner, reason=reason, now=self._clock(), guests_date=guests_date
+                )
+            )
 
         return await self._requests.once(request, pb.Order, cancel, subject=caller.subject)
 

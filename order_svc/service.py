@@ -4,12 +4,13 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 
 from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT
 from gotohotel.domain import Invalid
 from order_svc.domain import (
+    TOO_MANY_ATTEMPTS,
     Booking,
     Order,
     OrderChanged,
@@ -20,6 +21,8 @@ from order_svc.domain import (
     Request,
     RoomTypes,
     Status,
+    TooManyAttempts,
+    UnpaidLimits,
 )
 
 logger = logging.getLogger(__name__)
@@ -44,6 +47,7 @@ class Sales:
     payments: Payments
     clock: Callable[[], datetime]
     unpaid_for: timedelta
+    unpaid_limits: UnpaidLimits
 
 
 async def place_order(
@@ -62,7 +66,7 @@ async def place_order(
         order = Order.place(order_id, booking, room_type, placed_at=now, expires_at=now + sales.unpaid_for)
         if card_no:
             order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
-        if await sales.orders.place(order, room_type, request):
+        if await sales.orders.place(order, room_type, request, sales.unpaid_limits):
             return await charge_order(sales, order, card_no)
     raise Invalid("roomType", "is being changed; try again")
 
@@ -75,9 +79,15 @@ async def resume_order(sales: Sales, order_id: str, card_no: str | None, *, owne
 
 
 async def pay_order(sales: Sales, order_id: str, card_no: str, *, owner: str, attempt_id: str) -> Placed:
-    """Pays an order that was placed before. A paid one is not charged again."""
+    """Pays an order that was placed before. A paid one is not charged again.
+
+    Raises TooManyAttempts if the guest's cards were declined too often.
+    """
     order = await start_payment(sales.orders, order_id, owner=owner, attempt_id=attempt_id, now=sales.clock())
-    return await charge_order(sales, order, card_no)
+    order, outcome = await charge_order(sales, order, card_no)
+    if outcome and outcome.error and outcome.error.reason == TOO_MANY_ATTEMPTS:
+        raise TooManyAttempts(retry_after_seconds=outcome.error.retry_after_seconds or 0)
+    return order, outcome
 
 
 async def charge_order(sales: Sales, order: Order, card_no: str | None) -> Placed:
@@ -119,10 +129,18 @@ async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, 
     return await until_saved(note)
 
 
-async def cancel_order(orders: Orders, order_id: str, *, owner: str | None, reason: str, now: datetime) -> Order:
-    """Requests the cancel; reservation_svc and pay_svc complete it."""
+async def cancel_order(
+    orders: Orders,
+    order_id: str,
+    *,
+    owner: str | None,
+    reason: str,
+    now: datetime,
+    guests_date: date | None = None,
+) -> Order:
+    """Requests the cancel; reservation_svc and pay_svc complete it. `guests_date`: see Order.cancel."""
     order = await orders.get(order_id, owner=owner)
-    order.cancel(reason, at=now)
+    order.cancel(reason, at=now, guests_date=guests_date)
     await orders.save(order)
     return order
 

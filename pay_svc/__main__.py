@@ -8,6 +8,7 @@ from pydantic import Field
 from gotohotel.app import App, run
 from gotohotel.pay.v1 import pay_service_pb2
 from gotohotel.settings import Settings, Timeout
+from pay_svc.domain import AttemptLimits
 from pay_svc.jobs import Jobs
 from pay_svc.processor import PROCESSORS
 from pay_svc.server import PayServer
@@ -24,6 +25,8 @@ class PaySettings(Settings):
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a payment that is canceled before any charge
     processor_timeout_seconds: Timeout = 2.0
     settle_every_seconds: Timeout = 2.0
+    max_declines_of_an_order: Annotated[int, Field(ge=1, le=10_000)] = 5
+    max_declines_of_a_guest: Annotated[int, Field(ge=1, le=10_000)] = 10  # in an hour
 
 
 async def compose(app: App, settings: PaySettings) -> None:
@@ -34,10 +37,15 @@ async def compose(app: App, settings: PaySettings) -> None:
         processor,
         fingerprint_key=settings.fingerprint_key.encode(),
         currency=settings.currency,
+        limits=AttemptLimits(
+            declines_of_an_order=settings.max_declines_of_an_order,
+            declines_of_a_guest=settings.max_declines_of_a_guest,
+        ),
         processor_timeout_seconds=settings.processor_timeout_seconds,
         clock=app.clock.now,
     )
     jobs = Jobs(
+        app.database,
         PostgresPayments(app.database.autocommit),
         processor,
         processor_timeout_seconds=settings.processor_timeout_seconds,
@@ -45,6 +53,7 @@ async def compose(app: App, settings: PaySettings) -> None:
     )
     app.serve(pay_service_pb2.DESCRIPTOR.services_by_name["PayService"], server)
     app.every(settings.settle_every_seconds, jobs.settle_payments)
+    app.every(3600, jobs.prune_guests)
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ from collections.abc import Callable
 from datetime import datetime, timedelta
 
 from gotohotel import trace
-from gotohotel.database import TRANSIENT
+from gotohotel.database import TRANSIENT, Database
 from gotohotel.domain import Conflict
 from pay_svc import service
 from pay_svc.domain import Payments, Processor, ProcessorUnavailable
+from pay_svc.store import prune_guests
 
 logger = logging.getLogger(__name__)
 
@@ -19,12 +20,14 @@ class Jobs:
 
     def __init__(
         self,
+        database: Database,
         payments: Payments,
         processor: Processor,
         *,
         processor_timeout_seconds: float,
         clock: Callable[[], datetime],
     ) -> None:
+        self._database = database
         self._payments = payments
         self._processor = processor
         self._timeout = processor_timeout_seconds
@@ -38,6 +41,10 @@ class Jobs:
             async with asyncio.TaskGroup() as tasks:
                 for order_id in order_ids:
                     tasks.create_task(self._settle(order_id))
+
+    async def prune_guests(self) -> None:
+        """Forgets guests without a declined card in the last day."""
+        await prune_guests(self._database)
 
     async def _settle(self, order_id: str) -> None:
         trace.about(order_id)

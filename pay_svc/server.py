@@ -13,6 +13,7 @@ from gotohotel.rpc.identity import Caller
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
 from pay_svc.domain import (
+    AttemptLimits,
     Card,
     MaskedCard,
     Payment,
@@ -39,6 +40,7 @@ class PayServer:
         *,
         fingerprint_key: bytes,
         currency: str,
+        limits: AttemptLimits,
         processor_timeout_seconds: float,
         clock: Callable[[], datetime],
     ) -> None:
@@ -46,6 +48,7 @@ class PayServer:
         self._processor = processor
         self._fingerprint_key = fingerprint_key
         self._currency = currency
+        self._limits = limits
         self._timeout = processor_timeout_seconds
         self._clock = clock
 
@@ -59,7 +62,8 @@ class PayServer:
             amount=money_from_proto(request.amount, "amount"),
             booking=booking_from_proto(request.booking),
             card=card,
-            masked_card=self._trace_of(card),
+            masked_card=self._masked(card),
+            limits=self._limits,
             timeout_seconds=self._timeout,
             clock=self._clock,
         )
@@ -99,7 +103,7 @@ class PayServer:
         token = page.next_token([payment.order_id for payment in payments])
         return pb.ListPaymentsResponse(payments=map(_payment, payments), next_page_token=token)
 
-    def _trace_of(self, card: Card) -> MaskedCard:
+    def _masked(self, card: Card) -> MaskedCard:
         fingerprint = hmac.new(self._fingerprint_key, card.number.encode(), hashlib.sha256).digest()
         return MaskedCard(brand=card.brand, last4=card.last4, fingerprint=fingerprint)
 

@@ -4,11 +4,13 @@ import asyncio
 import logging
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 
 from gotohotel.conflicts import until_saved
 from gotohotel.domain import Money
 from gotohotel.ids import new_id
 from pay_svc.domain import (
+    AttemptLimits,
     Booking,
     Card,
     Charge,
@@ -20,6 +22,7 @@ from pay_svc.domain import (
     Processor,
     ProcessorUnavailable,
     Refusal,
+    TooManyAttempts,
 )
 
 logger = logging.getLogger(__name__)
@@ -37,23 +40,35 @@ async def process_payment(
     booking: Booking,
     card: Card,
     masked_card: MaskedCard,
+    limits: AttemptLimits,
     timeout_seconds: float,
     clock: Clock,
 ) -> Payment:
     """Charges the order, unless it is charged or canceled already, or another attempt is open: then returns it
-    unchanged.
+    unchanged. Raises TooManyAttempts.
 
     The result is PENDING if the processor can't tell the outcome of the attempt; settle_payment will ask again.
     """
     now = clock()
     zero = Money.zero(amount.currency)
     payment = Payment(id=new_id(), order_id=order_id, amount=amount, refunded=zero, created_at=now, updated_at=now)
-    payment.start_attempt(attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now)
-    if not await payments.add(payment):
+    start = partial(
+        Payment.start_attempt,
+        attempt_id=attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now, limits=limits,
+    )  # fmt: skip
+    start(payment)
+    try:
+        added = await payments.add(payment, limits)
+    except TooManyAttempts:
+        stored = await payments.find(order_id)
+        if stored is None or stored.may_be_tried(attempt_id):
+            raise
+        return stored  # a repetition of a call whose attempt was admitted
+    if not added:
         payment = await payments.find(order_id) or payment
-        if not payment.start_attempt(attempt_id, amount=amount, booking=booking, card=masked_card, started_at=now):
+        if not start(payment):
             return payment
-        await payments.save(payment)
+        await payments.save(payment, limits)
     outcome = None
     try:
         async with asyncio.timeout(timeout_seconds):

@@ -6,11 +6,19 @@ from dataclasses import asdict, fields
 from datetime import timedelta
 
 from gotohotel.columns import Column, Columns, Statement
-from gotohotel.database import Connection, Row
+from gotohotel.database import Connection, Database, Row, delete_in_batches
 from gotohotel.domain import Money
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from pay_svc import wire
-from pay_svc.domain import Booking, MaskedCard, Payment, PaymentChanged, PaymentNotFound
+from pay_svc.domain import (
+    AttemptLimits,
+    Booking,
+    MaskedCard,
+    Payment,
+    PaymentChanged,
+    PaymentNotFound,
+    TooManyAttempts,
+)
 
 BOOKING_FIELDS = tuple(field.name for field in fields(Booking))
 
@@ -32,6 +40,7 @@ COLUMNS = Columns[Payment](
     Column("attempt_id", "uuid", lambda payment: payment.attempt_id),
     Column("attempt_open_since", "timestamptz", lambda payment: payment.attempt_open_since),
     Column("created_attempt_id", "uuid", lambda payment: payment.created_attempt_id),
+    Column("declined_at", "timestamptz[]", lambda payment: payment.declined_at),
     Column("decline_reason", "text", lambda payment: payment.decline_reason),
     Column("approval_no", "text", lambda payment: payment.approval_no),
     Column("approved_at", "timestamptz", lambda payment: payment.approved_at),
@@ -44,23 +53,58 @@ COLUMNS = Columns[Payment](
 STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
 CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
 
+# How often a guest's cards were declined since `:since`, and how many of her attempts are open. An order that this
+# statement can't see has an attempt that a concurrent call has just started.
+_ATTEMPTS = """
+    SELECT
+        entry.id,
+        CASE
+            WHEN payments.order_id IS NULL THEN 1
+            ELSE (payments.attempt_open_since IS NOT NULL)::integer
+                + (SELECT count(*) FROM unnest(payments.declined_at) AS at WHERE at > :since::timestamptz)
+        END AS attempts
+    FROM unnest(guest.orders) AS entry (id)
+    LEFT JOIN payments ON payments.order_id = entry.id
+"""
+
+# The first part of a statement that starts an attempt. It returns no row if the guest has reached the limit. One row
+# per guest makes it exact: concurrent attempts wait for the row, and count those before them.
+ADMITTED = f"""
+admitted AS (
+    INSERT INTO guests AS guest (owner, orders)
+    SELECT :owner::text, ARRAY[:order_id::uuid]
+    WHERE :max_declines::integer IS NOT NULL
+    ON CONFLICT (owner) DO UPDATE
+    SET (orders, changed_at) = (
+        SELECT array_agg(id) FILTER (WHERE attempts > 0 AND id <> excluded.orders[1]) || excluded.orders, now()
+        FROM ({_ATTEMPTS}) AS attempts
+    )
+    WHERE (SELECT coalesce(sum(attempts), 0) FROM ({_ATTEMPTS}) AS attempts) < :max_declines::integer
+    RETURNING owner
+)
+"""
+MAY_GO_ON = "(:max_declines::integer IS NULL OR EXISTS (SELECT FROM admitted))"
+
 # The primary key allows one payment per order: of two concurrent calls one inserts, the other finds the row.
 ADD = Statement(f"""
-WITH added AS (
+WITH {ADMITTED},
+added AS (
     INSERT INTO payments (order_id, id, created_at, {COLUMNS.listed})
-    VALUES (:order_id::uuid, :id::uuid, :created_at::timestamptz, {COLUMNS.parameters})
+    SELECT :order_id::uuid, :id::uuid, :created_at::timestamptz, {COLUMNS.parameters}
+    WHERE {MAY_GO_ON}
     ON CONFLICT DO NOTHING
     RETURNING order_id
 ),
 announced AS (
     {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM added)
 )
-SELECT count(*) FROM added
+SELECT (SELECT count(*) FROM added) AS stored, {MAY_GO_ON} AS admitted
 """)
 
 # Keys that a newer release has added to a stored booking are kept.
 SAVE = Statement(f"""
-WITH saved AS (
+WITH {ADMITTED},
+saved AS (
     UPDATE payments
     SET revision = revision + 1,
         booking = coalesce(payments.booking || new.booking, new.booking, payments.booking),
@@ -70,13 +114,19 @@ WITH saved AS (
     FROM (SELECT {COLUMNS.parameters}) AS new ({COLUMNS.listed})
     WHERE order_id = :order_id::uuid
       AND revision = :revision::bigint
+      AND {MAY_GO_ON}
     RETURNING order_id
 ),
 announced AS (
     {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
 )
-SELECT count(*) FROM saved
+SELECT (SELECT count(*) FROM saved) AS stored, {MAY_GO_ON} AS admitted
 """)
+
+PRUNE_GUESTS = """
+DELETE FROM guests
+WHERE owner IN (SELECT owner FROM guests WHERE changed_at < now() - interval '1 day' LIMIT 1000)
+"""
 
 FIND = f"""
 SELECT {STORED}
@@ -130,21 +180,14 @@ class PostgresPayments:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
-    async def add(self, payment: Payment) -> bool:
-        """Adds an order's first payment and its events. Returns False if the order has a payment already."""
-        added = await self._connection.fetchval(
-            *ADD.bind(
-                {
-                    "order_id": payment.order_id,
-                    "id": payment.id,
-                    "created_at": payment.created_at,
-                    **COLUMNS.values(payment),
-                    **outbox_values(wire.outbox_rows(payment)),
-                }
-            ),
-        )
+    async def add(self, payment: Payment, limits: AttemptLimits | None = None) -> bool:
+        """Adds an order's first payment and its events. Returns False if the order has a payment already.
+
+        Raises TooManyAttempts if `limits` are given and the guest has reached one.
+        """
+        stored = await self._store(ADD, payment, limits, id=payment.id, created_at=payment.created_at)
         payment.revision = 1
-        return bool(added)
+        return stored
 
     async def find(self, order_id: str) -> Payment | None:
         """An order's payment."""
@@ -166,25 +209,39 @@ class PostgresPayments:
         statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
         return [_payment(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
-    async def save(self, payment: Payment) -> None:
-        """Saves changes and stores events. Raises PaymentChanged if another save came in between."""
-        saved = await self._connection.fetchval(
-            *SAVE.bind(
-                {
-                    "order_id": payment.order_id,
-                    "revision": payment.revision,
-                    **COLUMNS.values(payment),
-                    **outbox_values(wire.outbox_rows(payment)),
-                }
-            ),
-        )
-        if not saved:
+    async def save(self, payment: Payment, limits: AttemptLimits | None = None) -> None:
+        """Saves changes and stores events. Raises PaymentChanged if another save came in between.
+
+        Raises TooManyAttempts if `limits` are given and the guest has reached one.
+        """
+        if not await self._store(SAVE, payment, limits, revision=payment.revision):
             raise PaymentChanged()
         payment.revision += 1
+
+    async def _store(
+        self, statement: Statement, payment: Payment, limits: AttemptLimits | None, **keys: object
+    ) -> bool:
+        values = {
+            "order_id": payment.order_id,
+            "max_declines": limits.declines_of_a_guest if limits else None,
+            "since": payment.updated_at - limits.window if limits else None,
+            **keys,
+            **COLUMNS.values(payment),
+            **outbox_values(wire.outbox_rows(payment)),
+        }
+        [row] = await self._connection.fetch(*statement.bind(values))
+        if limits and not row["admitted"]:
+            raise TooManyAttempts(retry_after_seconds=limits.window.total_seconds())
+        return bool(row["stored"])
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:
         """Orders whose payment has had an open attempt or an unfinished cancel for this long, and that are due now."""
         return [str(row["order_id"]) for row in await self._connection.fetch(UNSETTLED, open_for, limit)]
+
+
+async def prune_guests(database: Database) -> None:
+    """Deletes the rows of guests without an attempt in the last day."""
+    await delete_in_batches(database, PRUNE_GUESTS)
 
 
 def _booking(text: str) -> Booking:
@@ -209,6 +266,7 @@ def _payment(row: Row) -> Payment:
         card=card,
         attempt_id=str(row["attempt_id"]) if row["attempt_id"] else None,
         attempt_open_since=row["attempt_open_since"],
+        declined_at=tuple(row["declined_at"]),
         created_attempt_id=str(row["created_attempt_id"]) if row["created_attempt_id"] else None,
         decline_reason=row["decline_reason"],
         approval_no=row["approval_no"],

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import grpc
 import grpc.aio
 from google.protobuf.message import Message
+from google.rpc import error_details_pb2, status_pb2
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gotohotel import trace
@@ -63,6 +64,20 @@ class CallFailed(Exception):
         super().__init__(f"{error.code().name}: {error.details()}")
         self.code = error.code()
         self.never_sent = never_sent
+        details = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
+        self._status = status_pb2.Status.FromString(details if isinstance(details, bytes) else b"")
+
+    @property
+    def reason(self) -> str:
+        """The reason that the service gave (ErrorInfo), or ""."""
+        info = error_details_pb2.ErrorInfo()
+        return info.reason if any(detail.Unpack(info) for detail in self._status.details) else ""
+
+    @property
+    def retry_after_seconds(self) -> int | None:
+        """The time to wait that the service gave (RetryInfo)."""
+        retry = error_details_pb2.RetryInfo()
+        return retry.retry_delay.seconds if any(detail.Unpack(retry) for detail in self._status.details) else None
 
 
 class RpcClient:

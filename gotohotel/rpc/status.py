@@ -9,7 +9,7 @@ from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gotohotel.database import TRANSIENT
-from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, NotFound, WrongState
+from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, NotFound, TooMany, WrongState
 from gotohotel.ids import new_id
 from gotohotel.rpc.identity import PermissionDenied, Unauthenticated
 
@@ -57,6 +57,10 @@ def status_of(error: Exception) -> status_pb2.Status:
             return _status(code_pb2.ABORTED, error.reason(), str(error))
         case WrongState():
             return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
+        case TooMany():
+            return _status(
+                code_pb2.RESOURCE_EXHAUSTED, error.reason(), str(error), _retry_info(error.retry_after_seconds)
+            )
         case DomainError():
             return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
         case Unauthenticated():

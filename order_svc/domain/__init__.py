@@ -7,7 +7,7 @@ ports    interfaces that the use cases need
 errors   refusals
 """
 
-from order_svc.domain.booking import MAX_DAYS_AHEAD, MAX_NIGHTS, Booking, RoomType, Stay, Vacancy
+from order_svc.domain.booking import MAX_DAYS_AHEAD, MAX_NIGHTS, Booking, RoomType, Stay, UnpaidLimits, Vacancy
 from order_svc.domain.errors import (
     OrderChanged,
     OrderNotCancelable,
@@ -17,16 +17,21 @@ from order_svc.domain.errors import (
     RequestTaken,
     RoomTypeNotFound,
     SoldOut,
+    StayBegun,
+    TooManyAttempts,
+    TooManyUnpaid,
 )
 from order_svc.domain.order import FACTS, Facts, Order, OrderCanceled, Ordered, OrderExpired, Status, status_from
 from order_svc.domain.payment import (
     DECLINES,
     IN_PROGRESS,
     PAY_LATER,
+    TOO_MANY_ATTEMPTS,
     PaymentClosure,
     PaymentError,
     PaymentOutcome,
     declined,
+    too_many_attempts,
 )
 from order_svc.domain.ports import Orders, Payments, Request, RoomTypes
 
@@ -37,6 +42,7 @@ __all__ = [
     "MAX_DAYS_AHEAD",
     "MAX_NIGHTS",
     "PAY_LATER",
+    "TOO_MANY_ATTEMPTS",
     "Booking",
     "Facts",
     "Order",
@@ -61,7 +67,12 @@ __all__ = [
     "SoldOut",
     "Status",
     "Stay",
+    "StayBegun",
+    "TooManyAttempts",
+    "TooManyUnpaid",
+    "UnpaidLimits",
     "Vacancy",
     "declined",
     "status_from",
+    "too_many_attempts",
 ]

@@ -56,6 +56,19 @@ class RoomType:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class UnpaidLimits:
+    """What one guest may hold without paying.
+
+    Orders that could not be paid because payments are unavailable do not count. One whose payment is in progress counts
+    for `in_progress` only.
+    """
+
+    orders: int = 3
+    room_nights: int = 28
+    in_progress: int = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Vacancy:
     """A room type and how many of its rooms are free on every night of a stay."""
 

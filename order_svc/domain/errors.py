@@ -1,6 +1,6 @@
 """What may be refused."""
 
-from gotohotel.domain import Conflict, Invalid, NotFound, WrongState
+from gotohotel.domain import Conflict, Invalid, NotFound, TooMany, WrongState
 
 
 class OrderNotFound(NotFound):
@@ -32,6 +32,18 @@ class OrderNotPayable(WrongState):
 
 class OrderNotCancelable(WrongState):
     """The order is expired or rejected and can't be canceled."""
+
+
+class StayBegun(WrongState):
+    """The stay has begun: only the hotel can cancel it now."""
+
+
+class TooManyUnpaid(TooMany):
+    """The guest has too many unpaid orders: pay or cancel one first, or wait until one expires."""
+
+
+class TooManyAttempts(TooMany):
+    """Too many cards were declined; try again later."""
 
 
 class PaymentsUnreachable(Exception):

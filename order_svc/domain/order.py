@@ -1,12 +1,12 @@
 """The order: its events and its rules."""
 
 from dataclasses import dataclass, fields
-from datetime import datetime, timedelta
+from datetime import date, datetime, timedelta
 from enum import StrEnum
 
 from gotohotel.domain import Aggregate, Event, Invalid, Money
 from order_svc.domain.booking import Booking, RoomType
-from order_svc.domain.errors import OrderNotCancelable, OrderNotPayable
+from order_svc.domain.errors import OrderNotCancelable, OrderNotPayable, StayBegun
 from order_svc.domain.payment import IN_PROGRESS, PaymentClosure, PaymentError, PaymentOutcome, declined
 
 
@@ -205,12 +205,17 @@ class Order(Aggregate):
         self.payment_error = declined(reason)
         self.updated_at = max(self.updated_at, at)
 
-    def cancel(self, reason: str, *, at: datetime) -> None:
-        """Requests the cancel. Changes nothing if the order is CANCELING or CANCELED."""
+    def cancel(self, reason: str, *, at: datetime, guests_date: date | None = None) -> None:
+        """Requests the cancel. Changes nothing if the order is CANCELING or CANCELED.
+
+        `guests_date` is the property's date if a guest cancels: from the day after check-in on only the desk may.
+        """
         if self.status in (Status.EXPIRED, Status.REJECTED):
             raise OrderNotCancelable()
         if self.status in (Status.CANCELING, Status.CANCELED):
             return
+        if guests_date is not None and guests_date > self.booking.stay.check_in:
+            raise StayBegun()
         self.facts.cancel_asked_at = at
         self.updated_at = at
         self.record(OrderCanceled(occurred_at=at, reason=reason))

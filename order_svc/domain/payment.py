@@ -45,6 +45,18 @@ def declined(reason: str) -> PaymentError:
     return PaymentError(reason=known, message=DECLINES[known])
 
 
+TOO_MANY_ATTEMPTS = "TOO_MANY_ATTEMPTS"
+
+
+def too_many_attempts(retry_after_seconds: int | None) -> PaymentError:
+    """The guest's cards were declined too often, so that pay_svc did not try this one."""
+    return PaymentError(
+        reason=TOO_MANY_ATTEMPTS,
+        message="Too many cards were declined; try again later.",
+        retry_after_seconds=retry_after_seconds,
+    )
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PaymentOutcome:
     """pay_svc's answer for an attempt: approved, declined, or (`settled` false) not known yet.

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from order_svc.domain.booking import RoomType
+from order_svc.domain.booking import RoomType, UnpaidLimits
 from order_svc.domain.order import Order
 from order_svc.domain.payment import PaymentClosure, PaymentOutcome
 
@@ -30,11 +30,13 @@ class RoomTypes(Protocol):
 class Orders(Protocol):
     """Stores orders. A save raises OrderChanged if another save came in between."""
 
-    async def place(self, order: Order, room_type: RoomType, request: Request | None) -> bool:
+    async def place(
+        self, order: Order, room_type: RoomType, request: Request | None, limits: UnpaidLimits = ...
+    ) -> bool:
         """Stores a new order, holds its nights and claims its request, or does none of it.
 
-        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, or Invalid if a
-        night is not on sale.
+        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, TooManyUnpaid if
+        the guest has reached a limit, or Invalid if a night is not on sale.
         """
 
     async def get(self, order_id: str, *, owner: str | None) -> Order:

@@ -19,12 +19,16 @@ from order_svc.domain import (
     RequestTaken,
     RoomType,
     SoldOut,
+    TooManyUnpaid,
+    UnpaidLimits,
 )
 from order_svc.store.expiry import PostgresExpiry
+from order_svc.store.guests import ADMIT
 from order_svc.store.rows import STORED, order_of
 
 logger = logging.getLogger(__name__)
 
+RETRY_UNPAID_SECONDS = 60.0  # an unpaid order expires after some minutes
 CLAIM_COLUMNS = ("subject", "method", "request_id", "fingerprint")
 PLACED = Columns[Order](
     Column("id", "uuid", lambda order: order.id),
@@ -67,17 +71,18 @@ CHANGED = ", ".join(
     f"{column} = change.{column}" for column in CHANGES.names if column not in ("id", "revision", "holds_nights")
 )
 
-# A new order is one statement, and so one transaction and one round trip: the request id, the nights, the order and its
-# event, or none of them. The room type's version is compared, because the price comes from a cached copy. Nights are
-# locked in a fixed order, so that overlapping stays wait for one another instead of deadlocking.
+# A new order is one statement, so one transaction and one round trip: the request id, the guest's limit, the nights,
+# the order and its event, or none of them. The room type's version is compared, because the price comes from a cached
+# copy. Nights are locked in a fixed order, so that overlapping stays wait for one another instead of deadlocking.
 PLACE = Statement(f"""
 WITH priced AS (
     SELECT id FROM room_types WHERE id = :room_type AND version = :room_type_version
 ),
+admitted AS ({ADMIT}),
 nights AS (
     SELECT night
     FROM allotment
-    WHERE room_type = (SELECT id FROM priced)
+    WHERE room_type = (SELECT id FROM priced WHERE EXISTS (SELECT FROM admitted))
       AND night >= :check_in::date
       AND night < :check_out::date
     ORDER BY night
@@ -94,7 +99,7 @@ held AS (
 placed AS (
     INSERT INTO orders ({PLACED.listed}, nights_held, version, updated_at)
     SELECT {PLACED.parameters}, (SELECT count(*) FROM held), 1, :created_at
-    FROM priced
+    FROM admitted
     RETURNING id
 ),
 claimed AS (
@@ -106,7 +111,7 @@ claimed AS (
 announced AS (
     {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM placed)
 )
-SELECT count(*) FROM placed
+SELECT (SELECT count(*) FROM placed) AS placed, (SELECT count(*) FROM priced) AS priced
 """)
 
 GET = f"""
@@ -199,21 +204,30 @@ SELECT count(*) FROM saved
 class PostgresOrders(PostgresExpiry):
     """The Orders port, on a transaction or on the pool."""
 
-    async def place(self, order: Order, room_type: RoomType, request: Request | None) -> bool:
+    async def place(
+        self,
+        order: Order,
+        room_type: RoomType,
+        request: Request | None,
+        limits: UnpaidLimits = UnpaidLimits(),  # noqa: B008 - frozen
+    ) -> bool:
         """Stores a new order, holds its nights and claims its request, or does none of it.
 
-        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, or Invalid if a
-        night is not on sale.
+        Returns False if the room type has changed since it was loaded. Raises SoldOut, RequestTaken, TooManyUnpaid if
+        the guest has reached a limit, or Invalid if a night is not on sale.
         """
         claim = (*request.key, request.fingerprint) if request else (None, None, None, None)
         try:
-            placed = await self._connection.fetchval(
+            [row] = await self._connection.fetch(
                 *PLACE.bind(
                     {
                         **dict(zip(CLAIM_COLUMNS, claim, strict=True)),
                         **PLACED.values(order),
                         "resource_id": order.id,
                         "room_type_version": room_type.version,
+                        "max_unpaid_orders": limits.orders,
+                        "max_unpaid_nights": limits.room_nights,
+                        "max_in_progress": limits.in_progress,
                         **outbox_values(wire.outbox_rows(order)),
                     }
                 ),
@@ -228,8 +242,10 @@ class PostgresOrders(PostgresExpiry):
             if error.constraint_name == "orders_hold_every_night":
                 raise Invalid("checkOut", "is beyond what is on sale") from None
             raise
+        if row["priced"] and not row["placed"]:
+            raise TooManyUnpaid(retry_after_seconds=RETRY_UNPAID_SECONDS)
         order.revision = 1
-        return bool(placed)
+        return bool(row["placed"])
 
     async def get(self, order_id: str, *, owner: str | None) -> Order:
         """An order. Raises OrderNotFound if it does not exist or belongs to another owner (None: any owner)."""

@@ -8,13 +8,29 @@ errors   refusals and failures
 """
 
 from pay_svc.domain.card import BRANDS, Card, MaskedCard
-from pay_svc.domain.errors import AttemptOpen, PaymentChanged, PaymentNotFound, ProcessorUnavailable, RefundPending
+from pay_svc.domain.errors import (
+    AttemptOpen,
+    PaymentChanged,
+    PaymentNotFound,
+    ProcessorUnavailable,
+    RefundPending,
+    TooManyAttempts,
+)
 from pay_svc.domain.outcome import Charge, DeclineReason, Refusal
-from pay_svc.domain.payment import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined, Status
+from pay_svc.domain.payment import (
+    AttemptLimits,
+    Booking,
+    Payment,
+    PaymentApproved,
+    PaymentCanceled,
+    PaymentDeclined,
+    Status,
+)
 from pay_svc.domain.ports import Payments, Processor
 
 __all__ = [
     "BRANDS",
+    "AttemptLimits",
     "AttemptOpen",
     "Booking",
     "Card",
@@ -33,4 +49,5 @@ __all__ = [
     "RefundPending",
     "Refusal",
     "Status",
+    "TooManyAttempts",
 ]

@@ -1,6 +1,6 @@
 """Refusals and failures."""
 
-from gotohotel.domain import Conflict, NotFound
+from gotohotel.domain import Conflict, NotFound, TooMany
 
 
 class PaymentNotFound(NotFound):
@@ -12,11 +12,15 @@ class PaymentChanged(Conflict):
 
 
 class AttemptOpen(Conflict):
-    """An attempt to charge the card is still open: what became of it has to be known first."""
+    """An attempt to charge the card is still open; its outcome must be known first."""
+
+
+class TooManyAttempts(TooMany):
+    """Too many cards were declined; try again later."""
 
 
 class RefundPending(Conflict):
-    """The card processor has not given the money back yet; the cancel stands and is carried through."""
+    """The card processor has not completed the refund yet; it will be retried automatically."""
 
 
 class ProcessorUnavailable(Exception):

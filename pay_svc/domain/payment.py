@@ -1,13 +1,13 @@
 """The payment: its events and its rules."""
 
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 
 from gotohotel.domain import Aggregate, Event, Money
 from pay_svc.domain.card import MaskedCard
-from pay_svc.domain.errors import AttemptOpen
-from pay_svc.domain.outcome import Charge, Refusal
+from pay_svc.domain.errors import AttemptOpen, TooManyAttempts
+from pay_svc.domain.outcome import Charge, DeclineReason, Refusal
 
 
 class Status(StrEnum):
@@ -31,6 +31,17 @@ class Booking:
     check_out: str
     owner: str
     unknown: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptLimits:
+    """How often cards may be declined, against trying out stolen numbers: for an order, and for a guest in a window of
+    time. Attempts that failed because the processor was unavailable do not count.
+    """
+
+    declines_of_an_order: int = 5
+    declines_of_a_guest: int = 10
+    window: timedelta = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +82,7 @@ class Payment(Aggregate):
         card: MaskedCard | None = None,
         attempt_id: str | None = None,
         attempt_open_since: datetime | None = None,
+        declined_at: tuple[datetime, ...] = (),
         created_attempt_id: str | None = None,
         decline_reason: str = "",
         approval_no: str = "",
@@ -92,6 +104,7 @@ class Payment(Aggregate):
         self.card = card
         self.attempt_id = attempt_id
         self.attempt_open_since = attempt_open_since
+        self.declined_at = declined_at  # when cards were declined, oldest first
         self.created_attempt_id = created_attempt_id
         self.decline_reason = decline_reason
         self.approval_no = approval_no
@@ -117,11 +130,23 @@ class Payment(Aggregate):
         return self.status == Status.DECLINED and not ends and self.attempt_id != attempt_id
 
     def start_attempt(
-        self, attempt_id: str, *, amount: Money, booking: Booking, card: MaskedCard, started_at: datetime
+        self,
+        attempt_id: str,
+        *,
+        amount: Money,
+        booking: Booking,
+        card: MaskedCard,
+        started_at: datetime,
+        limits: AttemptLimits,
     ) -> bool:
-        """Records the intent, before the processor is called. Returns False if this attempt is not allowed."""
+        """Records the intent, before the processor is called. Returns False if this attempt is not allowed.
+
+        Raises TooManyAttempts if cards were declined too often for this order.
+        """
         if not self.may_be_tried(attempt_id):
             return False
+        if len(self.declined_at) >= limits.declines_of_an_order:
+            raise TooManyAttempts(retry_after_seconds=limits.window.total_seconds())
         self.attempt_id = attempt_id
         self.attempt_open_since = started_at
         self.amount = amount
@@ -155,6 +180,8 @@ class Payment(Aggregate):
             self.record(PaymentApproved(occurred_at=at, approval_no=outcome.approval_no))
         else:
             self.decline_reason = outcome.reason
+            if outcome.reason != DeclineReason.PAYMENT_UNAVAILABLE:
+                self.declined_at += (at,)
             self.record(PaymentDeclined(occurred_at=at, attempt_id=self.attempt_id or "", reason=outcome.reason))
             if self.close_asked_at:
                 self.cancel(at=at)
@@ -164,8 +191,8 @@ class Payment(Aggregate):
         """Ensures that no attempt starts from now on, and cancels the payment unless it is charged or an attempt is
         open.
 
-        The outcome of an open attempt decides: declined, the payment is canceled; charged, the payment stands. Safe to
-        repeat.
+        The outcome of an open attempt decides: if it is declined the payment is canceled, if it is charged the payment
+        stays APPROVED. Safe to repeat.
         """
         if self.close_asked_at is None and not self.cancel_asked_at:
             self.close_asked_at = at

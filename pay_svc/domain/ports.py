@@ -6,19 +6,22 @@ from typing import Protocol
 from gotohotel.domain import Money
 from pay_svc.domain.card import Card
 from pay_svc.domain.outcome import Charge, Refusal
-from pay_svc.domain.payment import Payment
+from pay_svc.domain.payment import AttemptLimits, Payment
 
 
 class Payments(Protocol):
-    """Stores payments. A save raises PaymentChanged if another save came in between."""
+    """Stores payments. A save raises PaymentChanged if another save came in between.
 
-    async def add(self, payment: Payment) -> bool:
+    `limits` are given if an attempt starts with this save: it raises TooManyAttempts if the guest has reached one.
+    """
+
+    async def add(self, payment: Payment, limits: AttemptLimits | None = None) -> bool:
         """Adds an order's first payment and its events. Returns False if the order has a payment already."""
 
     async def find(self, order_id: str) -> Payment | None:
         """An order's payment."""
 
-    async def save(self, payment: Payment) -> None:
+    async def save(self, payment: Payment, limits: AttemptLimits | None = None) -> None:
         """Saves changes and stores events."""
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:

@@ -103,8 +103,10 @@ class FakeOrders(Table):
         self.outage_began: datetime | None = None
         self.clock: Callable[[], datetime] = lambda: datetime.now(UTC)  # the database's time
 
-    async def place(self, order: orders.Order, room_type: orders.RoomType, claim: Any) -> bool:
-        """Like PostgresOrders.place."""
+    async def place(
+        self, order: orders.Order, room_type: orders.RoomType, claim: Any, _: orders.UnpaidLimits | None = None
+    ) -> bool:
+        """Like PostgresOrders.place, for guests without limits."""
 
         def place() -> bool:
             if claim is not None and claim.key in self.claims:
@@ -227,8 +229,8 @@ class FakePayments(Table):
     def __init__(self, steps: Steps) -> None:
         super().__init__(steps, pay.PaymentChanged)
 
-    async def add(self, payment: pay.Payment) -> bool:
-        """Like PostgresPayments.add."""
+    async def add(self, payment: pay.Payment, _: pay.AttemptLimits | None = None) -> bool:
+        """Like PostgresPayments.add, for guests without limits."""
 
         def add() -> bool:
             if payment.order_id in self.rows:
@@ -246,8 +248,8 @@ class FakePayments(Table):
         found: pay.Payment | None = await self.step(lambda: self.load(order_id))
         return found
 
-    async def save(self, payment: pay.Payment) -> None:
-        """Like PostgresPayments.save."""
+    async def save(self, payment: pay.Payment, _: pay.AttemptLimits | None = None) -> None:
+        """Like PostgresPayments.save, for guests without limits."""
         await self.step(lambda: self.put(payment.order_id, payment, pay_wire.outbox_rows(payment)))
 
     async def unsettled(self, *, open_for: timedelta, limit: int) -> list[str]:

@@ -119,6 +119,7 @@ class FakeChannel:
                 booking=pay_wire.booking_from_proto(request.booking),
                 card=pay.Card(request.card_no),
                 masked_card=TRACE,
+                limits=pay.AttemptLimits(declines_of_an_order=1_000_000),
                 timeout_seconds=FOREVER,
                 clock=clock,
             )
@@ -226,6 +227,7 @@ class Hotel:
             payments=self._payments,
             clock=self.clock,
             unpaid_for=timedelta(minutes=15),
+            unpaid_limits=orders.UnpaidLimits(),
         )
 
     @property

@@ -26,6 +26,7 @@ from order_svc.domain import (
     RoomType,
     Status,
     Stay,
+    StayBegun,
     declined,
 )
 
@@ -187,6 +188,24 @@ def test_an_order_that_others_ended_cannot_be_canceled(ended: Callable[[], Order
     """An expired or rejected order has nothing left to cancel."""
     with pytest.raises(OrderNotCancelable):
         ended().cancel("", at=NOON)
+
+
+@pytest.mark.parametrize(("days", "may"), [(-1, True), (0, True), (1, False), (2, False), (400, False)])
+def test_a_guest_cancels_until_the_day_of_arrival(days: int, may: bool) -> None:
+    """From 00:00 of the next day on only the desk can cancel. A cancel that was asked for before stays as it is."""
+    order, canceled = a_paid_order(), a_paid_order()
+    date = order.booking.stay.check_in + timedelta(days=days)
+    canceled.cancel("in time", at=NOON)
+
+    if may:
+        order.cancel("", at=NOON, guests_date=date)
+    else:
+        with pytest.raises(StayBegun):
+            order.cancel("", at=NOON, guests_date=date)
+        order.cancel("by the desk", at=NOON)
+    canceled.cancel("again", at=NOON, guests_date=date)
+
+    assert order.status == canceled.status == Status.CANCELING
 
 
 def test_canceling_twice_announces_once() -> None:

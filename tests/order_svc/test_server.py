@@ -6,6 +6,7 @@ from gotohotel.database import Database
 from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
+from order_svc.domain import UnpaidLimits
 from order_svc.server import OrderServer
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 from tests.order_svc.test_store import TODAY, Closing, change_room_type
@@ -28,6 +29,7 @@ def server_over(database: Database) -> OrderServer:
         clock=lambda: datetime.now(UTC),
         today=today,
         unpaid_minutes=15,
+        unpaid_limits=UnpaidLimits(),
         phone_region="KR",
     )
 

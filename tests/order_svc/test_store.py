@@ -61,10 +61,10 @@ async def change_room_type(database: Database, capacity: int, version: int = 1) 
     return room_type
 
 
-def an_order(room_type: RoomType, *, first: int = 0, nights: int = 1, owner: str = "alice") -> Order:
-    """A new order, not stored yet."""
+def an_order(room_type: RoomType, *, first: int = 0, nights: int = 1, owner: str | None = None) -> Order:
+    """A new order, not stored yet; of a guest without other orders, unless `owner` is given."""
     stay = Stay(TODAY + timedelta(days=first), TODAY + timedelta(days=first + nights))
-    booking = Booking(owner=owner, name="A", phone_no="", room_type="Prime", guest_cnt=1, stay=stay)
+    booking = Booking(owner=owner or new_id(), name="A", phone_no="", room_type="Prime", guest_cnt=1, stay=stay)
     return Order.place(new_id(), booking, room_type, placed_at=NOW, expires_at=NOW + timedelta(minutes=15))
 
 
@@ -77,7 +77,7 @@ async def held(database: Database) -> dict[int, tuple[int, int]]:
 async def test_a_stored_order_is_the_same_order(order_database: Database) -> None:
     """Loading the order returns what was stored, and its nights are held."""
     room_type = await change_room_type(order_database, 1)
-    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type, nights=3)
+    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type, nights=3, owner="alice")
 
     assert await orders.place(order, room_type, None)
 
@@ -464,7 +464,7 @@ async def test_room_types_and_orders_change_in_one_order_of_locks(order_database
     for number in range(60):
         stay = Stay(TODAY + timedelta(days=number % 4), TODAY + timedelta(days=number % 4 + 5))
         name = names[number % 2]
-        booking = Booking(owner="a", name="A", phone_no="", room_type=name, guest_cnt=1, stay=stay)
+        booking = Booking(owner=new_id(), name="A", phone_no="", room_type=name, guest_cnt=1, stay=stay)
         order = Order.place(new_id(), booking, types[name], placed_at=NOW, expires_at=NOW + timedelta(minutes=15))
         await orders.place(order, types[name], None)
         placed.append(order)

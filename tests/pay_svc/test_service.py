@@ -5,6 +5,7 @@ Long because every way in which a payment can fail has a test.
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 
@@ -16,6 +17,7 @@ from gotohotel.ids import new_id
 from gotohotel.order.v1 import events_pb2 as order_events
 from pay_svc import service, wire
 from pay_svc.domain import (
+    AttemptLimits,
     AttemptOpen,
     Booking,
     Card,
@@ -40,9 +42,12 @@ def clock() -> datetime:
 
 
 class Desk:
-    """pay_svc's use cases for one order."""
+    """pay_svc's use cases for one order of a guest."""
 
-    def __init__(self, database: Database, processor: SandboxProcessor | None = None) -> None:
+    def __init__(
+        self, database: Database, processor: SandboxProcessor | None = None, *, owner: str | None = None
+    ) -> None:
+        self.booking = replace(BOOKING, owner=owner or new_id())
         self.payments = PostgresPayments(database.autocommit)
         self.processor = processor or SandboxProcessor(database, delay_ms=0)
         self.database = database
@@ -56,9 +61,10 @@ class Desk:
             order_id=self.order_id,
             attempt_id=attempt_id or new_id(),
             amount=AMOUNT,
-            booking=BOOKING,
+            booking=self.booking,
             card=card,
             masked_card=MaskedCard(brand=card.brand, last4=card.last4, fingerprint=b"f"),
+            limits=AttemptLimits(),
             timeout_seconds=1,
             clock=clock,
         )
@@ -418,7 +424,7 @@ async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(p
     connection = pay_database.autocommit
     await connection.execute("UPDATE payments SET booking = booking || jsonb_build_object('special_request', 'late')")
 
-    assert (await desk.pay(GOOD)).booking == BOOKING
+    assert (await desk.pay(GOOD)).booking == desk.booking
     assert len(await desk.payments.page(owner=None, before="ffffffff-ffff-ffff-ffff-ffffffffffff", size=9)) == 1
 
     assert await connection.fetchval("SELECT booking ->> 'special_request' FROM payments") == "late"
@@ -451,10 +457,14 @@ def test_a_payment_is_not_canceled_while_an_attempt_is_open() -> None:
         id=new_id(), order_id=new_id(), amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now
     )
     card = MaskedCard(brand="VISA", last4="4242", fingerprint=b"")
-    assert payment.start_attempt(new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now)
+    assert payment.start_attempt(
+        new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now, limits=AttemptLimits()
+    )
 
     with pytest.raises(AttemptOpen):
         payment.cancel(at=now)
 
     assert payment.status == Status.PENDING
-    assert not payment.start_attempt(new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now)
+    assert not payment.start_attempt(
+        new_id(), amount=AMOUNT, booking=BOOKING, card=card, started_at=now, limits=AttemptLimits()
+    )

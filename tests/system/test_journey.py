@@ -189,3 +189,54 @@ def test_rooms_too_small_are_not_offered(hotel: Hotel) -> None:
 
     assert {"Prime", "childRoom"} <= {room["roomType"] for room in rooms}
     assert "Normal" not in {room["roomType"] for room in rooms}
+
+
+DECLINED = "4000000000000002"
+YESTERDAY = "UPDATE orders SET check_in = check_in - 400, check_out = check_out - 400 WHERE id = $1"
+AS_BEFORE = "UPDATE orders SET check_in = check_in + 400, check_out = check_out + 400 WHERE id = $1"
+
+
+def test_a_guest_who_tries_out_cards_is_stopped(hotel: Hotel, guest: Client) -> None:
+    """After five declines of an order: 429 with the time to wait. The order stays as it is and says why."""
+    order = hotel.order(guest, card=DECLINED)
+    for _ in range(4):
+        assert (
+            guest.post(f"/orders/{order['id']}:pay", {"cardNo": DECLINED})["paymentError"]["reason"] == "CARD_DECLINED"
+        )
+
+    refused = guest.request("POST", f"/orders/{order['id']}:pay", json={"cardNo": "4242424242424242"})
+
+    assert refused.status_code == 429
+    assert refused.json()["details"][0]["reason"] == "TOO_MANY_ATTEMPTS"
+    assert refused.json()["details"][1]["retryDelay"] == "3600s"
+    assert refused.headers["retry-after"] == "3600"
+    unpaid = guest.get(f"/orders/{order['id']}")
+    assert (unpaid["status"], unpaid["paymentError"]["reason"]) == ("PAYMENT_PENDING", "TOO_MANY_ATTEMPTS")
+
+
+def test_a_guest_with_three_unpaid_orders_books_no_fourth(hotel: Hotel, guest: Client) -> None:
+    """429 with the time to wait; after a payment she may book again. Another guest is not affected."""
+    orders = [hotel.order(guest, card=None) for _ in range(3)]
+
+    refused = guest.request("POST", "/orders", json=hotel.booking())
+    hotel.order(hotel.caller(), card=None)
+    guest.post(f"/orders/{orders[0]['id']}:pay", {"cardNo": "4242424242424242"})
+
+    assert refused.status_code == 429
+    assert refused.json()["details"][0]["reason"] == "TOO_MANY_UNPAID"
+    assert int(refused.headers["retry-after"]) > 0
+    assert hotel.order(guest, card=None)["status"] == "PAYMENT_PENDING"
+
+
+def test_a_guest_cannot_cancel_a_stay_that_has_begun(hotel: Hotel, guest: Client) -> None:
+    """The day after check-in it is the desk's decision; a booking for tonight can be canceled today."""
+    tonight = guest.post("/orders", {"name": "Guest", "roomType": hotel.room_type(5), "cardNo": "4242424242424242"})
+    begun = hotel.order(guest)
+    query(hotel, "order_svc", YESTERDAY, begun["id"])
+
+    refused = guest.request("POST", f"/orders/{begun['id']}:cancel", json={})
+
+    assert refused.status_code == 400
+    assert refused.json()["details"][0]["reason"] == "STAY_BEGUN"
+    assert guest.post(f"/orders/{tonight['id']}:cancel")["status"] in ("CANCELING", "CANCELED")
+    query(hotel, "order_svc", AS_BEFORE, begun["id"])
