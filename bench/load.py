@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
+from functools import partial
 
 NIGHTS = 300  # number of guests that the orders are spread over
 CARD = "4242424242424242"
@@ -42,7 +43,7 @@ async def run(
     async with asyncio.TaskGroup() as tasks:
         for number, token in enumerate(guests):
             first = started + interval * number / len(guests)
-            request = _requests(port, token, room_type)
+            request = partial(request_of, port, token, room_type)
             tasks.create_task(_client(port, request, outcome, ends=ends, first=first, interval=interval))
     outcome.seconds = time.perf_counter() - started
     return outcome
@@ -61,9 +62,7 @@ async def _client(
         if began >= ends:
             break
         writer.write(request())
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        body = await reader.readexactly(length)
+        _, body = await read_answer(reader)
         if b'"status":"PAID"' in body:
             outcome.latencies.append(time.perf_counter() - began)
         else:
@@ -72,24 +71,29 @@ async def _client(
     await writer.wait_closed()
 
 
-def _requests(port: int, token: str, room_type: str) -> Callable[[], bytes]:
-    head = (
+async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Status and body of one answer with a Content-Length. Raises OSError if the connection ends before."""
+    try:
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
+        return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
+    except asyncio.IncompleteReadError as error:
+        raise ConnectionError("the connection has ended") from error
+
+
+def request_of(port: int, token: str, room_type: str) -> bytes:
+    """POST /orders with a card, for a random night."""
+    night = date.today() + timedelta(days=random.randrange(2, NIGHTS))  # noqa: DTZ011 - any day near today will do
+    order = {
+        "name": "Bench",
+        "roomType": room_type,
+        "guestCnt": 2,
+        "checkIn": night.isoformat(),
+        "checkOut": (night + timedelta(days=1)).isoformat(),
+        "cardNo": CARD,
+    }
+    body = json.dumps(order).encode()
+    return (
         f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n"
-        "Content-Type: application/json\r\nContent-Length: "
-    ).encode()
-    today = date.today()  # noqa: DTZ011 - any day near today will do
-
-    def request() -> bytes:
-        night = today + timedelta(days=random.randrange(2, NIGHTS))
-        order = {
-            "name": "Bench",
-            "roomType": room_type,
-            "guestCnt": 2,
-            "checkIn": night.isoformat(),
-            "checkOut": (night + timedelta(days=1)).isoformat(),
-            "cardNo": CARD,
-        }
-        body = json.dumps(order).encode()
-        return head + str(len(body)).encode() + b"\r\n\r\n" + body
-
-    return request
+        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    ).encode() + body

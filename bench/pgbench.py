@@ -14,7 +14,8 @@ from pathlib import Path
 import asyncpg
 
 from gotohotel.columns import Statement
-from gotohotel.database import KERNEL_MIGRATIONS, SESSION, migrate
+from gotohotel.database import SESSION
+from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import postgres
 from ops.stack import Stack
 from order_svc.domain import FACTS
@@ -27,7 +28,7 @@ ROOM_TYPE = "Bench"
 PAYLOAD = f"'\\x{bytes(range(160)).hex()}'::bytea"
 SCHEMAS = {
     "order_svc": ("orders", "guests", "allotment", "room_types", "requests", "outbox"),
-    "pay_svc": ("payments", "guests", "outbox"),
+    "pay_svc": ("payments", "guest_attempts", "outbox"),
     "sandbox": ("entries", "ledger"),
 }
 MIGRATIONS = {

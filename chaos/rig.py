@@ -47,7 +47,9 @@ def running_stack() -> Iterator[tuple[Stack, Links]]:
         stack = dataclasses.replace(plain, detours=links.open())
         resources.callback(links.close)
         resources.callback(stack.down)
-        os.environ.update(WITHOUT_LIMITS)
+        for name, value in WITHOUT_LIMITS.items():
+            os.environ[name] = value
+            resources.callback(os.environ.pop, name)
         stack.up()
         yield stack, links
 

@@ -83,7 +83,7 @@ local function object_end(text, at, fields, path, depth, values)
     local field = lookup(fields, key, path)
     local name = field and field[1] or key
     if seen[name] then
-      invalid("is there twice", field and path .. name or nil)
+      invalid("is given twice", field and path .. name or nil)
     end
     seen[name] = true
     at = skip(text, stop)
@@ -156,22 +156,30 @@ local function check_json(text, message, path_names, path_values)
   end
 end
 
--- The entry of CALLS for a JSON call, and the values of the fields in its path; nil if there is none.
+-- The entry of CALLS for a JSON call, and the values of the fields in its path; otherwise nil and the methods that this
+-- path has.
 local function find_call(method, path)
+  local methods = {}
   for _, call in ipairs(CALLS) do
-    if call[1] == method then
-      local values = {path:match(call[2])}
-      if values[1] ~= nil then
+    local values = {path:match(call[2])}
+    if values[1] ~= nil then
+      if call[1] == method then
         return call, values
       end
+      methods[#methods + 1] = call[1]
     end
   end
+  return nil, methods
 end
 
 local function check_call(headers, text)
   local path, query = headers:get(":path"):match("^([^?]*)%??(.*)$")
   local call, path_values = find_call(headers:get(":method"), path)
   if call == nil then
+    if #path_values > 0 then
+      error({status = "405", reason = "METHOD_NOT_ALLOWED", message = "the method is not allowed at this path",
+        allow = table.concat(path_values, ", ")}, 0)
+    end
     return -- there is nothing at this path: the router says so
   elseif not call[3] then
     if text:find("[^%s]") and not text:find("^%s*{%s*}%s*$") then
@@ -257,6 +265,6 @@ function envoy_on_request(handle)
     handle:logErr(refusal)
     refuse(handle, "400", "INVALID_ARGUMENT", "the body can't be read")
   else
-    refuse(handle, "400", refusal.reason, refusal.message, refusal.field)
+    refuse(handle, refusal.status or "400", refusal.reason, refusal.message, refusal.field, refusal.allow)
   end
 end

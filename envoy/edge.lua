@@ -139,6 +139,14 @@ end
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
 function envoy_on_response(handle)
   local headers = handle:headers()
+  if headers:get("content-type") == "application/json" then
+    -- Answers are about guests: no cache keeps them. What gRPC says in headers is in the body.
+    headers:replace("cache-control", "no-store")
+    headers:remove("grpc-accept-encoding")
+    headers:remove("grpc-status")
+    headers:remove("grpc-message")
+    headers:remove("grpc-status-details-bin")
+  end
   local status = headers:get(":status")
   if status == "429" or status == "503" then
     add_retry_after(handle)
@@ -164,7 +172,7 @@ function envoy_on_response(handle)
   end
   local refusal = string.format(
     '{"code":3,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
-    '"reason":"INVALID_ARGUMENT","domain":"gotohotel"}%s]}', message, violation)
+    '"reason":"INVALID_ARGUMENT","domain":"gotohotel","metadata":{"retryable":"false"}}%s]}', message, violation)
   body:setBytes(refusal)
   handle:headers():replace("content-length", tostring(#refusal))
 end

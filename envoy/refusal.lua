@@ -1,10 +1,11 @@
 -- How this gateway's own scripts refuse a call: google.rpc.Status, as JSON or in gRPC's headers.
 
 -- HTTP status → google.rpc.Code.
-local CODES = {["400"] = 3, ["401"] = 16, ["413"] = 3, ["415"] = 3, ["431"] = 3}
+local CODES = {["400"] = 3, ["401"] = 16, ["405"] = 12, ["413"] = 3, ["415"] = 3, ["431"] = 3}
 
--- `field` is the name of the invalid field, or nil. None of the texts repeats a value that was sent.
-local function refuse(handle, status, reason, message, field)
+-- `field` is the name of the invalid field, `allow` the methods of the path; both may be nil. None of the texts repeats a
+-- value that was sent.
+local function refuse(handle, status, reason, message, field, allow)
   local code = CODES[status]
   if handle:headers():get("x-gotohotel-native-grpc") ~= nil then
     handle:respond({[":status"] = status, ["grpc-status"] = tostring(code)}, message)
@@ -19,6 +20,6 @@ local function refuse(handle, status, reason, message, field)
   end
   local body = string.format(
     '{"code":%d,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
-    '"reason":"%s","domain":"gotohotel"}%s]}', code, message, reason, violation)
-  handle:respond({[":status"] = status, ["content-type"] = "application/json"}, body)
+    '"reason":"%s","domain":"gotohotel","metadata":{"retryable":"false"}}%s]}', code, message, reason, violation)
+  handle:respond({[":status"] = status, ["content-type"] = "application/json", ["allow"] = allow}, body)
 end

@@ -22,17 +22,11 @@ from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted
 from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
-from gotohotel.database import (
-    KERNEL_MIGRATIONS,
-    TRANSIENT,
-    Database,
-    SchemaBehind,
-    open_database,
-    require_migrations,
-)
+from gotohotel.database import TRANSIENT, Database, open_database
 from gotohotel.outbox import Relay
 from gotohotel.policies import Policies
 from gotohotel.rpc.server import RpcServer
+from gotohotel.schema import KERNEL_MIGRATIONS, SchemaBehind, require_migrations
 from gotohotel.settings import S, SettingRefused, Settings, read_settings
 
 logger = logging.getLogger(__name__)
@@ -147,17 +141,18 @@ class App:
         while not self._stopping.is_set():
             try:
                 await self._bus.connect(self._stopping)
+                if self._consumer is not None and not self._stopping.is_set():
+                    await self._consumer.declare()
+                self._is_declared = True
                 if self._consumer is None or self._stopping.is_set():
                     return
-                await self._consumer.declare()
-                self._is_declared = True
                 await self._consumer.run(self._stopping)
             except DeclarationDiffers as error:
-                logger.critical("no events are taken: %s", error)
+                logger.critical("not serving, because NATS is not as this release declares it: %s", error)
                 self._is_declared = False
                 await self._pause(DECLARATION_SECONDS)
             except ConsumerHalted as error:
-                logger.critical("no events are taken, and none is lost: %s", error)
+                logger.critical("consuming is paused; no event is lost: %s", error)
                 await self._pause(HALTED_SECONDS)
             except (*TRANSIENT, nats.errors.Error, ConsumerLost) as error:
                 logger.error("no events are taken: %r", error)
@@ -222,11 +217,22 @@ async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awa
         await app.run()
 
 
-def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitable[None]], *, folder: Path) -> None:
-    """A service's main function: exits with one clear sentence if the service can't start."""
+def run(
+    settings_type: type[S],
+    prefix: str,
+    compose: Callable[[App, S], Awaitable[None]],
+    *,
+    folder: Path,
+    others: tuple[str, ...] = (),
+) -> None:
+    """A service's main function: exits with one clear sentence if the service can't start.
+
+    `others`: beginnings of the variables that `compose` reads by itself.
+    """
     name = folder.name
     try:
-        settings = read_settings(settings_type, prefix)
+        log.configure("INFO")
+        settings = read_settings(settings_type, prefix, others=others)
         log.configure(settings.log_level)
         uvloop.run(_main(name, settings, compose, folder))
     except (SettingRefused, SchemaBehind) as error:
@@ -236,5 +242,6 @@ def run(settings_type: type[S], prefix: str, compose: Callable[[App, S], Awaitab
         sys.exit(f"{name} can't start (database {place}, port {settings.port}): {error}")
     except ConsumerLost as error:
         sys.exit(f"{name} has ended: {error}")
-    except Exception as error:  # noqa: BLE001 - a loop's, whose traceback is in the log
+    except Exception as error:
+        logger.critical("%s has failed", name, exc_info=error)
         sys.exit(f"{name} has failed: {error!r}")

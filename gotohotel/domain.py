@@ -9,13 +9,15 @@ from decimal import Decimal
 #   NotFound          it does not exist, or belongs to somebody else
 #   Invalid           a value is not valid for its field
 #   Conflict          somebody else changed it first; trying again may help
-#     AlreadyExists   the name is taken; trying again does not help
+#   AlreadyExists     the name is taken; trying again does not help
 #   WrongState        it exists, but its state forbids the act
 #   TooMany           a limit for each caller is reached; waiting helps
 
 
 class DomainError(Exception):
     """A violated business rule. The class's docstring is the message, its name the reason."""
+
+    retryable = False  # whether the same call may succeed later
 
     def __init__(self, message: str | None = None) -> None:
         super().__init__(message or (type(self).__doc__ or "").split("\n")[0])
@@ -42,6 +44,8 @@ class Invalid(DomainError):
 class Conflict(DomainError):
     """Somebody else changed the same thing at the same time."""
 
+    retryable = True
+
 
 class AlreadyExists(DomainError):
     """The name is taken."""
@@ -53,6 +57,8 @@ class WrongState(DomainError):
 
 class TooMany(DomainError):
     """Too many of them."""
+
+    retryable = True
 
     def __init__(self, message: str | None = None, *, retry_after_seconds: float) -> None:
         super().__init__(message)

@@ -203,12 +203,12 @@ class IdempotencyStore:
     async def keep_answer(self, claim: IdempotencyKey | None, response: Message) -> None:
         """Stores the answer of an act that is committed already.
 
-        If the database is away, the act stands all the same.
+        If the database is away, the change is committed nevertheless.
         """
         try:
             await self.answer(self._database.autocommit, claim, response)
         except TRANSIENT as error:
-            logger.warning("what was done stands, but its answer could not be kept: %r", error)
+            logger.warning("the change is committed, but its answer could not be stored: %r", error)
             self._live.note_ended(claim)
 
     async def renew(self) -> None:

@@ -71,6 +71,7 @@ ERROR_SCHEMA = {
                     "@type": {"type": "string"},
                     "reason": {"type": "string", "pattern": "^[A-Z_]+$"},
                     "domain": {"const": "gotohotel"},
+                    "metadata": {"type": "object", "properties": {"retryable": {"enum": ["true", "false"]}}},
                 },
                 "required": ["@type"],
             },

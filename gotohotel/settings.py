@@ -1,13 +1,21 @@
 """A service's settings: read from the environment once; invalid ones are refused by name."""
 
+import logging
+import os
 from typing import Annotated, Literal, TypeVar
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+logger = logging.getLogger(__name__)
+
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PoolSize = Annotated[int, Field(ge=2, le=1000)]
+Text = Annotated[str, Field(min_length=1)]
+PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?://.")]
+NatsUrl = Annotated[str, Field(pattern=r"^(nats|tls)://.")]
+Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]  # host:port
 Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
@@ -21,9 +29,9 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(frozen=True, extra="ignore", env_prefix="GOTOHOTEL_SERVICE_")
 
     port: Port
-    database_url: str
-    nats_url: str
-    host: str = "127.0.0.1"
+    database_url: PostgresUrl
+    nats_url: NatsUrl
+    host: Text = "127.0.0.1"
     pool_size: PoolSize = 10
     drain_seconds: Seconds = 20.0  # how long running calls may take after SIGTERM
     notice_seconds: Seconds = 1.0  # how long calls are accepted after SIGTERM, so that callers see NOT_SERVING
@@ -34,8 +42,16 @@ S = TypeVar("S", bound="Settings")
 B = TypeVar("B", bound=BaseSettings)
 
 
-def read_settings(settings_type: type[B], prefix: str) -> B:
-    """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable."""
+def read_settings(settings_type: type[B], prefix: str, *, others: tuple[str, ...] = ()) -> B:
+    """Reads PREFIX_FIELD for every field. Raises SettingRefused naming the variable.
+
+    Warns about variables with the prefix that are no field and begin with none of `others`: a misspelt one has no
+    effect. They are not refused, because a newer release may know them.
+    """
+    known = {f"{prefix}_{field}".upper() for field in settings_type.model_fields}
+    for variable in sorted(os.environ):
+        if variable.startswith(f"{prefix}_") and variable not in known and not variable.startswith(others):
+            logger.warning("the setting %s is not known, and has no effect", variable)
     try:
         return settings_type(_env_prefix=f"{prefix}_")
     except ValidationError as error:

@@ -43,9 +43,13 @@ class MyPage:
 
     @classmethod
     def of(cls, order_id: str, facts: Iterable[Fact]) -> "MyPage":
-        """The page that these facts make; facts are sorted, oldest first."""
+        """The page that these facts make; facts are sorted, oldest first.
+
+        Ordered is always the first: the clocks of two services may differ by the few milliseconds until the payment.
+        """
         distinct = {fact.key: fact for fact in facts}.values()
-        return cls(order_id=order_id, facts=tuple(sorted(distinct, key=lambda fact: (fact.time, fact.key))))
+        in_order = sorted(distinct, key=lambda fact: (fact.event != "Ordered", fact.time, fact.key))
+        return cls(order_id=order_id, facts=tuple(in_order))
 
     @property
     def status(self) -> str:

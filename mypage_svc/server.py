@@ -45,5 +45,5 @@ def _page(page: MyPage) -> pb.MyPage:
         timeline=[
             pb.TimelineEntry(event=fact.event, time=timestamp(fact.time), detail=fact.detail) for fact in page.facts
         ],
-        update_time=timestamp(page.facts[-1].time),
+        update_time=timestamp(max(fact.time for fact in page.facts)),
     )

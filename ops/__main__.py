@@ -28,6 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(args=arguments)
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
+    except (asyncpg.PostgresSyntaxError, asyncpg.IntegrityConstraintViolationError) as error:
+        sys.exit(f"gotohotel: PostgreSQL refuses a statement: {error}")
     except (OSError, TimeoutError, nats.errors.Error, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
         words = str(error) or type(error).__name__
         sys.exit(f"gotohotel: a part of the stack can't be reached; see `make status`: {words}")

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 from ops.errors import StackError
-from ops.services import secrets_needed
+from ops.services import SERVICES, secrets_needed, secrets_of
 
 
 class Credentials:
@@ -14,31 +14,48 @@ class Credentials:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._file = home / "secrets.json"
-        self._read: dict[str, str] | None = None
+        self._loaded: dict[str, str] | None = None
 
     def __getitem__(self, name: str) -> str:
         return self.all()[name]
 
     def all(self) -> dict[str, str]:
-        """Passwords and keys by name. Raises StackError before the first start."""
-        if self._read is None:
-            try:
-                self._read = json.loads(self._file.read_text())
-            except FileNotFoundError:
-                raise StackError("There are no secrets yet: run `make up` first.") from None
-        return self._read
+        """Passwords and keys by name. Raises StackError before the first start, or if the file is gone or damaged."""
+        if self._loaded is None:
+            self._loaded = self._read()
+            if not self._loaded:
+                raise StackError("There are no secrets yet: run `make up` first.")
+        return self._loaded
 
     def mint(self) -> None:
-        """Creates missing ones: all at the first start, a new service's later on.
+        """Creates all at the first start, and those of a new service later on.
 
-        Raises StackError if the file is gone although the data that its passwords open exists.
+        Raises StackError if the file is gone or damaged, or if a secret is missing that existing data depends on: a new
+        one would not open it.
         """
-        if not self._file.exists() and (self._home / "postgres").exists():
-            raise StackError(f"{self._file} is gone, but the data that its passwords open is there.")
-        made: dict[str, str] = json.loads(self._file.read_text()) if self._file.exists() else {}
-        if not set(secrets_needed()) <= set(made):
-            fresh = self._home / "secrets.new"  # renamed when it is complete
-            fresh.touch(mode=0o600)
-            fresh.write_text(json.dumps({**{name: secrets.token_hex(24) for name in secrets_needed()}, **made}))
-            fresh.rename(self._file)
-        self._read = None
+        made = self._read()
+        missing = [name for name in secrets_needed() if name not in made]
+        if not missing:
+            return
+        new = {
+            name for service in SERVICES if not made.keys() & set(secrets_of(service)) for name in secrets_of(service)
+        }
+        if made and (lost := [name for name in missing if name not in new]):
+            raise StackError(f"{self._file} lacks {', '.join(lost)}: restore it from a copy; a new one would not do.")
+        fresh = self._home / "secrets.new"  # renamed when it is complete
+        fresh.touch(mode=0o600)
+        fresh.write_text(json.dumps({**made, **{name: secrets.token_hex(24) for name in missing}}))
+        fresh.rename(self._file)
+        self._loaded = None
+
+    def _read(self) -> dict[str, str]:
+        """What the file holds; nothing before the first start."""
+        try:
+            made: dict[str, str] = json.loads(self._file.read_text())
+        except FileNotFoundError:
+            if (self._home / "postgres").exists():
+                raise StackError(f"{self._file} is gone, but the data that its passwords open is there.") from None
+            return {}
+        except ValueError:
+            raise StackError(f"{self._file} is damaged: restore it from a copy.") from None
+        return made

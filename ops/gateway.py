@@ -10,6 +10,7 @@ from string import Template
 
 from google.protobuf import descriptor_pool
 from google.protobuf.descriptor_pb2 import FileDescriptorSet
+from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -194,10 +195,10 @@ def _rule(path: str) -> str:
 
 def _mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:
     """Error bodies: gRPC calls get the details in a header, all others a JSON body."""
-    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel")]
-    as_json: list[object] = [
-        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": reason, "domain": "gotohotel"}
-    ]
+    metadata = {"retryable": str(wait is not None or code == code_pb2.DEADLINE_EXCEEDED).lower()}
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata)
+    details: list[Message] = [info]
+    as_json: list[object] = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", **MessageToDict(info)}]
     if wait is not None:
         retry = error_details_pb2.RetryInfo()
         retry.retry_delay.FromSeconds(wait)

@@ -9,8 +9,9 @@ import gotohotel
 from gotohotel.bus.connection import Bus
 from gotohotel.bus.consumer import Consumer
 from gotohotel.bus.streams import DeclarationDiffers
-from gotohotel.database import KERNEL_MIGRATIONS, migrate, open_database
+from gotohotel.database import open_database
 from gotohotel.policies import Policies
+from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import nats_server, postgres
 from ops.addresses import Addresses
 from ops.errors import StackError

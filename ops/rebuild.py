@@ -12,8 +12,8 @@ from nats.js.api import AckPolicy, ConsumerConfig
 import mypage_svc
 from gotohotel.bus.consumer import is_poison
 from gotohotel.bus.streams import EVENTS
-from gotohotel.database import statements_of
 from gotohotel.policies import ReceivedEvent
+from gotohotel.schema import statements_of
 from mypage_svc.policies import policies
 from ops.errors import StackError
 from ops.stack import Stack
@@ -39,9 +39,15 @@ SET LOCAL lock_timeout = '500ms';
 LOCK TABLE public.mypages IN ACCESS EXCLUSIVE MODE;
 """
 
-# Old pages with an event that the new pages do not have.
+# Old pages with an event that the new pages do not have, and the types of those events.
 LOST = """
-SELECT count(*)
+SELECT
+    count(*) AS pages,
+    array_agg(DISTINCT (
+        SELECT min(fact.value ->> 'event')
+        FROM jsonb_each(old.facts) AS fact
+        WHERE new.facts IS NULL OR NOT new.facts ? fact.key
+    )) AS events
 FROM public.mypages AS old
 LEFT JOIN rebuilt.mypages AS new USING (order_id)
 WHERE new.order_id IS NULL
@@ -92,9 +98,16 @@ async def _swap(owner: "asyncpg.Connection[asyncpg.Record]", events: "_Events") 
         await owner.execute(HOLD)
         # Whatever the service had handled before the lock is in the stream; this reads all that is there now.
         await _catch_up(owner, events)
-        if lost := await owner.fetchval(LOST):
+        [lost] = await owner.fetch(LOST)
+        known = {subject.rsplit(".", 1)[-1] for subject in policies.subjects}
+        if newer := sorted(set(lost["events"] or []) - known):
             raise StackError(
-                f"{lost} pages know of events that the stream has lost: publish them again first "
+                f"{lost['pages']} pages have events of a newer release ({', '.join(newer)}): "
+                "rebuild them with that release. The pages stay as they are."
+            )
+        if lost["pages"]:
+            raise StackError(
+                f"{lost['pages']} pages know of events that the stream has lost: publish them again first "
                 "(`gotohotel republish`). The pages stay as they are."
             )
         await owner.execute(SWAP)

@@ -49,11 +49,12 @@ def fingerprint_key(name: str) -> str:
     return f"{name}_fingerprint"
 
 
+def secrets_of(name: str) -> list[str]:
+    """The names of a service's secrets."""
+    keys = [fingerprint_key(name)] if SERVICES[name].has_fingerprint_key else []
+    return [name, owner(name), nats_password(name), *keys]
+
+
 def secrets_needed() -> list[str]:
     """The names of all secrets of a stack."""
-    names = ["postgres", SANDBOX, nats_password(OPERATOR)]
-    for name, service in SERVICES.items():
-        names += [name, owner(name), nats_password(name)]
-        if service.has_fingerprint_key:
-            names.append(fingerprint_key(name))
-    return names
+    return ["postgres", SANDBOX, nats_password(OPERATOR), *(secret for name in SERVICES for secret in secrets_of(name))]

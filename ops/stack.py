@@ -62,9 +62,12 @@ class Stack(Addresses):
         """Starts every process that is not running; returns when the gateway answers. Existing data is kept."""
         with self._one_at_a_time():
             if not self.is_up:
+                if self._supervisor.orphans():
+                    raise StackError(
+                        "The processes of a stack whose supervisor was killed still run: run `make down` first."
+                    )
                 self._refuse_taken_ports(PROCESSES)
                 self.credentials.mint()
-                (self.home / "ports.json").write_text(json.dumps(dict(self.ports)))
                 configuration.write(self)
                 self._supervisor.configure(configuration.programs(self))
                 postgres.make_cluster(self.home, self.credentials["postgres"])
@@ -74,7 +77,7 @@ class Stack(Addresses):
                 self._start(name)
                 self._wait(name, ready)
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
-                self.migrate()  # never while services run, perhaps of the previous release
+                self._migrate()  # never while services run, perhaps of the previous release
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
@@ -93,6 +96,10 @@ class Stack(Addresses):
         PostgreSQL and NATS must run. Raises StackError if a stream can't be created, or differs in a way that can't be
         changed.
         """
+        with self._one_at_a_time():
+            self._migrate()
+
+    def _migrate(self) -> None:
         self.credentials.mint()  # of a service that this home does not have yet
         asyncio.run(provisioning.provision(self, stream_bytes=stream_bytes(self.home)))
 
@@ -100,6 +107,7 @@ class Stack(Addresses):
         """Stops everything, the services before the parts that they need. Data is kept."""
         with self._one_at_a_time():
             if not self.is_up:
+                self._supervisor.end_orphans()
                 return
             for name in reversed(self._known_processes()):  # the running stack may belong to another release
                 self._supervisor.stop(name)
@@ -113,7 +121,8 @@ class Stack(Addresses):
     def status(self) -> list[tuple[str, str, int, int]]:
         """(name, state, pid, port) of each process; pid is 0 for one that does not run."""
         if not self.is_up:
-            return [(name, "STOPPED", 0, self.ports[port]) for name, port in PROCESSES.items()]
+            state = "ORPHANED" if self._supervisor.orphans() else "STOPPED"  # `down` ends orphans
+            return [(name, state, 0, self.ports[port]) for name, port in PROCESSES.items()]
         known = self._known_processes()
         unknown = {"statename": "UNKNOWN", "pid": 0}  # of a release that is newer than the running stack
         return [
@@ -173,8 +182,16 @@ class Stack(Addresses):
 
     def _wait(self, name: str, ready: Callable[[], bool]) -> None:
         hint = f"{name} does not answer after {START_SECONDS} s; see {self.home}/log/{name}.log"
+
+        def ready_or_ended() -> bool:
+            if ready():
+                return True
+            if self._supervisor.has_ended(name):
+                raise StackError(f"{name} has ended; see {self.home}/log/{name}.log")
+            return False
+
         try:
-            wait_until(ready, hint, seconds=START_SECONDS)
+            wait_until(ready_or_ended, hint, seconds=START_SECONDS)
         except StackError as error:
             log = self.home / "log" / f"{name}.log"
             last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.exists() else []

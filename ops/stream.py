@@ -203,7 +203,7 @@ async def archive(stack: Stack, before: datetime) -> int:
     An event stays until every consumer has acknowledged it, and leaves the stream only when its file is on the disk.
     After an interruption it may be in both; readers handle that, and the next run removes it from the stream.
     """
-    stack.archive.mkdir(parents=True, exist_ok=True)
+    stack.archive.mkdir(mode=0o700, parents=True, exist_ok=True)  # events hold guests' names and phone numbers
     with (stack.archive / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -244,6 +244,7 @@ def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
     first, last = messages[0].sequence, messages[-1].sequence
     path = stack.archive / f"events-{stream}-{first:016d}-{last:016d}.jsonl.gz"
     fresh = path.with_suffix(".new")
+    fresh.touch(mode=0o600)
     with fresh.open("wb") as raw:
         with gzip.open(raw, "wt", encoding="utf-8") as lines:
             for message in messages:

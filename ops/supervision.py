@@ -6,10 +6,12 @@ import sys
 import time
 import xmlrpc.client
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from ops.errors import StackError
@@ -39,7 +41,7 @@ autorestart = true
 startsecs = 1
 startretries = 1000000
 stopsignal = {stopsignal}
-stopwaitsecs = 30
+stopwaitsecs = 60
 redirect_stderr = {is_one_log}
 stdout_logfile = {home}/log/{output}.log
 stdout_logfile_maxbytes = 20MB
@@ -76,10 +78,29 @@ class Supervisor:
         except (OSError, xmlrpc.client.Error):
             pid_file = self._home / "supervisord.pid"
             pid = int(pid_file.read_text() or 0) if pid_file.exists() else 0
-            if pid and _is_alive(pid):
+            if pid and _is_supervisor(pid):
                 raise StackError(f"supervisord runs, but does not answer at its socket; end it: kill {pid}") from None
             return False
         return True
+
+    def orphans(self) -> list[psutil.Process]:
+        """Processes that still run although their supervisor was killed."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def end_orphans(self) -> None:
+        """Ends them, the last started first; kills what does not end in 30 s."""
+        orphans = sorted(self.orphans(), key=psutil.Process.create_time, reverse=True)
+        for orphan in orphans:
+            with suppress(psutil.NoSuchProcess):
+                orphan.terminate()
+        _, alive = psutil.wait_procs(orphans, timeout=30)
+        for orphan in alive:
+            orphan.kill()
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        """Whether this supervisor has started the process itself: it tells its children where it listens."""
+        ours = f"unix://{self._home}/supervisor.sock"
+        return _server_url(process) == ours and _server_url(process.parent()) != ours
 
     def run(self) -> None:
         """Starts it, without any process yet."""
@@ -94,7 +115,7 @@ class Supervisor:
         """Ends it; returns when it is gone."""
         pid = self.call("getPID")
         self.call("shutdown")
-        wait_until(lambda: not _is_alive(pid), "supervisord does not end", seconds=30)
+        wait_until(lambda: not psutil.pid_exists(pid), "supervisord does not end", seconds=30)
         (self._home / "supervisor.sock").unlink(missing_ok=True)
 
     def configure(self, programs: Mapping[str, "Program"]) -> None:
@@ -138,6 +159,10 @@ class Supervisor:
         """Whether a process is running or being started."""
         return self.call("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF")
 
+    def has_ended(self, name: str) -> bool:
+        """Whether a process ended by itself soon after its start; the supervisor starts it again and again."""
+        return bool(self.call("getProcessInfo", name)["statename"] == "BACKOFF")
+
     def call(self, name: str, *arguments: Any) -> Any:
         """Calls its XML-RPC interface. Raises OSError if it does not run."""
         transport = SupervisorTransport(None, None, f"unix://{self._home}/supervisor.sock")
@@ -157,9 +182,17 @@ def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: float)
         time.sleep(0.1)
 
 
-def _is_alive(pid: int) -> bool:
+def _server_url(process: psutil.Process | None) -> str:
+    """What a supervisor has told this process; "" if it was not started by one, or can't be looked at."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return process.environ().get("SUPERVISOR_SERVER_URL", "") if process else ""
+    except psutil.Error:
+        return ""
+
+
+def _is_supervisor(pid: int) -> bool:
+    """Whether the process is a supervisord; after a restart of the machine the number may be another's."""
+    try:
+        return any("supervisord" in part for part in psutil.Process(pid).cmdline())
+    except psutil.Error:
         return False
-    return True

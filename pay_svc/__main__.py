@@ -7,7 +7,7 @@ from pydantic import Field
 
 from gotohotel.app import App, run
 from gotohotel.pay.v1 import pay_service_pb2
-from gotohotel.settings import Settings, Timeout
+from gotohotel.settings import Settings, Text, Timeout
 from pay_svc.domain import AttemptLimits
 from pay_svc.jobs import Jobs
 from pay_svc.processor import PROCESSORS
@@ -21,7 +21,7 @@ class PaySettings(Settings):
     processor: Annotated[str, Field(pattern=f"^({'|'.join(PROCESSORS)})$")] = (
         "sandbox"  # the adapter; it has its own settings
     )
-    fingerprint_key: str  # key of the hashes of card numbers
+    fingerprint_key: Text  # key of the hashes of card numbers
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a payment that is canceled before any charge
     processor_timeout_seconds: Timeout = 2.0
     settle_every_seconds: Timeout = 2.0
@@ -57,4 +57,5 @@ async def compose(app: App, settings: PaySettings) -> None:
 
 
 if __name__ == "__main__":
-    run(PaySettings, "PAY", compose, folder=Path(__file__).parent)
+    adapters = tuple(f"PAY_{name.upper()}_" for name in PROCESSORS)
+    run(PaySettings, "PAY", compose, folder=Path(__file__).parent, others=adapters)

@@ -71,7 +71,7 @@ _ATTEMPTS = """
 # per guest makes it exact: concurrent attempts wait for the row, and count those before them.
 ADMITTED = f"""
 admitted AS (
-    INSERT INTO guests AS guest (owner, orders)
+    INSERT INTO guest_attempts AS guest (owner, orders)
     SELECT :owner::text, ARRAY[:order_id::uuid]
     WHERE :max_declines::integer IS NOT NULL
     ON CONFLICT (owner) DO UPDATE
@@ -124,8 +124,8 @@ SELECT (SELECT count(*) FROM saved) AS stored, {MAY_GO_ON} AS admitted
 """)
 
 PRUNE_GUESTS = """
-DELETE FROM guests
-WHERE owner IN (SELECT owner FROM guests WHERE changed_at < now() - interval '1 day' LIMIT 1000)
+DELETE FROM guest_attempts
+WHERE owner IN (SELECT owner FROM guest_attempts WHERE changed_at < now() - interval '1 day' LIMIT 1000)
 """
 
 FIND = f"""

@@ -10,7 +10,7 @@ from gotohotel.claims import RENEW_SECONDS
 from gotohotel.idempotency import IdempotencyStore
 from gotohotel.reservation.v1 import reservation_service_pb2
 from gotohotel.rpc.client import open_client
-from gotohotel.settings import Settings, Timeout
+from gotohotel.settings import Address, Settings, Text, Timeout
 from reservation_svc.clients import GrpcPayments
 from reservation_svc.jobs import Jobs
 from reservation_svc.policies import policies
@@ -21,8 +21,8 @@ from reservation_svc.store import PostgresReservations
 class ReservationSettings(Settings):
     """RESERVATION_… in the environment."""
 
-    pay_target: str  # the gateway's egress listener, host:port
-    fingerprint_key: str  # key of the hashes of request bodies
+    pay_target: Address  # the gateway's egress listener, host:port
+    fingerprint_key: Text  # key of the hashes of request bodies
     pay_timeout_seconds: Timeout = 6.0  # a cancel may have to ask the processor three times
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # the property's
     currency_digits: Annotated[int, Field(ge=0, le=9)] = 0  # decimal places of its amounts (ISO 4217)

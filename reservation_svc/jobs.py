@@ -36,4 +36,4 @@ class Jobs:
         try:
             await service.finish_ending(self._reservations, self._payments, order_id, clock=self._clock)
         except (PaymentNotCanceled, ReservationChanged, *TRANSIENT) as error:
-            logger.warning("order %s: the cancel goes on later: %r", order_id, error)
+            logger.warning("order %s: the cancel will be retried: %r", order_id, error)

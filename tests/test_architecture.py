@@ -2,10 +2,13 @@
 
 import ast
 import pkgutil
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
+
+from pay_svc.processor import PROCESSORS
 
 ROOT = Path(__file__).parents[1]
 SERVICES = ("order_svc", "pay_svc", "reservation_svc", "mypage_svc")
@@ -19,7 +22,6 @@ SHAPE = {
     "wire",
     "clients",
     "processor",
-    "sandbox",
     "jobs",
 }
 KNOW_PROTOBUF = {"server", "wire", "policies", "clients", "__main__"}
@@ -96,7 +98,8 @@ def test_services_have_one_shape(service: str) -> None:
     """Every service has the same basic modules, and no module outside the shared set of names."""
     parts = {module.name for module in pkgutil.iter_modules([str(ROOT / service)])}
 
-    assert {"__main__", "server", "domain", "store"} <= parts <= SHAPE
+    adapters = set(PROCESSORS) if service == "pay_svc" else set()
+    assert {"__main__", "server", "domain", "store"} <= parts <= SHAPE | adapters
 
 
 def test_no_generated_code_is_committed() -> None:
@@ -105,3 +108,14 @@ def test_no_generated_code_is_committed() -> None:
 
     assert "protos/buf.yaml" in listed
     assert not [name for name in listed.splitlines() if "_pb2" in name or name.startswith("gotohotel/descriptors")]
+
+
+@pytest.mark.parametrize("document", ["guards.md", "security.md"])
+def test_the_tests_that_a_document_names_exist(document: str) -> None:
+    """A promise that names a test has one."""
+    named = set(re.findall(r"\btest_\w+\b(?!\.py)", (ROOT / "docs" / document).read_text()))
+    listed = subprocess.run(["git", "ls-files", "tests"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    source = "\n".join((ROOT / name).read_text() for name in listed.splitlines() if name.endswith(".py"))
+
+    assert named
+    assert {name for name in named if not re.search(rf"def {name}\(", source)} == set()

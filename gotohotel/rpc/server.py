@@ -27,6 +27,7 @@ from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, id
 from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
 
 DATABASE = "database"  # the name for which a health check asks about the database
+IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 
 SERVER_OPTIONS = [
@@ -81,7 +82,7 @@ class RpcServer:
             try:
                 probe.bind((host, int(port)))
             except OSError as error:
-                raise OSError(f"the address {self._address} is taken") from error
+                raise OSError(f"can't listen on {self._address}: {error.strerror}") from error
         self._server.add_insecure_port(self._address)
         await self._server.start()
 
@@ -105,14 +106,17 @@ class RpcServer:
         read = GetMessageClass(method.input_type).FromString
         required = _required_fields(method.input_type)
         id_fields = [field.name for field in method.input_type.fields if field.name in ("order_id", "id")]
+        has_request_id = "request_id" in method.input_type.fields_by_name
         run = self._mutate if has_side_effects(method.GetOptions()) else self._read
 
-        async def answer(request_bytes: bytes, caller: Caller) -> Message | status_pb2.Status:
+        async def answer(request_bytes: bytes, caller: Caller, key: str) -> Message | status_pb2.Status:
             limit = asyncio.timeout(MAX_CALL_SECONDS)
             self._calls_of[caller.subject] += 1
             try:
                 request = read(request_bytes)
                 trace.about(next((getattr(request, field) for field in id_fields), ""))
+                if has_request_id and key:
+                    _take_request_id(request, key)
                 _refuse_missing(request, required)
                 async with limit:
                     response: Message = await function(request, caller)
@@ -144,7 +148,7 @@ class RpcServer:
             except (Unauthenticated, PermissionDenied, Overloaded) as error:
                 result: Message | status_pb2.Status = status_of(error)
             else:
-                result = await run(answer(request_bytes, caller))
+                result = await run(answer(request_bytes, caller, metadata.get(IDEMPOTENCY_KEY_HEADER, "")))
             if isinstance(result, status_pb2.Status):
                 await abort(context, result)
             return result
@@ -174,6 +178,13 @@ def _serving_status(serving: bool) -> Any:
 def _required_fields(request_type: Any) -> list[Any]:
     behavior = field_behavior_pb2.field_behavior
     return [f for f in request_type.fields if field_behavior_pb2.REQUIRED in f.GetOptions().Extensions[behavior]]
+
+
+def _take_request_id(request: Any, key: str) -> None:
+    """The header Idempotency-Key is another way to give the request id. Raises Invalid if both are given and differ."""
+    if request.request_id not in ("", key):
+        raise Invalid("requestId", "differs from the header Idempotency-Key")
+    request.request_id = key
 
 
 def _refuse_missing(request: Any, required: list[Any]) -> None:

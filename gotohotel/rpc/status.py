@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Unavailable(Exception):
-    """A part that this call needs can't be reached now. Nothing that the caller can see has changed."""
+    """A part that this call needs can't be reached now; the call is safe to retry."""
 
     def __init__(self, message: str, *, retry_after_seconds: float = 1.0) -> None:
         super().__init__(message)
@@ -54,12 +54,16 @@ def status_of(error: Exception) -> status_pb2.Status:
         case AlreadyExists():
             return _status(code_pb2.ALREADY_EXISTS, error.reason(), str(error))
         case Conflict():
-            return _status(code_pb2.ABORTED, error.reason(), str(error))
+            return _status(code_pb2.ABORTED, error.reason(), str(error), retryable=error.retryable)
         case WrongState():
             return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
         case TooMany():
             return _status(
-                code_pb2.RESOURCE_EXHAUSTED, error.reason(), str(error), _retry_info(error.retry_after_seconds)
+                code_pb2.RESOURCE_EXHAUSTED,
+                error.reason(),
+                str(error),
+                _retry_info(error.retry_after_seconds),
+                retryable=True,
             )
         case DomainError():
             return _status(code_pb2.FAILED_PRECONDITION, error.reason(), str(error))
@@ -74,9 +78,12 @@ def status_of(error: Exception) -> status_pb2.Status:
                 code_pb2.DEADLINE_EXCEEDED,
                 "DEADLINE_EXCEEDED",
                 "deadline exceeded; the outcome is unknown: fetch the resource before retrying",
+                retryable=True,
             )
         case Overloaded():
-            return _status(code_pb2.RESOURCE_EXHAUSTED, "TOO_BUSY", "too many concurrent calls", _retry_info(1.0))
+            return _status(
+                code_pb2.RESOURCE_EXHAUSTED, "TOO_BUSY", "too many concurrent calls", _retry_info(1.0), retryable=True
+            )
         case Unavailable():
             return _unavailable(str(error), error.retry_after_seconds)
         case _ if isinstance(error, TRANSIENT):
@@ -93,7 +100,7 @@ def status_of(error: Exception) -> status_pb2.Status:
 
 
 def _unavailable(message: str, retry_after_seconds: float) -> status_pb2.Status:
-    return _status(code_pb2.UNAVAILABLE, "UNAVAILABLE", message, _retry_info(retry_after_seconds))
+    return _status(code_pb2.UNAVAILABLE, "UNAVAILABLE", message, _retry_info(retry_after_seconds), retryable=True)
 
 
 def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
@@ -102,8 +109,9 @@ def _retry_info(seconds: float) -> error_details_pb2.RetryInfo:
     return retry
 
 
-def _status(code: int, reason: str, message: str, *details: Message) -> status_pb2.Status:
+def _status(code: int, reason: str, message: str, *details: Message, retryable: bool = False) -> status_pb2.Status:
     status = status_pb2.Status(code=code, message=message)
-    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel"), *details):
+    metadata = {"retryable": str(retryable).lower()}  # whether the same call may succeed later
+    for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata), *details):
         status.details.add().Pack(detail)
     return status

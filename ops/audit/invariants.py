@@ -16,7 +16,6 @@ INBOX_REACHES_BACK = inbox.KEEP - timedelta(days=1)
 POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
 LIVE = ("PAYMENT_PENDING", "PAID", "CONFIRMED")
 PAID = ("PAID", "CONFIRMED")
-ENDED = ("CANCELED", "REJECTED", "EXPIRED")
 
 INVARIANTS: dict[str, tuple[str, Callable[[AuditSnapshot], Iterable[str]]]] = {}
 

@@ -1,4 +1,4 @@
-"""The data that the invariants are checked on, read at one time."""
+"""The data that the invariants are checked on, read one after the other."""
 
 from collections import defaultdict
 from collections.abc import Iterator
@@ -34,7 +34,7 @@ class StreamEvent:
 
 @dataclass
 class AuditSnapshot:
-    """Everything that the invariants are checked on, read at one time."""
+    """Everything that the invariants are checked on, read one after the other."""
 
     orders: dict[str, Any] = field(default_factory=dict)
     payments: dict[str, Any] = field(default_factory=dict)

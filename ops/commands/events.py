@@ -79,7 +79,7 @@ def drop_letters(numbers: Numbers = None) -> None:
     """Deletes dead letters."""
     stack = running_stack()
     if not numbers:
-        raise StackError("Name the numbers of the dead letters to forget.")
+        raise StackError("Name the numbers of the dead letters to delete.")
     _each(numbers, lambda number: dead_letters.drop(stack, number), "{0.subject} is dropped.")
 
 
@@ -118,7 +118,7 @@ def show_stream(context: typer.Context) -> None:
 def grow_stream(mib: Annotated[int, typer.Option(help="How many MiB it may hold then.")]) -> None:
     """Raises the stream's size limit."""
     before = asyncio.run(streams.grow(running_stack(), mib * MIB))
-    print(f"The stream may hold {mib} MiB; it was {before / MIB:.0f}. What waited goes out now.")
+    print(f"The stream may hold {mib} MiB; it was {before / MIB:.0f}. Waiting events are being published.")
 
 
 @stream.command("archive")

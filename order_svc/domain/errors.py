@@ -17,6 +17,8 @@ class RoomTypeNotFound(Invalid):
 class SoldOut(Conflict):
     """A night of the stay has no room of this type left."""
 
+    retryable = False
+
 
 class OrderChanged(Conflict):
     """The order was changed by somebody else at the same time; try again."""

@@ -2,7 +2,7 @@
 CREATE TABLE guests (
     owner text PRIMARY KEY,
     orders uuid[] NOT NULL,
-    nights integer[] NOT NULL,
+    nights bigint[] NOT NULL,
     pays boolean[] NOT NULL,
     changed_at timestamptz NOT NULL DEFAULT now()
 ) WITH (fillfactor = 50);             -- rewritten by each of the guest's orders

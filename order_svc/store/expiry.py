@@ -58,13 +58,16 @@ STOPPED = """
     orders.status = 'PAYMENT_PENDING'
     AND orders.expires_at > outage.began_at
     AND orders.created_at < outage.ended_at
-    AND (orders.time_returned_at IS NULL OR orders.time_returned_at < outage.began_at)
+    AND (orders.time_returned_at IS NULL OR orders.time_returned_at < outage.ended_at)
 """
 
 # SKIP LOCKED: does not wait for an order that is being paid at this moment; it is updated in the next run.
 RETURN_TIME = f"""
 WITH stopped AS (
-    SELECT orders.id, outage.ended_at - greatest(outage.began_at, orders.created_at) AS lost
+    SELECT
+        orders.id,
+        outage.ended_at,
+        outage.ended_at - greatest(outage.began_at, orders.created_at, orders.time_returned_at) AS lost
     FROM orders, payment_outage AS outage
     WHERE {STOPPED}
     LIMIT 500
@@ -72,7 +75,7 @@ WITH stopped AS (
 )
 UPDATE orders
 SET expires_at = orders.expires_at + stopped.lost,
-    time_returned_at = now()
+    time_returned_at = stopped.ended_at
 FROM stopped
 WHERE orders.id = stopped.id
 """

@@ -34,7 +34,7 @@ ADMIT = f"""
     SELECT
         :owner::text,
         ARRAY[:id::uuid],
-        ARRAY[:check_out::date - :check_in::date],
+        ARRAY[(:check_out::date - :check_in::date)::bigint],
         ARRAY[:attempt_id::uuid IS NOT NULL]
     FROM priced
     ON CONFLICT (owner) DO UPDATE

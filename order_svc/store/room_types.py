@@ -45,7 +45,13 @@ FOR UPDATE
 # A capacity below the rooms held closes the night: sold rooms stay sold, and no more are sold.
 CHANGE_CAPACITY = """
 WITH locked AS (
-    SELECT night FROM allotment WHERE room_type = $1 ORDER BY night FOR UPDATE
+    SELECT night
+    FROM allotment
+    WHERE room_type = $1
+      AND night >= $3
+      AND nominal <> $2
+    ORDER BY night
+    FOR UPDATE
 )
 UPDATE allotment
 SET nominal = $2,
@@ -117,7 +123,7 @@ class PostgresRoomTypes:
     async def _apply(self, room_type: str, today: date) -> None:
         async with self._database.transaction() as connection:
             [row] = await connection.fetch(LOCK_ROOM_TYPE, room_type)
-            nights = await connection.fetch(CHANGE_CAPACITY, room_type, row["capacity"])
+            nights = await connection.fetch(CHANGE_CAPACITY, room_type, row["capacity"], today)
             await connection.execute(OPEN_NIGHTS, room_type, row["capacity"], today, MAX_DAYS_AHEAD + MAX_NIGHTS + 2)
             await connection.execute(APPLIED, room_type, row["version"])
         if closed := [night["night"].isoformat() for night in nights if night["closed"]]:

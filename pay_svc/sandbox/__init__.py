@@ -10,10 +10,11 @@ from typing import Annotated
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from gotohotel.database import TRANSIENT, Database, Row, migrate, open_database
+from gotohotel.database import TRANSIENT, Database, Row, open_database
 from gotohotel.domain import Money
 from gotohotel.ids import new_id
-from gotohotel.settings import PoolSize, read_settings
+from gotohotel.schema import migrate
+from gotohotel.settings import PoolSize, PostgresUrl, read_settings
 from pay_svc.domain import Card, Charge, DeclineReason, ProcessorUnavailable, Refusal
 
 APPROVED = "4242424242424242"  # and any number that is not listed here
@@ -58,7 +59,7 @@ class SandboxSettings(BaseSettings):
 
     model_config = SettingsConfigDict(frozen=True, extra="ignore")
 
-    database_url: str  # its own ledger: another database and another role than pay_svc's
+    database_url: PostgresUrl  # its own ledger: another database and another role than pay_svc's
     delay_ms: Annotated[int, Field(ge=0, le=60_000)] = 0  # every charge sleeps a random 0…N ms
     pool_size: PoolSize = 10
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gotohotel.database import migrate, open_database
+from gotohotel.database import open_database
+from gotohotel.schema import migrate
 from tests.conftest import within
 
 

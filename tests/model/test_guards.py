@@ -39,9 +39,10 @@ from tests.gotohotel import test_bus, test_clock, test_database, test_idempotenc
 from tests.gotohotel.test_bus import Server
 from tests.model import test_fakes
 from tests.model.test_model import TheHotel
-from tests.order_svc import test_clients, test_store
+from tests.order_svc import test_clients, test_guests, test_store
 from tests.order_svc import test_domain as test_orders
 from tests.order_svc import test_server as test_order_server
+from tests.pay_svc import test_attempts
 from tests.pay_svc import test_service as test_payments
 from tests.reservation_svc import test_store as test_desk
 
@@ -112,6 +113,22 @@ GUARDS = [
         attribute="_finish_cancel",
         line="await processor.refund(payment.attempt_id)",
         without="pass",
+    ),
+    Guard(
+        name="a guest has three unpaid orders at most",
+        owner=order_store,
+        attribute="PLACE",
+        line="count(*) FILTER (WHERE counts) < :max_unpaid_orders::integer",
+        without=":max_unpaid_orders::integer IS NOT NULL",
+        test=test_guests.test_a_guest_may_have_three_unpaid_orders,
+    ),
+    Guard(
+        name="ten cards of a guest may be declined in an hour",
+        owner=pay_store,
+        attribute="ADD",
+        line=") AS attempts) < :max_declines::integer",
+        without=") AS attempts) < 1000",
+        test=test_attempts.test_of_many_cards_at_once_ten_are_tried,
     ),
     Guard(
         name="the inbox claim",
@@ -449,7 +466,7 @@ async def test_a_real_store_misses_a_rule(
 ) -> None:
     """The test of the guard fails without it."""
     assert guard.test is not None
-    monkeypatch.setattr(test_bus, "PATIENCE_SECONDS", 15.0)  # the guard's effect never comes: do not wait long
+    monkeypatch.setattr(test_bus, "PATIENCE_SECONDS", 8.0)  # the guard's effect never comes: do not wait long
     monkeypatch.setattr(guard.owner, guard.attribute, changed(guard.owner, guard))
 
     assert await fails(guard.test, at_hand, with_error=guard.ends_with)

@@ -1,5 +1,6 @@
 """How facts become a page, and that the page has the same status as the order."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import combinations, permutations
@@ -36,6 +37,16 @@ def test_a_page_is_the_same_in_whatever_order_its_facts_came() -> None:
     assert all(other == page for other in pages)
     assert (page.status, page.payment_status, page.reservation_status) == ("CONFIRMED", "APPROVED", "CONFIRMED")
     assert (page.amount, page.confirmation_no) == (AMOUNT, "C1")
+
+
+def test_the_order_comes_first_whatever_two_clocks_say() -> None:
+    """pay_svc's clock may be a few milliseconds behind order_svc's."""
+    ordered, approved = STORY[0], STORY[2]
+    early = replace(approved, time=ordered.time - timedelta(milliseconds=3))
+
+    page = MyPage.of("o", [early, ordered])
+
+    assert [each.event for each in page.facts] == ["Ordered", "PaymentApproved"]
 
 
 def test_my_page_and_order_svc_derive_the_same_status_from_the_same_facts() -> None:

@@ -211,7 +211,7 @@ async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
         await orders.place(order, room_type, None)
     async with order_database.transaction() as connection:
         await connection.fetchrow(LOCK_ROOM_TYPE, "Prime")
-        await connection.fetch(CHANGE_CAPACITY, "Prime", after)
+        await connection.fetch(CHANGE_CAPACITY, "Prime", after, TODAY)
         canceling = asyncio.create_task(service.cancel_order(orders, sold[0].id, owner=None, reason="", now=NOW))
         waiting = 0
         while not waiting:
@@ -420,6 +420,44 @@ async def test_the_time_to_pay_stops_while_pay_svc_cannot_be_reached(order_datab
     assert left == {waiting.id: 5, placed_meanwhile.id: 15}
     assert stored[over.id].status == Status.EXPIRED
     assert await connection.fetchval("SELECT count(*) FROM payment_outage") == 0
+
+
+async def test_time_lost_in_two_outages_is_returned_twice(order_database: Database) -> None:
+    """pay_svc is reached once between two outages; the second begins, by what is stored, before the first one's end."""
+    room_type = await change_room_type(order_database, 1)
+    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
+    await orders.place(order, room_type, None)
+    connection = order_database.autocommit
+    await connection.execute(
+        "UPDATE orders SET created_at = now() - interval '1 hour', expires_at = now() + interval '1 hour'"
+    )
+    before = await connection.fetchval("SELECT expires_at FROM orders")
+
+    for _ in range(2):
+        # The last contact was 18 seconds ago; then the outage was noticed, and now pay_svc is back.
+        await connection.execute("UPDATE payment_contact SET reached_at = now() - interval '18 seconds'")
+        await connection.execute("UPDATE orders SET time_returned_at = time_returned_at - interval '18 seconds'")
+        await orders.stop_expiry()
+        await connection.execute("UPDATE payment_outage SET began_at = now() - interval '18 seconds'")
+        await orders.note_contact()
+        await orders.resume_expiry()
+
+    returned = await connection.fetchval("SELECT expires_at - $1::timestamptz FROM orders", before)
+    assert 35 <= returned.total_seconds() <= 37
+
+
+async def test_opening_nights_writes_only_what_is_new(order_database: Database) -> None:
+    """The job runs every ten minutes in every replica; it does not rewrite a night that has its size already."""
+    await change_room_type(order_database, 3)
+    connection = order_database.autocommit
+    written = "SELECT array_agg(xmin::text ORDER BY night) FROM allotment WHERE night > $1"
+    before = await connection.fetchval(written, TODAY)
+
+    await PostgresRoomTypes(order_database).open_nights(TODAY + timedelta(days=1))
+
+    after = await connection.fetchval(written, TODAY)
+    assert after[: len(before)] == before
+    assert len(after) == len(before) + 1
 
 
 async def test_nights_are_given_back_by_the_row_not_by_the_program(order_database: Database) -> None:

@@ -105,9 +105,9 @@ async def test_guests_are_forgotten_after_a_day(pay_database: Database) -> None:
     for owner in ("old", "fresh"):
         await Desk(pay_database, owner=owner).pay(DECLINED)
     await pay_database.autocommit.execute(
-        "UPDATE guests SET changed_at = now() - interval '2 days' WHERE owner = 'old'"
+        "UPDATE guest_attempts SET changed_at = now() - interval '2 days' WHERE owner = 'old'"
     )
 
     await prune_guests(pay_database)
 
-    assert await pay_database.autocommit.fetchval("SELECT array_agg(owner) FROM guests") == ["fresh"]
+    assert await pay_database.autocommit.fetchval("SELECT array_agg(owner) FROM guest_attempts") == ["fresh"]

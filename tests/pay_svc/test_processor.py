@@ -99,7 +99,7 @@ def test_a_reason_that_is_unknown_is_a_decline() -> None:
     assert DeclineReason("DO_NOT_HONOR") == DeclineReason.CARD_DECLINED
 
 
-SETTINGS = {"PAY_PORT": "1", "PAY_DATABASE_URL": "x", "PAY_NATS_URL": "x"}
+SETTINGS = {"PAY_PORT": "1", "PAY_DATABASE_URL": "postgres://x", "PAY_NATS_URL": "nats://x"}
 
 
 @pytest.fixture

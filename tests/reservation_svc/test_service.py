@@ -6,9 +6,10 @@ from decimal import Decimal
 
 import pytest
 
-from gotohotel.database import KERNEL_MIGRATIONS, Database, migrate, open_database
+from gotohotel.database import Database, open_database
 from gotohotel.domain import Money
 from gotohotel.ids import new_id
+from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from reservation_svc import service
 from reservation_svc.domain import Booking, PaymentNotCanceled, Reservation, Status
 from reservation_svc.store import PostgresReservations

@@ -31,6 +31,7 @@ SEARCH = "/gotohotel.order.v1.OrderService/SearchRooms"
 def honest(hotel: Hotel) -> Iterator[None]:
     """A guest who searches, books and looks during the block; none of the calls may fail."""
     guest = hotel.caller()
+    booking = hotel.booking(roomType=hotel.room_type(10_000))
     seen: Counter[str] = Counter()
     done = threading.Event()
 
@@ -40,7 +41,7 @@ def honest(hotel: Hotel) -> Iterator[None]:
                 return
             answers = [guest.request("GET", "/orders"), guest.request("GET", "/rooms")]
             if number % 5 == 0:
-                answers.append(guest.request("POST", "/orders", json=hotel.booking()))
+                answers.append(guest.request("POST", "/orders", json=booking))
             for answer in answers:
                 seen["good" if answer.is_success else f"{answer.status_code}: {answer.text[:200]}"] += 1
             time.sleep(0.05)
@@ -144,7 +145,7 @@ def test_one_guests_burst_is_hers_alone(hotel: Hotel) -> None:
 
 def test_calls_without_a_token_have_places_of_their_own(hotel: Hotel) -> None:
     """A flood of searches may be turned away; a guest who is logged in books all the same."""
-    guest = hotel.caller()
+    guest, booking = hotel.caller(), hotel.booking(roomType=hotel.room_type(100))
     url = f"{hotel.stack.gateway_url}/rooms"
     stop = threading.Event()
 
@@ -157,7 +158,7 @@ def test_calls_without_a_token_have_places_of_their_own(hotel: Hotel) -> None:
 
     with ThreadPoolExecutor(100) as pool:
         floods = [pool.submit(flood) for _ in range(100)]
-        booked = [guest.request("POST", "/orders", json=hotel.booking()).status_code for _ in range(20)]
+        booked = [guest.request("POST", "/orders", json=booking).status_code for _ in range(20)]
         stop.set()
         seen = sum((each.result() for each in floods), Counter())
 

@@ -287,6 +287,32 @@ def test_every_error_has_the_contracts_shape(
     assert error["details"][0]["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"
     assert error["details"][0]["domain"] == "gotohotel"
     assert error["details"][0]["reason"].isupper()
+    assert error["details"][0]["metadata"]["retryable"] == "false"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allow"),
+    [("PUT", "/orders", "GET, POST"), ("DELETE", "/rooms", "GET"), ("POST", f"/mypages/{NOBODYS_ORDER}", "GET")],
+)
+def test_a_method_that_a_path_does_not_have_is_405(guest: Client, method: str, path: str, allow: str) -> None:
+    """The header Allow lists those that it has."""
+    answer = guest.request(method, path, json={} if method == "POST" else None)
+
+    assert answer.status_code == 405
+    assert sorted(answer.headers["allow"].split(", ")) == allow.split(", ")
+    assert answer.json()["details"][0]["reason"] == "METHOD_NOT_ALLOWED"
+
+
+def test_no_answer_is_kept_by_a_cache_or_tells_of_grpc(hotel: Hotel, guest: Client) -> None:
+    """Answers are about guests; what gRPC says in headers is in the body."""
+    for answer in (
+        guest.request("GET", "/orders"),
+        guest.request("GET", f"/orders/{NOBODYS_ORDER}"),
+        guest.request("GET", "/nowhere"),
+        httpx.get(f"{hotel.stack.gateway_url}/orders"),
+    ):
+        assert answer.headers["cache-control"] == "no-store"
+        assert not [name for name in answer.headers if name.startswith("grpc-")]
 
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
@@ -572,7 +598,12 @@ def test_who_asks_too_often_is_turned_away_and_nobody_else(hotel: Hotel, tmp_pat
     assert {answer.status_code for answer in answers[:20]} == {200}
     assert answers[-1].status_code == 429
     assert answers[-1].json()["details"] == [
-        {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "RATE_LIMITED", "domain": "gotohotel"},
+        {
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": "RATE_LIMITED",
+            "domain": "gotohotel",
+            "metadata": {"retryable": "true"},
+        },
         {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s"},
     ]
     assert other.status_code == 200

@@ -120,3 +120,21 @@ def test_pay_and_cancel_at_once(hotel: Hotel, guest: Client) -> None:
         hotel.order_with(order["id"], status="CANCELED")
         standing = "SELECT count(*) FROM ledger WHERE order_id = $1 AND outcome = 'CHARGED' AND refunded_at IS NULL"
         assert query(hotel, "sandbox", standing, order["id"]) == 0
+
+
+def test_the_header_idempotency_key_is_a_request_id(hotel: Hotel, guest: Client) -> None:
+    """It repeats the answer, also of a call without a body, and of one that gave the id in its body."""
+    body, key = hotel.booking(), {"Idempotency-Key": str(uuid.uuid4())}
+    order = guest.request("POST", "/orders", json=body, headers=key).json()
+
+    again = guest.request("POST", "/orders", json=body, headers=key)
+    in_body = guest.request("POST", "/orders", json={**body, "requestId": key["Idempotency-Key"]})
+    other_body = guest.request("POST", "/orders", json={**body, "name": "Somebody else"}, headers=key)
+    both = guest.request("POST", "/orders", json={**body, "requestId": "another"}, headers=key)
+    canceled = [guest.request("DELETE", f"/orders/{order['id']}", headers=key).json() for _ in range(2)]
+
+    assert (again.json(), in_body.json()) == (order, order)
+    assert other_body.json()["details"][0]["reason"] == "REQUEST_ID_REUSED"
+    assert both.json()["details"][1]["fieldViolations"][0]["field"] == "requestId"
+    assert canceled[0] == canceled[1]
+    assert [mine["id"] for mine in guest.get("/orders")["orders"]] == [order["id"]]

@@ -53,6 +53,7 @@ def test_the_readmes_commands_are_these() -> None:
         ["make", "up"],
         ['GUEST="Authorization:', "Bearer"],
         ["make", "bench"],
+        ["make", "siege"],
         ["make", "chaos"],
     ]
     assert SHELL[0].split() == ["make", "demo", "make", "test"]
@@ -103,9 +104,19 @@ def test_make_bench(stack: Stack) -> None:
     assert "were not paid" not in told
 
 
+def test_make_siege(stack: Stack, tmp_path: Path) -> None:
+    """With few guests, for a short time: nobody is turned away, every order is paid in the end, and the audit holds."""
+    told = bash(stack, SHELL[4], ARGS=f"--seconds 3 --users 20 --plot {tmp_path}/siege.svg")
+
+    assert re.search(r"^availability +100\.00 %", told, re.MULTILINE), told
+    assert re.search(r"^the audit +holds", told, re.MULTILINE)
+    assert int(re.findall(r"^to be paid later +(\d+)", told, re.MULTILINE)[0]) > 0  # payments were slow
+    assert (tmp_path / "siege.svg").read_text().startswith("<svg")
+
+
 def test_make_chaos(stack: Stack) -> None:
     """The scenarios hold on a separate stack beside this one, and this one has no dead letters."""
-    told = bash(stack, SHELL[4])
+    told = bash(stack, SHELL[5])
 
     assert re.findall(r"^(\d+) [\w-]+ .* holds$", told, re.MULTILINE) == ["8", "3"]
     assert "0 dead letters" in told
@@ -127,6 +138,7 @@ def test_make_alone_lists_the_targets(stack: Stack) -> None:
         "token",
         "audit",
         "bench",
+        "siege",
         "chaos",
         "fuzz",
     ):

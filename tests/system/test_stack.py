@@ -1,21 +1,27 @@
-"""The embedded stack: `make up` and the other commands that operate it."""
+"""The embedded stack: `make up` and the other commands that operate it.
+
+Long because every way in which a command can be misused has a test.
+"""
 
 import asyncio
 import json
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import nats
+import psutil
 import pytest
 from nats.aio.client import Client as NatsClient
 
@@ -23,8 +29,8 @@ import gotohotel as gotohotel_package
 from ops import services
 from ops.configuration import PROCESSES
 from ops.errors import StackError
-from ops.stack import Stack
-from tests.conftest import ROOT, Client, Hotel
+from ops.stack import Stack, accepts
+from tests.conftest import ROOT, Client, Hotel, wait_for
 
 
 @pytest.fixture
@@ -60,7 +66,7 @@ def test_data_survives_down_and_up_beside_another_stack(
         assert gotohotel(second, "up").returncode == 0  # it runs already: nothing to do
         with monkeypatch.context() as newer:  # a release with one more service finds this stack running
             newer.setitem(PROCESSES, "review_svc", "nats")
-            newer.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
+            newer.setattr(Stack, "_migrate", lambda _: pytest.fail("migrated under running services"))
             with pytest.raises(StackError, match="without review_svc"):
                 second.up()
             second.down()
@@ -76,8 +82,25 @@ def test_data_survives_down_and_up_beside_another_stack(
         assert kept.json()["status"] == "PAID"
         assert hotel.desk.request("GET", f"/orders/{order['id']}").status_code == 404
         assert gotohotel(second, "audit").returncode == 0
+        kill_the_supervisor(second)
     finally:
-        second.down()
+        gotohotel(second, "down")
+
+
+def kill_the_supervisor(stack: Stack) -> None:
+    """Its processes live on: `status` says so, `up` starts no second stack on the same data, and `down` ends them."""
+    supervisor = int((stack.home / "supervisord.pid").read_text())
+    os.kill(supervisor, signal.SIGKILL)
+    wait_for(lambda: not psutil.pid_exists(supervisor) or psutil.Process(supervisor).status() == "zombie")
+
+    states = {line.split()[1] for line in gotohotel(stack, "status").stdout.splitlines()[1:]}
+    again = gotohotel(stack, "up")
+    assert states == {"ORPHANED"}
+    assert "run `make down` first" in again.stderr
+    assert gotohotel(stack, "down").returncode == 0
+
+    assert not accepts(stack.ports["postgres"])
+    assert not accepts(stack.ports["gateway"])
 
 
 def test_status_shows_every_process(hotel: Hotel) -> None:
@@ -217,6 +240,50 @@ def test_a_new_services_secrets_are_minted_into_an_existing_home(
     assert (tmp_path / "secrets.json").stat().st_mode & 0o777 == 0o600
 
 
+@pytest.mark.parametrize("lost", ["postgres", "order_svc", "order_svc_fingerprint", "operator_nats"])
+def test_a_secret_that_is_lost_is_not_replaced(tmp_path: Path, lost: str) -> None:
+    """A new password would not open the data, and a new key would not recognise a repeated request."""
+    stack = Stack.on_free_ports(tmp_path)
+    stack.credentials.mint()
+    kept = {name: value for name, value in stack.credentials.all().items() if name != lost}
+    (tmp_path / "secrets.json").write_text(json.dumps(kept))
+
+    with pytest.raises(StackError, match=f"lacks {lost}"):
+        Stack.on_free_ports(tmp_path).credentials.mint()
+
+    assert json.loads((tmp_path / "secrets.json").read_text()) == kept
+
+
+def test_secrets_that_are_damaged_or_gone_are_one_clear_sentence(tmp_path: Path) -> None:
+    """No traceback, and no new secrets beside existing data."""
+    stack = Stack.on_free_ports(tmp_path)
+    (tmp_path / "secrets.json").write_text("{")
+    for use in (stack.credentials.all, stack.credentials.mint):
+        with pytest.raises(StackError, match="is damaged"):
+            use()
+    (tmp_path / "secrets.json").unlink()
+    (tmp_path / "postgres").mkdir()
+    for use in (stack.credentials.all, stack.credentials.mint):
+        with pytest.raises(StackError, match="is gone"):
+            use()
+
+
+def test_migrations_at_the_same_time_wait_for_one_another(stack: Stack) -> None:
+    """Each of them succeeds."""
+    with ThreadPoolExecutor(4) as pool:
+        done = list(pool.map(lambda _: gotohotel(stack, "migrate"), range(4)))
+
+    assert [each.stderr for each in done] == [""] * 4
+    assert [each.returncode for each in done] == [0] * 4
+
+
+def test_a_pid_file_of_the_past_is_not_believed(home: Path) -> None:
+    """After a restart of the machine the number belongs to another process."""
+    (home / "supervisord.pid").write_text(str(os.getpid()))
+
+    assert not Stack.on_free_ports(home).is_up
+
+
 def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
     """For example, only pay_svc gets the password of the sandbox's ledger."""
     for name in services.SERVICES:
@@ -229,7 +296,7 @@ def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
 
 def test_starting_what_runs_already_does_not_migrate_under_it(stack: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
     """The running services may be of the release before."""
-    monkeypatch.setattr(Stack, "migrate", lambda _: pytest.fail("migrated under running services"))
+    monkeypatch.setattr(Stack, "_migrate", lambda _: pytest.fail("migrated under running services"))
 
     stack.up()
 

@@ -15,7 +15,7 @@ import asyncpg
 import nats
 import pytest
 
-from gotohotel.database import KERNEL_MIGRATIONS, migrate
+from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import audit, nats_server, postgres
 from ops.services import SANDBOX, SERVICES, owner
 from ops.stack import Stack
@@ -116,13 +116,13 @@ def restore(stack: Stack) -> None:
 
 def test_a_hotel_of_the_first_release_goes_on_with_this_one(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its orders are served, canceled and refunded, unpaid ones expire, and the audit finds nothing."""
-    migrate_to_this_release = Stack.migrate
+    migrate_to_this_release = Stack._migrate
 
     def restore_and_migrate(stack: Stack) -> None:
         restore(stack)
         migrate_to_this_release(stack)
 
-    monkeypatch.setattr(Stack, "migrate", restore_and_migrate)
+    monkeypatch.setattr(Stack, "_migrate", restore_and_migrate)
     stack = Stack.on_free_ports(home)
     try:
         stack.up()
