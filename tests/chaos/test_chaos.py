@@ -24,15 +24,15 @@ SEED = int(os.environ.get("CHAOS_SEED", "1"))
 SHORT = (1, 2, 3, 4, 5, 7, 8, 12, 13, 14, 16, 20)
 
 
-def test_a_few_scenarios_hold(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_scenario_holds(capsys: pytest.CaptureFixture[str]) -> None:
     """Three short scenarios hold; CHAOS_SEED selects which ones."""
-    chosen = [SCENARIOS[number] for number in random.Random(SEED).sample(SHORT, 2)]
+    chosen = [SCENARIOS[random.Random(SEED).choice(SHORT)]]
 
     held = run(chosen, seed=SEED)
 
     told = capsys.readouterr().out
     assert held, told
-    assert len(re.findall(r"holds$", told, re.MULTILINE)) == 2
+    assert len(re.findall(r"holds$", told, re.MULTILINE)) == 1
 
 
 def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(

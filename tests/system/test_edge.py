@@ -158,11 +158,11 @@ def test_calls_without_a_token_have_places_of_their_own(hotel: Hotel) -> None:
 
     with ThreadPoolExecutor(100) as pool:
         floods = [pool.submit(flood) for _ in range(100)]
-        booked = [guest.request("POST", "/orders", json=booking).status_code for _ in range(20)]
+        booked = [guest.request("POST", "/orders", json=booking).status_code for _ in range(10)]
         stop.set()
         seen = sum((each.result() for each in floods), Counter())
 
-    assert booked == [200] * 20
+    assert booked == [200] * 10
     assert seen[200] > 100
     assert set(seen) <= {200, 429, 503}
 
@@ -181,15 +181,15 @@ def test_a_flood_of_refusals_fills_no_log(hotel: Hotel) -> None:
     before, counted = log.read_text().count("\n"), statistic(hotel.stack, "http.public.jwt_authn.denied")
 
     with httpx.Client(base_url=hotel.stack.gateway_url) as client:
-        statuses = {client.get("/orders").status_code for _ in range(1000)}
+        statuses = {client.get("/orders").status_code for _ in range(400)}
         for _ in range(20):
             client.get("/rooms")
 
     assert statuses == {401}
-    assert statistic(hotel.stack, "http.public.jwt_authn.denied") >= counted + 1000
+    assert statistic(hotel.stack, "http.public.jwt_authn.denied") >= counted + 400
     wait_for(lambda: log.read_text().count("\n") >= before + 20)
     lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
-    assert len([line for line in lines if line["status"] == 401]) < 100
+    assert len([line for line in lines if line["status"] == 401]) < 40
 
 
 @pytest.mark.parametrize("size", [3_000, 9_000, 14_000])

@@ -72,8 +72,9 @@ def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
     assert f'order_id: "{bad}"' in shown
     numbers = [str(number) for number in letters(hotel)[bad]]
     assert gotohotel(hotel, "dead-letters", "redrive", *numbers).returncode == 0
-    page = hotel.page_with(bad, status="PAID", reservationStatus="RECEIVED")
-    assert sorted(entry["event"] for entry in page["timeline"]) == ["Ordered", "PaymentApproved", "ReservationTaken"]
+    shown_events = ["Ordered", "PaymentApproved", "ReservationTaken"]
+    wait_for(lambda: sorted(entry["event"] for entry in hotel.page_with(bad)["timeline"]) == shown_events)
+    hotel.page_with(bad, status="PAID", reservationStatus="RECEIVED")
     assert bad not in letters(hotel)
     again = gotohotel(hotel, "dead-letters", "redrive", *numbers)
     assert again.returncode == 1
