@@ -103,7 +103,8 @@ def order_path() -> str:
         **dict.fromkeys(("max_unpaid_orders", "max_unpaid_nights", "max_in_progress"), "100"),
     }  # fmt: skip
     attempt = {
-        **common, "status": "'PENDING'", "attempt_open_since": "now()", "max_declines": "10", "since": "now()",
+        **common, "status": "'PENDING'", "attempt_open_since": "now()", "max_declines": "10", "attempt_revision": "1",
+        "since": "now()",
     }  # fmt: skip
     paid = {**common, "version": "1", "status": "'PAID'", FACTS[0]: "now()", "holds_nights": "true"}
     changes = {f":{column}": f"ARRAY[{value}]" for column, value in paid.items()}
@@ -123,6 +124,7 @@ def order_path() -> str:
                 {
                     **common,
                     "max_declines": "NULL",
+                    "attempt_revision": "1",
                     "since": "NULL",
                     "status": "'APPROVED'",
                     "version": "1",

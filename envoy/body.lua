@@ -150,7 +150,8 @@ local function check_json(text, message, path_names, path_values)
     not_json()
   end
   for number, name in ipairs(path_names) do
-    if values[name] ~= nil and values[name] ~= '"' .. path_values[number] .. '"' then
+    local value = values[name]
+    if value ~= nil and value ~= "null" and value ~= '"' .. path_values[number] .. '"' then
       invalid("differs from the one in the path", name)
     end
   end
@@ -180,7 +181,8 @@ local function check_call(headers, text)
       error({status = "405", reason = "METHOD_NOT_ALLOWED", message = "the method is not allowed at this path",
         allow = table.concat(path_values, ", ")}, 0)
     end
-    return -- there is nothing at this path: the router says so
+    -- Refused here, not left to the transcoder: it finds calls at more paths than these, such as one with a slash more.
+    error({status = "404", reason = "NO_SUCH_PATH", message = "there is nothing at this path"}, 0)
   elseif not call[3] then
     if text:find("[^%s]") and not text:find("^%s*{%s*}%s*$") then
       invalid("this call has no body")
@@ -196,12 +198,12 @@ local function check_call(headers, text)
 end
 
 -- A unary call is one message: a flag, its length in four bytes, and as many bytes.
-local function is_one_grpc_message(text)
-  if #text < GRPC_PREFIX_BYTES then
+local function is_one_grpc_message(body)
+  if body == nil or body:length() < GRPC_PREFIX_BYTES then
     return false
   end
-  local a, b, c, d = text:byte(2, 5)
-  return ((a * 256 + b) * 256 + c) * 256 + d == #text - GRPC_PREFIX_BYTES
+  local a, b, c, d = body:getBytes(0, GRPC_PREFIX_BYTES):byte(2, 5)
+  return ((a * 256 + b) * 256 + c) * 256 + d == body:length() - GRPC_PREFIX_BYTES
 end
 
 local function passes_luhn(digits)
@@ -238,7 +240,7 @@ local function fault_of_token(headers)
   end
 end
 
-function envoy_on_request(handle)
+local function check(handle)
   local headers = handle:headers()
   local fault = fault_of_token(headers)
   if fault ~= nil then
@@ -247,13 +249,13 @@ function envoy_on_request(handle)
   end
   local is_grpc = headers:get("x-gotohotel-native-grpc") ~= nil
   local body = handle:body() -- waits for the end of the request
-  local text = body and body:getBytes(0, body:length()) or ""
   if is_grpc then
-    if not is_one_grpc_message(text) then
+    if not is_one_grpc_message(body) then
       refuse(handle, "400", "INVALID_ARGUMENT", "the call must have one message")
     end
     return
   end
+  local text = body and body:getBytes(0, body:length()) or ""
   if #text > MAX_BODY_BYTES then
     refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the request body is too large")
     return
@@ -261,10 +263,12 @@ function envoy_on_request(handle)
   local passed, refusal = pcall(check_call, handle:headers(), text) -- those from before the wait are no longer valid
   if passed then
     return
-  elseif type(refusal) == "string" then -- a mistake in this script
-    handle:logErr(refusal)
-    refuse(handle, "400", "INVALID_ARGUMENT", "the body can't be read")
-  else
-    refuse(handle, refusal.status or "400", refusal.reason, refusal.message, refusal.field, refusal.allow)
+  elseif type(refusal) == "string" then
+    error(refusal, 0)
   end
+  refuse(handle, refusal.status or "400", refusal.reason, refusal.message, refusal.field, refusal.allow)
+end
+
+function envoy_on_request(handle)
+  guarded(check, handle)
 end

@@ -100,11 +100,11 @@ local function has_id_in_query(path)
   return false
 end
 
-function envoy_on_request(handle)
+local function check(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
   local path = headers:get(":path") or ""
-  local is_grpc = content_type:find("^application/grpc") ~= nil
+  local is_grpc = content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
   local fits = clean(headers, is_grpc)
   normalize_authorization(headers)
   if is_grpc then
@@ -117,6 +117,8 @@ function envoy_on_request(handle)
     if handle:streamInfo():protocol() ~= "HTTP/2" then
       refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC requires HTTP/2")
     end
+  elseif content_type:find("^application/grpc") then
+    refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "this content type is not supported")
   elseif (tonumber(headers:get("content-length") or 0) or 0) > MAX_BODY_BYTES then
     -- Refused before it arrives; body.lua counts what has no length.
     refuse(handle, "413", "PAYLOAD_TOO_LARGE", "the request body is too large")
@@ -127,6 +129,10 @@ function envoy_on_request(handle)
   elseif has_id_in_query(path) then
     refuse(handle, "400", "INVALID_ARGUMENT", "ids are not allowed in the query string")
   end
+end
+
+function envoy_on_request(handle)
+  guarded(check, handle)
 end
 
 -- Clients without knowledge of google.rpc.RetryInfo find the time to wait in the header that HTTP has for it.

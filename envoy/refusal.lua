@@ -1,7 +1,7 @@
 -- How this gateway's own scripts refuse a call: google.rpc.Status, as JSON or in gRPC's headers.
 
 -- HTTP status → google.rpc.Code.
-local CODES = {["400"] = 3, ["401"] = 16, ["405"] = 12, ["413"] = 3, ["415"] = 3, ["431"] = 3}
+local CODES = {["400"] = 3, ["401"] = 16, ["404"] = 5, ["405"] = 12, ["413"] = 3, ["415"] = 3, ["431"] = 3}
 
 -- `field` is the name of the invalid field, `allow` the methods of the path; both may be nil. None of the texts repeats a
 -- value that was sent.
@@ -22,4 +22,13 @@ local function refuse(handle, status, reason, message, field, allow)
     '{"code":%d,"message":"%s","details":[{"@type":"type.googleapis.com/google.rpc.ErrorInfo",' ..
     '"reason":"%s","domain":"gotohotel","metadata":{"retryable":"false"}}%s]}', code, message, reason, violation)
   handle:respond({[":status"] = status, ["content-type"] = "application/json", ["allow"] = allow}, body)
+end
+
+-- Runs a check. Envoy lets a request pass if its script fails: a mistake in a script must not open the gateway.
+local function guarded(check, handle)
+  local passed, mistake = pcall(check, handle)
+  if not passed then
+    handle:logErr(tostring(mistake))
+    refuse(handle, "400", "INVALID_ARGUMENT", "the request can't be read")
+  end
 end

@@ -1,6 +1,7 @@
 """supervisord: starts, stops and restarts the processes of a stack."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,8 @@ import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
 from ops.errors import StackError
+
+STOP_SECONDS = 60  # how long a process may take to end
 
 SUPERVISOR_CONF = """\
 [supervisord]
@@ -41,7 +44,7 @@ autorestart = true
 startsecs = 1
 startretries = 1000000
 stopsignal = {stopsignal}
-stopwaitsecs = 60
+stopwaitsecs = {stop_seconds}
 redirect_stderr = {is_one_log}
 stdout_logfile = {home}/log/{output}.log
 stdout_logfile_maxbytes = 20MB
@@ -78,29 +81,38 @@ class Supervisor:
         except (OSError, xmlrpc.client.Error):
             pid_file = self._home / "supervisord.pid"
             pid = int(pid_file.read_text() or 0) if pid_file.exists() else 0
-            if pid and _is_supervisor(pid):
+            if pid and psutil.pid_exists(pid) and _is_supervisor(psutil.Process(pid), self._conf):
                 raise StackError(f"supervisord runs, but does not answer at its socket; end it: kill {pid}") from None
             return False
         return True
 
     def orphans(self) -> list[psutil.Process]:
-        """Processes that still run although their supervisor was killed."""
-        return [process for process in psutil.process_iter() if self._is_ours(process)]
+        """Processes that still run although their supervisor was killed, in start order."""
+        found = [process for process in psutil.process_iter(["create_time"]) if self._is_ours(process)]
+        return sorted(found, key=lambda process: process.info["create_time"] or 0)
 
     def end_orphans(self) -> None:
-        """Ends them, the last started first; kills what does not end in 30 s."""
-        orphans = sorted(self.orphans(), key=psutil.Process.create_time, reverse=True)
-        for orphan in orphans:
-            with suppress(psutil.NoSuchProcess):
-                orphan.terminate()
-        _, alive = psutil.wait_procs(orphans, timeout=30)
-        for orphan in alive:
-            orphan.kill()
+        """Ends them one after the other, the last started first; kills what does not end in time."""
+        for process in psutil.process_iter():
+            if _is_supervisor(process, self._conf):  # it runs, but its socket and pid file were removed
+                _end(process, signal.SIGKILL)
+        for orphan in reversed(self.orphans()):
+            is_postgres = _environment(orphan).get("SUPERVISOR_PROCESS_NAME") == "postgres"
+            _end(orphan, signal.SIGINT if is_postgres else signal.SIGTERM)
+
+    @property
+    def _conf(self) -> str:
+        return str(self._home / "supervisor.conf")
 
     def _is_ours(self, process: psutil.Process) -> bool:
         """Whether this supervisor has started the process itself: it tells its children where it listens."""
         ours = f"unix://{self._home}/supervisor.sock"
-        return _server_url(process) == ours and _server_url(process.parent()) != ours
+        if _environment(process).get("SUPERVISOR_SERVER_URL") != ours:
+            return False
+        with suppress(psutil.Error):
+            parent = process.parent()
+            return parent is None or _environment(parent).get("SUPERVISOR_SERVER_URL") != ours
+        return False
 
     def run(self) -> None:
         """Starts it, without any process yet."""
@@ -132,6 +144,7 @@ class Supervisor:
                     environment=",".join(f'{key}="{value}"' for key, value in program.environment.items()),
                     priority=priority,
                     stopsignal=program.stopsignal,
+                    stop_seconds=STOP_SECONDS,
                     home=self._home,
                     user=f"user = {program.user}" if program.user else "",
                     is_one_log=str(not program.output).lower(),
@@ -182,17 +195,28 @@ def wait_until(condition: Callable[[], bool], otherwise: str, *, seconds: float)
         time.sleep(0.1)
 
 
-def _server_url(process: psutil.Process | None) -> str:
-    """What a supervisor has told this process; "" if it was not started by one, or can't be looked at."""
+def _environment(process: psutil.Process) -> dict[str, str]:
+    """A process's environment; nothing if it can't be looked at."""
     try:
-        return process.environ().get("SUPERVISOR_SERVER_URL", "") if process else ""
+        return process.environ()
     except psutil.Error:
-        return ""
+        return {}
 
 
-def _is_supervisor(pid: int) -> bool:
-    """Whether the process is a supervisord; after a restart of the machine the number may be another's."""
+def _end(process: psutil.Process, wanted: signal.Signals) -> None:
+    """Ends a process with this signal; kills it if it does not end in time."""
+    with suppress(psutil.Error):
+        process.send_signal(wanted)
+        try:
+            process.wait(timeout=STOP_SECONDS)
+        except psutil.TimeoutExpired:
+            process.kill()
+
+
+def _is_supervisor(process: psutil.Process, conf: str) -> bool:
+    """Whether the process is the supervisord of this configuration; a number in a file may be another's by now."""
     try:
-        return any("supervisord" in part for part in psutil.Process(pid).cmdline())
+        command = process.cmdline()
     except psutil.Error:
         return False
+    return conf in command and any("supervisord" in part for part in command)

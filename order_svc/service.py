@@ -85,8 +85,9 @@ async def pay_order(sales: Sales, order_id: str, card_no: str, *, owner: str, at
     """
     order = await start_payment(sales.orders, order_id, owner=owner, attempt_id=attempt_id, now=sales.clock())
     order, outcome = await charge_order(sales, order, card_no)
-    if outcome and outcome.error and outcome.error.reason == TOO_MANY_ATTEMPTS:
-        raise TooManyAttempts(retry_after_seconds=outcome.error.retry_after_seconds or 0)
+    refused = outcome is not None and outcome.error is not None and outcome.error.reason == TOO_MANY_ATTEMPTS
+    if refused and order.status == Status.PAYMENT_PENDING:
+        raise TooManyAttempts(retry_after_seconds=outcome.error.retry_after_seconds or 0)  # type: ignore[union-attr]
     return order, outcome
 
 

@@ -68,7 +68,13 @@ async def process_payment(
         payment = await payments.find(order_id) or payment
         if not start(payment):
             return payment
-        await payments.save(payment, limits)
+        try:
+            await payments.save(payment, limits)
+        except TooManyAttempts:
+            stored = await payments.find(order_id)
+            if stored is None or stored.may_be_tried(attempt_id):
+                raise
+            return stored
     outcome = None
     try:
         async with asyncio.timeout(timeout_seconds):

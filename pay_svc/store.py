@@ -53,17 +53,16 @@ COLUMNS = Columns[Payment](
 STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
 CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
 
-# How often a guest's cards were declined since `:since`, and how many of her attempts are open. An order that this
-# statement can't see has an attempt that a concurrent call has just started.
+# How often a guest's cards were declined since `:since`, and how many of her attempts are open. If this statement sees
+# a payment in an older revision than the guest's row says, or not at all, a concurrent call has just started one.
 _ATTEMPTS = """
     SELECT
         entry.id,
-        CASE
-            WHEN payments.order_id IS NULL THEN 1
-            ELSE (payments.attempt_open_since IS NOT NULL)::integer
-                + (SELECT count(*) FROM unnest(payments.declined_at) AS at WHERE at > :since::timestamptz)
-        END AS attempts
-    FROM unnest(guest.orders) AS entry (id)
+        entry.revision,
+        (SELECT count(*) FROM unnest(payments.declined_at) AS at WHERE at > :since::timestamptz)
+            + (coalesce(payments.revision < entry.revision, true) OR payments.attempt_open_since IS NOT NULL)::integer
+            AS attempts
+    FROM unnest(guest.orders, guest.revisions) AS entry (id, revision)
     LEFT JOIN payments ON payments.order_id = entry.id
 """
 
@@ -71,12 +70,16 @@ _ATTEMPTS = """
 # per guest makes it exact: concurrent attempts wait for the row, and count those before them.
 ADMITTED = f"""
 admitted AS (
-    INSERT INTO guest_attempts AS guest (owner, orders)
-    SELECT :owner::text, ARRAY[:order_id::uuid]
+    INSERT INTO guest_attempts AS guest (owner, orders, revisions, changed_at)
+    SELECT :owner::text, ARRAY[:order_id::uuid], ARRAY[:attempt_revision::bigint], date_trunc('day', now())
     WHERE :max_declines::integer IS NOT NULL
     ON CONFLICT (owner) DO UPDATE
-    SET (orders, changed_at) = (
-        SELECT array_agg(id) FILTER (WHERE attempts > 0 AND id <> excluded.orders[1]) || excluded.orders, now()
+    SET (orders, revisions, changed_at) = (
+        SELECT
+            array_agg(id) FILTER (WHERE attempts > 0 AND id <> excluded.orders[1]) || excluded.orders,
+            array_agg(revision) FILTER (WHERE attempts > 0 AND id <> excluded.orders[1])
+                || greatest(excluded.revisions[1], max(revision) FILTER (WHERE id = excluded.orders[1])),
+            excluded.changed_at
         FROM ({_ATTEMPTS}) AS attempts
     )
     WHERE (SELECT coalesce(sum(attempts), 0) FROM ({_ATTEMPTS}) AS attempts) < :max_declines::integer
@@ -125,7 +128,15 @@ SELECT (SELECT count(*) FROM saved) AS stored, {MAY_GO_ON} AS admitted
 
 PRUNE_GUESTS = """
 DELETE FROM guest_attempts
-WHERE owner IN (SELECT owner FROM guest_attempts WHERE changed_at < now() - interval '1 day' LIMIT 1000)
+WHERE changed_at < now() - interval '2 days'
+  AND owner IN (
+    SELECT owner
+    FROM guest_attempts
+    WHERE changed_at < now() - interval '2 days'
+    ORDER BY owner
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
 """
 
 FIND = f"""
@@ -185,7 +196,7 @@ class PostgresPayments:
 
         Raises TooManyAttempts if `limits` are given and the guest has reached one.
         """
-        stored = await self._store(ADD, payment, limits, id=payment.id, created_at=payment.created_at)
+        stored = await self._store(ADD, payment, limits, 1, id=payment.id, created_at=payment.created_at)
         payment.revision = 1
         return stored
 
@@ -214,16 +225,22 @@ class PostgresPayments:
 
         Raises TooManyAttempts if `limits` are given and the guest has reached one.
         """
-        if not await self._store(SAVE, payment, limits, revision=payment.revision):
+        if not await self._store(SAVE, payment, limits, payment.revision + 1, revision=payment.revision):
             raise PaymentChanged()
         payment.revision += 1
 
     async def _store(
-        self, statement: Statement, payment: Payment, limits: AttemptLimits | None, **keys: object
+        self,
+        statement: Statement,
+        payment: Payment,
+        limits: AttemptLimits | None,
+        attempt_revision: int,
+        **keys: object,
     ) -> bool:
         values = {
             "order_id": payment.order_id,
             "max_declines": limits.declines_of_a_guest if limits else None,
+            "attempt_revision": attempt_revision,
             "since": payment.updated_at - limits.window if limits else None,
             **keys,
             **COLUMNS.values(payment),

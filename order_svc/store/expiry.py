@@ -44,7 +44,9 @@ STOP_EXPIRY = """
 INSERT INTO payment_outage (began_at)
 SELECT coalesce((SELECT reached_at FROM payment_contact), now())
 WHERE NOT EXISTS (SELECT FROM payment_contact WHERE reached_at > now() - interval '12 seconds')
-ON CONFLICT DO NOTHING
+ON CONFLICT (one) DO UPDATE
+SET ended_at = NULL  -- another outage, before everybody got the time of the last one back: both count as one
+WHERE payment_outage.ended_at IS NOT NULL
 """
 
 END_OUTAGE = """

@@ -17,25 +17,25 @@ _HELD = """
             WHEN orders.id IS NULL THEN NOT entry.pays
             ELSE coalesce(orders.attempt_until <= now(), true)
                 AND coalesce(orders.payment_error_reason, '') NOT IN ('PAYMENT_UNAVAILABLE', 'PAYMENT_IN_PROGRESS')
-        END AS counts,
-        CASE
-            WHEN orders.id IS NULL THEN entry.pays
-            ELSE coalesce(orders.attempt_until > now(), false)
-        END AS in_progress
+        END AS counts
     FROM unnest(guest.orders, guest.nights, guest.pays) AS entry (id, nights, pays)
     LEFT JOIN orders USING (id)
     WHERE orders.id IS NULL
        OR orders.status = 'PAYMENT_PENDING'
 """
 
+# All orders of a guest whose payment is not complete may hold so many times the nights of the unpaid ones.
+NIGHTS_FACTOR = 4
+
 # A part of the statement that places an order, after `priced`. It returns no row if the guest has reached a limit.
 ADMIT = f"""
-    INSERT INTO guests AS guest (owner, orders, nights, pays)
+    INSERT INTO guests AS guest (owner, orders, nights, pays, changed_at)
     SELECT
         :owner::text,
         ARRAY[:id::uuid],
         ARRAY[(:check_out::date - :check_in::date)::bigint],
-        ARRAY[:attempt_id::uuid IS NOT NULL]
+        ARRAY[:attempt_id::uuid IS NOT NULL],
+        date_trunc('day', now())
     FROM priced
     ON CONFLICT (owner) DO UPDATE
     SET (orders, nights, pays, changed_at) = (
@@ -43,13 +43,14 @@ ADMIT = f"""
             array_agg(id) || excluded.orders,
             array_agg(nights) || excluded.nights,
             array_agg(pays) || excluded.pays,
-            now()
+            excluded.changed_at
         FROM ({_HELD}) AS held
     )
     WHERE (
         SELECT
             count(*) FILTER (WHERE counts) < :max_unpaid_orders::integer
-            AND count(*) FILTER (WHERE in_progress) < :max_in_progress::integer
+            AND count(*) FILTER (WHERE NOT counts) < :max_in_progress::integer
+            AND coalesce(sum(nights), 0) + excluded.nights[1] <= {NIGHTS_FACTOR} * :max_unpaid_nights::integer
             AND coalesce(sum(nights) FILTER (WHERE counts), 0)
                 + CASE WHEN excluded.pays[1] THEN 0 ELSE excluded.nights[1] END <= :max_unpaid_nights::integer
         FROM ({_HELD}) AS held
@@ -59,16 +60,19 @@ ADMIT = f"""
 
 PRUNE = """
 DELETE FROM guests
-WHERE owner IN (
+WHERE changed_at < now() - interval '2 days'
+  AND owner IN (
     SELECT owner
     FROM guests
-    WHERE changed_at < now() - interval '1 day'
+    WHERE changed_at < now() - interval '2 days'
       AND NOT EXISTS (SELECT FROM orders WHERE id = ANY(guests.orders) AND status = 'PAYMENT_PENDING')
+    ORDER BY owner
     LIMIT 1000
+    FOR UPDATE SKIP LOCKED
 )
 """
 
 
 async def prune_guests(database: Database) -> None:
-    """Deletes the rows of guests without unpaid orders, a day after the last one was placed."""
+    """Deletes the rows of guests without unpaid orders, two days after the last one was placed."""
     await delete_in_batches(database, PRUNE)

@@ -5,7 +5,8 @@ ALTER TABLE payments ADD COLUMN declined_at timestamptz[] NOT NULL DEFAULT '{}';
 CREATE TABLE guest_attempts (
     owner text PRIMARY KEY,
     orders uuid[] NOT NULL,
-    changed_at timestamptz NOT NULL DEFAULT now()
+    revisions bigint[] NOT NULL,      -- of each payment, once its attempt is stored
+    changed_at timestamptz NOT NULL   -- to the day, so that the index seldom changes
 ) WITH (fillfactor = 50);             -- rewritten by each of the guest's attempts
 
 CREATE INDEX guest_attempts_changed ON guest_attempts (changed_at);  -- what the pruning job looks for

@@ -22,9 +22,10 @@ def test_the_first_id_of_a_time_is_not_after_an_id_made_then() -> None:
     assert first_id_at(now - timedelta(seconds=1)) < new_id() < first_id_at(now + timedelta(minutes=1))
 
 
-def test_an_id_that_is_none_is_refused_by_field() -> None:
-    """The error contains the field's JSON name."""
+@pytest.mark.parametrize("text", ["42", "urn:uuid:" + new_id(), "{" + new_id() + "}", new_id().replace("-", ""), ""])
+def test_an_id_that_is_none_is_refused_by_field(text: str) -> None:
+    """The error contains the field's JSON name. Only the canonical form is an id."""
     with pytest.raises(Invalid) as refusal:
-        parse_id("42", "orderId")
+        parse_id(text, "orderId")
 
     assert refusal.value.field == "orderId"

@@ -128,15 +128,27 @@ async def test_room_nights_are_limited_too(order_database: Database) -> None:
     assert UnpaidLimits().room_nights == 28
 
 
+async def test_all_that_is_not_paid_is_limited(order_database: Database) -> None:
+    """Also what could not be paid because payments are unavailable: ten orders, and 112 room nights."""
+    room_type = await change_room_type(order_database, 100)
+    for owner, nights, admitted in (("short", 1, 10), ("long", 28, 4)):
+        for _ in range(admitted):
+            order = await place(order_database, room_type, pays=True, nights=nights, owner=owner)
+            await settle(order_database, order, PaymentOutcome(error=PAY_LATER))
+
+        with pytest.raises(TooManyUnpaid):
+            await place(order_database, room_type, pays=True, nights=nights, owner=owner)
+
+
 async def test_guests_without_unpaid_orders_are_forgotten(order_database: Database) -> None:
-    """After a day. Those with an unpaid order stay."""
+    """After two days. Those with an unpaid order stay."""
     room_type = await change_room_type(order_database, 10)
     paid = await place(order_database, room_type, pays=True, owner="paid")
     await settle(order_database, paid, PaymentOutcome(approved_at=datetime.now(UTC)))
     await place(order_database, room_type, owner="unpaid")
     await place(order_database, room_type, owner="fresh", pays=True)
     await order_database.autocommit.execute(
-        "UPDATE guests SET changed_at = now() - interval '2 days' WHERE owner <> 'fresh'"
+        "UPDATE guests SET changed_at = now() - interval '3 days' WHERE owner <> 'fresh'"
     )
 
     await prune_guests(order_database)

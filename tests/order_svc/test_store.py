@@ -446,6 +446,29 @@ async def test_time_lost_in_two_outages_is_returned_twice(order_database: Databa
     assert 35 <= returned.total_seconds() <= 37
 
 
+async def test_an_outage_before_the_time_of_the_last_one_is_returned_counts_too(order_database: Database) -> None:
+    """pay_svc is away again while one order, locked by another call, has not got its time back: both count as one."""
+    room_type = await change_room_type(order_database, 1)
+    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
+    await orders.place(order, room_type, None)
+    connection = order_database.autocommit
+    await connection.execute(
+        "UPDATE orders SET created_at = now() - interval '2 hours', expires_at = now() + interval '1 hour'"
+    )
+    before = await connection.fetchval("SELECT expires_at FROM orders")
+    await connection.execute(
+        "INSERT INTO payment_outage (began_at, ended_at) "
+        "VALUES (now() - interval '90 minutes', now() - interval '1 hour')"
+    )
+
+    await orders.stop_expiry()
+    assert await connection.fetchval("SELECT ended_at FROM payment_outage") is None
+    await orders.resume_expiry()
+
+    returned = await connection.fetchval("SELECT expires_at - $1::timestamptz FROM orders", before)
+    assert 89 <= returned.total_seconds() / 60 <= 91
+
+
 async def test_opening_nights_writes_only_what_is_new(order_database: Database) -> None:
     """The job runs every ten minutes in every replica; it does not rewrite a night that has its size already."""
     await change_room_type(order_database, 3)

@@ -77,6 +77,19 @@ async def test_of_many_cards_at_once_ten_are_tried(pay_database: Database) -> No
     assert processor.confirmed == 10
 
 
+async def test_of_many_further_cards_at_once_ten_are_tried(pay_database: Database) -> None:
+    """The same for payments that exist already: a concurrent call sees them as they were before the attempt."""
+    processor = CountingProcessor(pay_database, delay_ms=0)
+    orders = [Desk(pay_database, processor, owner="alice") for _ in range(8)]
+    for order in orders:
+        await order.pay(DECLINED)
+
+    outcomes = await asyncio.gather(*(order.pay(DECLINED) for order in orders * 3), return_exceptions=True)
+
+    assert processor.confirmed <= 10
+    assert any(isinstance(outcome, TooManyAttempts) for outcome in outcomes)
+
+
 async def test_who_pays_is_not_limited(pay_database: Database) -> None:
     """Approved payments do not count, however many there are."""
     for _ in range(15):
@@ -100,12 +113,12 @@ async def test_a_repetition_of_an_admitted_attempt_is_answered(pay_database: Dat
     assert await orders[0].charges() == (1, 1)
 
 
-async def test_guests_are_forgotten_after_a_day(pay_database: Database) -> None:
+async def test_guests_are_forgotten_after_two_days(pay_database: Database) -> None:
     """Only what happened in the last hour matters."""
     for owner in ("old", "fresh"):
         await Desk(pay_database, owner=owner).pay(DECLINED)
     await pay_database.autocommit.execute(
-        "UPDATE guest_attempts SET changed_at = now() - interval '2 days' WHERE owner = 'old'"
+        "UPDATE guest_attempts SET changed_at = now() - interval '3 days' WHERE owner = 'old'"
     )
 
     await prune_guests(pay_database)

@@ -132,3 +132,46 @@ def test_a_call_without_a_body_takes_none(hotel: Hotel, guest: Client) -> None:
 
     assert (refused.status_code, searched.status_code, accepted.status_code) == (400, 400, 200)
     assert refused.json()["message"] == "this call has no body"
+
+
+@pytest.mark.parametrize(
+    "path", ["/orders/", "/orders/?name=B", "/payments/", "/orders/ID:pay/", "/orders/urn:uuid:ID:pay"]
+)
+def test_no_other_spelling_of_a_path_gets_past_the_check(hotel: Hotel, guest: Client, path: str) -> None:
+    """The transcoder finds calls at more paths than the contract has, such as one with a slash more."""
+    order = hotel.order(guest, card=None)
+    body = {**hotel.booking(), "checkin": "2030-01-01"} if path.startswith("/orders/") else {"orderId": order["id"]}
+
+    answer = guest.request("POST", path.replace("ID", order["id"]), json={**body, "cardNo": GOOD_CARD, "unknown": 1})
+
+    assert answer.status_code == 404
+    assert answer.json()["details"][0]["reason"] == "NO_SUCH_PATH"
+    assert [each["id"] for each in guest.get("/orders")["orders"]] == [order["id"]]
+    assert hotel.order_with(order["id"])["status"] == "PAYMENT_PENDING"
+
+
+@pytest.mark.parametrize(
+    "kind", ["application/grpc-web", "application/grpcX", "application/grpc;x", "application/grpc-web+json"]
+)
+def test_a_content_type_that_only_looks_like_grpc_is_refused(hotel: Hotel, guest: Client, kind: str) -> None:
+    """It would pass the checks of JSON as gRPC, and be transcoded as JSON."""
+    mine, other = hotel.order(guest, card=None), hotel.order(guest, card=None)
+
+    answer = guest.request(
+        "DELETE", f"/orders/{mine['id']}?orderId={other['id']}", content=b"\0" * 5, headers={"content-type": kind}
+    )
+
+    assert answer.status_code == 415
+    assert hotel.order_with(other["id"])["status"] == "PAYMENT_PENDING"
+
+
+def test_an_id_of_the_path_may_be_repeated_or_null_in_the_body(hotel: Hotel, guest: Client) -> None:
+    """Some clients send every field."""
+    order = hotel.order(guest, card=None)
+
+    answers = [
+        guest.request("POST", f"/orders/{order['id']}:cancel", json=body)
+        for body in ({"orderId": None}, {"orderId": order["id"]})
+    ]
+
+    assert [answer.status_code for answer in answers] == [200, 200]
