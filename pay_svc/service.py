@@ -58,23 +58,16 @@ async def process_payment(
     )  # fmt: skip
     start(payment)
     try:
-        added = await payments.add(payment, limits)
+        if not await payments.add(payment, limits):
+            payment = await payments.find(order_id) or payment
+            if not start(payment):
+                return payment
+            await payments.save(payment, limits)
     except TooManyAttempts:
         stored = await payments.find(order_id)
         if stored is None or stored.may_be_tried(attempt_id):
             raise
-        return stored  # a repetition of a call whose attempt was admitted
-    if not added:
-        payment = await payments.find(order_id) or payment
-        if not start(payment):
-            return payment
-        try:
-            await payments.save(payment, limits)
-        except TooManyAttempts:
-            stored = await payments.find(order_id)
-            if stored is None or stored.may_be_tried(attempt_id):
-                raise
-            return stored
+        return stored  # this call repeats one whose attempt was admitted
     outcome = None
     try:
         async with asyncio.timeout(timeout_seconds):

@@ -59,8 +59,8 @@ class RoomType:
 class UnpaidLimits:
     """What one guest may hold without paying.
 
-    Orders whose payment is in progress, or could not be tried because payments are unavailable, count for `in_progress`
-    only; all of them together hold at most four times `room_nights`.
+    Orders that could not be paid because payments are unavailable do not count. One whose payment is in progress counts
+    for `in_progress` only.
     """
 
     orders: int = 3

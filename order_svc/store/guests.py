@@ -17,15 +17,16 @@ _HELD = """
             WHEN orders.id IS NULL THEN NOT entry.pays
             ELSE coalesce(orders.attempt_until <= now(), true)
                 AND coalesce(orders.payment_error_reason, '') NOT IN ('PAYMENT_UNAVAILABLE', 'PAYMENT_IN_PROGRESS')
-        END AS counts
+        END AS counts,
+        CASE
+            WHEN orders.id IS NULL THEN entry.pays
+            ELSE coalesce(orders.attempt_until > now(), false)
+        END AS in_progress
     FROM unnest(guest.orders, guest.nights, guest.pays) AS entry (id, nights, pays)
     LEFT JOIN orders USING (id)
     WHERE orders.id IS NULL
        OR orders.status = 'PAYMENT_PENDING'
 """
-
-# All orders of a guest whose payment is not complete may hold so many times the nights of the unpaid ones.
-NIGHTS_FACTOR = 4
 
 # A part of the statement that places an order, after `priced`. It returns no row if the guest has reached a limit.
 ADMIT = f"""
@@ -40,17 +41,16 @@ ADMIT = f"""
     ON CONFLICT (owner) DO UPDATE
     SET (orders, nights, pays, changed_at) = (
         SELECT
-            array_agg(id) || excluded.orders,
-            array_agg(nights) || excluded.nights,
-            array_agg(pays) || excluded.pays,
+            array_agg(id) FILTER (WHERE counts OR in_progress) || excluded.orders,
+            array_agg(nights) FILTER (WHERE counts OR in_progress) || excluded.nights,
+            array_agg(pays) FILTER (WHERE counts OR in_progress) || excluded.pays,
             excluded.changed_at
         FROM ({_HELD}) AS held
     )
     WHERE (
         SELECT
             count(*) FILTER (WHERE counts) < :max_unpaid_orders::integer
-            AND count(*) FILTER (WHERE NOT counts) < :max_in_progress::integer
-            AND coalesce(sum(nights), 0) + excluded.nights[1] <= {NIGHTS_FACTOR} * :max_unpaid_nights::integer
+            AND count(*) FILTER (WHERE in_progress) < :max_in_progress::integer
             AND coalesce(sum(nights) FILTER (WHERE counts), 0)
                 + CASE WHEN excluded.pays[1] THEN 0 ELSE excluded.nights[1] END <= :max_unpaid_nights::integer
         FROM ({_HELD}) AS held
