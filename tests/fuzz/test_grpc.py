@@ -56,7 +56,7 @@ def test_a_mutated_message_is_answered_as_documented(part: str, method: Any, hot
                 code, answer = patiently(
                     lambda call=call, sent=sent, metadata=metadata: _outcome(call, sent, metadata),  # type: ignore[misc]
                     lambda outcome: (
-                        outcome[0] == grpc.StatusCode.RESOURCE_EXHAUSTED and "too many requests" in outcome[1]
+                        outcome[0] == grpc.StatusCode.RESOURCE_EXHAUSTED and outcome[1] == "local_rate_limited"
                     ),
                 )
                 truth.answers[method.name, code.name] += 1
