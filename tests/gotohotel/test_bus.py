@@ -31,7 +31,7 @@ from gotohotel.columns import Statement
 from gotohotel.database import Connection, Database
 from gotohotel.ids import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
-from gotohotel.outbox import INSERT_OUTBOX, OutboxRow, Relay, outbox_values
+from gotohotel.outbox import INSERT_OUTBOX, RELAY_LOCK, OutboxRow, Relay, outbox_values
 from gotohotel.policies import Policies, ReceivedEvent
 from tests.conftest import ROOT, within
 
@@ -549,7 +549,7 @@ async def test_a_relay_that_cannot_publish_hands_over(
 
 
 FROZEN_RELAY = """
-import asyncio, sys
+import asyncio, os, signal, sys
 import asyncpg
 from gotohotel import outbox
 from gotohotel.database import SESSION
@@ -559,11 +559,29 @@ async def main() -> None:
     assert await connection.fetchval("SELECT pg_try_advisory_lock($1)", outbox.RELAY_LOCK)
     print("locked", flush=True)
     if sys.argv[2] == "reading":
-        await connection.fetch("SELECT repeat('x', 1000) FROM generate_series(1, 100000)")
-    await asyncio.sleep(3600)
+        asyncio.get_running_loop().call_later(0.1, os.kill, os.getpid(), signal.SIGSTOP)
+        await connection.fetch("SELECT repeat('x', 100000) FROM generate_series(1, 100000)")
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 asyncio.run(main())
 """
+
+
+LOCKER = """
+SELECT wait_event
+FROM pg_stat_activity
+JOIN pg_locks USING (pid)
+WHERE locktype = 'advisory'
+  AND objid = $1
+  AND datname = current_database()
+"""
+
+
+async def the_locker_waits(database: Database, event: str) -> None:
+    """Waits until the session that has the relay's lock waits for this event."""
+    async with within(PATIENCE_SECONDS):
+        while await database.autocommit.fetchval(LOCKER, RELAY_LOCK) != event:  # noqa: ASYNC110 - another process
+            await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("frozen_while", ["idle", "reading"])
@@ -576,7 +594,8 @@ async def test_the_lock_of_a_frozen_relay_passes_on(
         try:
             assert frozen.stdout is not None
             assert frozen.stdout.readline() == "locked\n"
-            frozen.send_signal(signal.SIGSTOP)
+            await until(lambda: psutil.Process(frozen.pid).status() == psutil.STATUS_STOPPED)
+            await the_locker_waits(order_database, "ClientRead" if frozen_while == "idle" else "ClientWrite")
             async with running(server.url) as bus, relaying(scratch_url, bus):
                 await announce(order_database, "a")
                 await all_sent(order_database)
