@@ -21,12 +21,15 @@ NEW_FIELD = "special_request"
 
 # File → (a text that it contains once, its replacement).
 CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
-    "protos/gotohotel/order/v1/events.proto": (("string owner = 7;", "string owner = 7; string special_request = 8;"),),
+    "protos/gotohotel/order/v1/events.proto": (
+        ("string owner = 7;", "string owner = 7; string special_request = 20;"),
+    ),
     "protos/gotohotel/reservation/v1/events.proto": (
         (
             "// The desk changed a room type, or made a new one.\n",
             "message GuestGreeted {\n"
             "string order_id = 1; int64 version = 2; google.protobuf.Timestamp occur_time = 3;\n"
+            "gotohotel.access.v1.Actor actor = 15;\n"
             "}\n",
         ),
     ),
@@ -43,9 +46,9 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
             "class GuestGreeted(Event):\n    pass\n\n\nclass Reservation(Aggregate):",
         ),
         (
-            "        self.record(ReservationConfirmed(occurred_at=at, confirmation_no=confirmation_no))",
-            "        self.record(ReservationConfirmed(occurred_at=at, confirmation_no=confirmation_no))\n"
-            "        self.record(GuestGreeted(occurred_at=at))",
+            "        self.record(ReservationConfirmed(occurred_at=at, actor=by, confirmation_no=confirmation_no))",
+            "        self.record(ReservationConfirmed(occurred_at=at, actor=by, confirmation_no=confirmation_no))\n"
+            "        self.record(GuestGreeted(occurred_at=at, actor=by))",
         ),
     ),
     "reservation_svc/domain/__init__.py": (
@@ -59,7 +62,9 @@ CHANGES: dict[str, tuple[tuple[str, str], ...]] = {
         (
             "        case ReservationTaken():",
             "        case GuestGreeted():\n"
-            "            return events_pb2.GuestGreeted(order_id=order_id, version=version, occur_time=when)\n"
+            "            return events_pb2.GuestGreeted(\n"
+            "                order_id=order_id, version=version, occur_time=when, actor=actor\n"
+            "            )\n"
             "        case ReservationTaken():",
         ),
     ),

@@ -18,7 +18,7 @@ from google.protobuf.descriptor import ServiceDescriptor
 
 from gotohotel import idempotency, inbox, log, outbox
 from gotohotel.bus.connection import Bus
-from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted
+from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, Requirement
 from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
@@ -47,7 +47,7 @@ class App:
         self._bus = Bus(settings.nats_url, name=name)
         self._relay = Relay(settings.database_url, self._bus, source=name)
         database.after_commits(self._follow_commit)
-        self._server = RpcServer(port=settings.port, host=settings.host)
+        self._server = RpcServer(port=settings.port, host=settings.host, tls_folder=settings.tls_folder)
         self._consumer: Consumer | None = None
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
@@ -61,9 +61,9 @@ class App:
         """Serves an RPC service."""
         self._server.add(service, implementation)
 
-    def listen(self, policies: Policies[Any]) -> None:
-        """Runs the policies when their events arrive."""
-        self._consumer = Consumer(self._bus, policies, self.database)
+    def listen(self, policies: Policies[Any], *, require: Requirement | None = None) -> None:
+        """Runs the policies when their events arrive; an event that `require` refuses is a dead letter."""
+        self._consumer = Consumer(self._bus, policies, self.database, require=require)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
         """Runs a job repeatedly, and at once after a commit if it `follows_commits`.

@@ -1,9 +1,12 @@
 """Statements with named parameters, and the columns of an aggregate, named once for SQL and values."""
 
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
+
+from gotohotel.domain import Actor, Role
 
 A = TypeVar("A")
 _PARAMETER = re.compile(r"(?<!:):([a-z]\w*)")
@@ -66,3 +69,16 @@ class Columns(Generic[A]):
         """The values of many rows, one list per column."""
         rows = list(aggregates)
         return {column.name: [column.value(row) for row in rows] for column in self._columns}
+
+
+def actor_json(actor: Actor | None) -> str | None:
+    """Who caused a change, for a column of type jsonb."""
+    return json.dumps({"role": actor.role.value, "subject": actor.subject}) if actor else None
+
+
+def actor_of(stored: str | None) -> Actor | None:
+    """Who caused a change, from such a column."""
+    if stored is None:
+        return None
+    value = json.loads(stored)
+    return Actor(value["subject"], Role(value["role"]))

@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, replace
 from datetime import datetime
 from decimal import Decimal
+from enum import StrEnum
 
 # DomainError
 #   NotFound          it does not exist, or belongs to somebody else
@@ -65,12 +66,29 @@ class TooMany(DomainError):
         self.retry_after_seconds = retry_after_seconds
 
 
+class Role(StrEnum):
+    """In which role somebody causes a change."""
+
+    GUEST = "GUEST"
+    DESK = "DESK"
+    SYSTEM = "SYSTEM"  # a service by itself
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """Who causes a change. The subject is that of the token, or the service's name."""
+
+    subject: str
+    role: Role
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
     """Something that happened to one aggregate. `version` counts that aggregate's events from 1 without a gap."""
 
     version: int = 0
     occurred_at: datetime
+    actor: Actor
 
 
 class Aggregate:

@@ -4,7 +4,7 @@ import logging
 import os
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import Field, ValidationError
+from pydantic import DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 logger = logging.getLogger(__name__)
@@ -16,6 +16,7 @@ Text = Annotated[str, Field(min_length=1)]
 PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?://.")]
 NatsUrl = Annotated[str, Field(pattern=r"^(nats|tls)://.")]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]  # host:port
+PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # Ed25519, hexadecimal
 Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 
@@ -31,6 +32,7 @@ class Settings(BaseSettings):
     port: Port
     database_url: PostgresUrl
     nats_url: NatsUrl
+    tls_folder: DirectoryPath  # this service's certificate and the authority that it trusts: see gotohotel/rpc/tls.py
     host: Text = "127.0.0.1"
     pool_size: PoolSize = 10
     drain_seconds: Seconds = 20.0  # how long running calls may take after SIGTERM

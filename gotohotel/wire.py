@@ -11,7 +11,8 @@ from uuid import UUID
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.type import money_pb2
 
-from gotohotel.domain import Invalid, Money
+from gotohotel.access.v1 import actor_pb2
+from gotohotel.domain import Actor, Invalid, Money, Role
 
 MAX_UNITS = 10**12
 LAST_ID = "ffffffff-ffff-ffff-ffff-ffffffffffff"  # larger than any id: the first page is what comes before it
@@ -38,6 +39,17 @@ def money_from_proto(message: money_pb2.Money, field: str) -> Money:
         return Money(message.currency_code, Decimal(message.units) + Decimal(message.nanos) / 1_000_000_000)
     except ValueError as error:
         raise Invalid(field, str(error)) from None
+
+
+def actor_to_proto(actor: Actor) -> actor_pb2.Actor:
+    """Who causes a change."""
+    return actor_pb2.Actor(subject=actor.subject, role=actor.role.value)
+
+
+def actor_from_proto(message: actor_pb2.Actor) -> Actor:
+    """Who caused a change; in messages of a release before 0.2 it is not recorded, and counts as a service's act."""
+    known = {actor_pb2.Actor.GUEST: Role.GUEST, actor_pb2.Actor.DESK: Role.DESK}
+    return Actor(message.subject, known.get(message.role, Role.SYSTEM))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
+from gotohotel.access.v1.actor_pb2 import Actor
 from gotohotel.order.v1 import events_pb2 as order_events
 from gotohotel.pay.v1 import events_pb2 as pay_events
 from gotohotel.policies import Policies
@@ -77,6 +78,11 @@ def show_reservation_cancel(event: reservation_events.ReservationCanceled, work:
     _add(event, work, detail=event.reason)
 
 
+def _shown(booking: Message) -> dict[str, Any]:
+    names = [field.name for field in booking.DESCRIPTOR.fields if field.name != "signature"]
+    return {name: getattr(booking, name) for name in names}
+
+
 def _add(event: Any, work: UnitOfWork, *, detail: str = "", booking: Message | None = None, amount: Any = None) -> None:
     _, source, _, name = event.DESCRIPTOR.full_name.split(".")
     work.facts[event.order_id].append(
@@ -86,9 +92,8 @@ def _add(event: Any, work: UnitOfWork, *, detail: str = "", booking: Message | N
             event=name,
             time=event.occur_time.ToDatetime(tzinfo=UTC),
             detail=detail,
-            booking={field.name: getattr(booking, field.name) for field in booking.DESCRIPTOR.fields}
-            if booking is not None
-            else None,
+            actor_role=Actor.Role.Name(event.actor.role) if event.actor.role in Actor.Role.values()[1:] else "",
+            booking=_shown(booking) if booking is not None else None,
             amount=money_from_proto(amount, "amount") if amount is not None else None,
         )
     )

@@ -43,7 +43,13 @@ def _page(page: MyPage) -> pb.MyPage:
         reservation_status=page.reservation_status or "STATUS_UNSPECIFIED",
         confirmation_no=page.confirmation_no,
         timeline=[
-            pb.TimelineEntry(event=fact.event, time=timestamp(fact.time), detail=fact.detail) for fact in page.facts
+            pb.TimelineEntry(
+                event=fact.event,
+                time=timestamp(fact.time),
+                detail=fact.detail,
+                actor_role=fact.actor_role or "ROLE_UNSPECIFIED",
+            )
+            for fact in page.facts
         ],
         update_time=timestamp(max(fact.time for fact in page.facts)),
     )

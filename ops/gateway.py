@@ -16,7 +16,8 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 import gotohotel
 from gotohotel.rpc import access
-from ops.services import part
+from gotohotel.rpc.tls import AUTHORITY, CERTIFICATE, DOMAIN, KEY
+from ops.services import SERVICES, part
 
 FOLDER = Path(__file__).parents[1] / "envoy"
 DESCRIPTORS = Path(gotohotel.__file__).parent / "descriptors.binpb"
@@ -56,6 +57,11 @@ CLUSTER = """\
           explicit_http_config:
             http2_protocol_options:
               connection_keepalive: {{interval: 10s, timeout: 3s}}
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+          common_tls_context: {tls}
       circuit_breakers:
         thresholds: [{{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}]
       load_assignment:
@@ -70,12 +76,19 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
     """The configuration for these values and services. Raises KeyError for a missing value."""
     rpcs = list(_public_rpcs(services))
     clusters = "".join(
-        CLUSTER.format(name=name + suffix, host=host, port=port, max_requests=max_requests)
+        CLUSTER.format(
+            name=name + suffix,
+            host=host,
+            port=port,
+            max_requests=max_requests,
+            tls=_tls(values["GATEWAY_TLS"], peers=[part(name)]),
+        )
         for name, (host, port) in services.items()
         for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS))
         if not suffix or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
     )
     pay_host, pay_port = services["pay_svc"]
+    callers = [part(name) for name, service in SERVICES.items() if service.calls_pay]
     mappers = "\n".join(_mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         values,
@@ -90,7 +103,20 @@ def render(values: Mapping[str, object], services: Mapping[str, tuple[str, int]]
         LOCAL_REPLY_MAPPERS=mappers,
         PAY_HOST=pay_host,
         PAY_PORT=pay_port,
+        EGRESS_SERVER_TLS=_tls(values["EGRESS_TLS"], peers=callers),
+        EGRESS_CLIENT_TLS=_tls(values["EGRESS_TLS"], peers=["pay"]),
     )
+
+
+def _tls(folder: object, *, peers: Iterable[str]) -> str:
+    """The settings of one end of a mutual TLS connection: its own certificate, and the parts that it accepts."""
+    names = [{"san_type": "DNS", "matcher": {"exact": f"{peer}.{DOMAIN}"}} for peer in peers]
+    certificate = {
+        "certificate_chain": {"filename": f"{folder}/{CERTIFICATE}"},
+        "private_key": {"filename": f"{folder}/{KEY}"},
+    }
+    trusted = {"trusted_ca": {"filename": f"{folder}/{AUTHORITY}"}, "match_typed_subject_alt_names": names}
+    return json.dumps({"tls_certificates": [certificate], "validation_context": trusted, "alpn_protocols": ["h2"]})
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,20 @@ class Service:
     calls_pay: bool = False  # calls pay_svc through the gateway's egress listener
     has_fingerprint_key: bool = False  # stores keyed hashes: of request bodies, or of card numbers
     has_card_processor: bool = False  # gets the password of the sandbox processor's ledger
+    signs_orders: bool = False  # gets the key that signs what may be charged
+    checks_orders: bool = False  # gets the public half of that key
 
 
 SERVICES: dict[str, Service] = {
-    "order_svc": Service(port=8081, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True),
-    "pay_svc": Service(port=8083, publishes=True, has_fingerprint_key=True, has_card_processor=True),
-    "reservation_svc": Service(port=8082, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True),
+    "order_svc": Service(
+        port=8081, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True, signs_orders=True
+    ),
+    "pay_svc": Service(
+        port=8083, publishes=True, has_fingerprint_key=True, has_card_processor=True, checks_orders=True
+    ),
+    "reservation_svc": Service(
+        port=8082, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True, checks_orders=True
+    ),
     "mypage_svc": Service(port=8084, listens=True),
 }
 PUBLISHERS = tuple(name for name, service in SERVICES.items() if service.publishes)
@@ -27,6 +35,8 @@ LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)
 OPERATOR = "operator"  # the NATS user of this command line, without restrictions
 # The sandbox processor's own ledger: another database and another role than pay_svc's.
 SANDBOX = "sandbox"
+# The secret of order_svc's signatures. No data depends on it: if it is missing, it is made anew.
+ORDER_SIGNING = "order_signing"
 
 
 def part(name: str) -> str:
@@ -57,4 +67,10 @@ def secrets_of(name: str) -> list[str]:
 
 def secrets_needed() -> list[str]:
     """The names of all secrets of a stack."""
-    return ["postgres", SANDBOX, nats_password(OPERATOR), *(secret for name in SERVICES for secret in secrets_of(name))]
+    return [
+        "postgres",
+        SANDBOX,
+        ORDER_SIGNING,
+        nats_password(OPERATOR),
+        *(secret for name in SERVICES for secret in secrets_of(name)),
+    ]

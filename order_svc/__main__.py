@@ -13,6 +13,7 @@ from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc.client import open_client
 from gotohotel.settings import Address, Settings, Text, Timeout
+from gotohotel.signatures import SigningKey
 from order_svc.clients import GrpcPayments
 from order_svc.domain import MAX_NIGHTS, UnpaidLimits
 from order_svc.jobs import Jobs
@@ -26,6 +27,7 @@ class OrderSettings(Settings):
 
     pay_target: Address  # the gateway's egress listener, host:port
     fingerprint_key: Text  # key of the hashes of request bodies
+    signing_key: Annotated[str, Field(min_length=32)]  # secret of the signatures of what may be charged
     pay_timeout_seconds: Timeout = 3.0
     unpaid_minutes: Annotated[float, Field(gt=0, le=100_000, allow_inf_nan=False)] = 15.0
     max_unpaid_orders: Annotated[int, Field(ge=1, le=10_000)] = 3  # of one guest
@@ -42,10 +44,10 @@ async def compose(app: App, settings: OrderSettings) -> None:
     def today() -> date:
         return app.clock.now().astimezone(settings.time_zone).date()
 
-    client = await app.resources.enter_async_context(open_client(settings.pay_target, name=app.name))
+    client = await app.resources.enter_async_context(open_client(settings.pay_target, tls_folder=settings.tls_folder))
     requests = IdempotencyStore(app.database, settings.fingerprint_key.encode())
     room_types = PostgresRoomTypes(app.database)
-    payments = GrpcPayments(client, timeout_seconds=settings.pay_timeout_seconds)
+    payments = GrpcPayments(client, SigningKey(settings.signing_key), timeout_seconds=settings.pay_timeout_seconds)
     server = OrderServer(
         app.database,
         requests,

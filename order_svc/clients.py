@@ -7,6 +7,7 @@ import grpc
 
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.client import CallFailed, RpcClient
+from gotohotel.signatures import SigningKey
 from gotohotel.wire import money_from_proto, money_to_proto
 from order_svc.domain import (
     IN_PROGRESS,
@@ -33,18 +34,21 @@ UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 class GrpcPayments:
     """The Payments port over gRPC."""
 
-    def __init__(self, client: RpcClient, *, timeout_seconds: float) -> None:
+    def __init__(self, client: RpcClient, key: SigningKey, *, timeout_seconds: float) -> None:
         self._client = client
+        self._key = key
         self._timeout_seconds = timeout_seconds
 
     async def process(self, order: Order, card_no: str) -> PaymentOutcome:
         """Charges the order's current attempt at most once. If pay_svc can't be reached the order is paid later."""
+        booking, amount = booking_to_proto(order.booking), money_to_proto(order.amount)
+        self._key.sign(booking, order.id, amount.currency_code, amount.units, amount.nanos)
         request = pb.ProcessPaymentRequest(
             order_id=order.id,
             attempt_id=order.attempt_id,
             card_no=card_no,
-            amount=money_to_proto(order.amount),
-            booking=booking_to_proto(order.booking),
+            amount=amount,
+            booking=booking,
         )
         try:
             payment = await self._client.call(

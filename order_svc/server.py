@@ -119,10 +119,15 @@ class OrderServer:
 
         async def cancel(connection: Connection) -> pb.Order:
             orders = PostgresOrders(connection)
-            guests_date = self._today() if caller.owner is not None else None
             return _order(
                 await service.cancel_order(
-                    orders, order_id, owner=caller.owner, reason=reason, now=self._clock(), guests_date=guests_date
+                    orders,
+                    order_id,
+                    owner=caller.owner,
+                    reason=reason,
+                    by=caller.actor,
+                    now=self._clock(),
+                    today=self._today(),
                 )
             )
 

@@ -8,7 +8,7 @@ from datetime import date, datetime, timedelta
 
 from gotohotel.conflicts import until_saved
 from gotohotel.database import TRANSIENT
-from gotohotel.domain import Invalid
+from gotohotel.domain import Actor, Invalid
 from order_svc.domain import (
     TOO_MANY_ATTEMPTS,
     Booking,
@@ -136,12 +136,13 @@ async def cancel_order(
     *,
     owner: str | None,
     reason: str,
+    by: Actor,
     now: datetime,
-    guests_date: date | None = None,
+    today: date,
 ) -> Order:
-    """Requests the cancel; reservation_svc and pay_svc complete it. `guests_date`: see Order.cancel."""
+    """Requests the cancel; reservation_svc and pay_svc complete it. `today` is the property's date."""
     order = await orders.get(order_id, owner=owner)
-    order.cancel(reason, at=now, guests_date=guests_date)
+    order.cancel(reason, by=by, at=now, today=today)
     await orders.save(order)
     return order
 

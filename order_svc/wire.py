@@ -5,7 +5,7 @@ from google.protobuf.message import Message
 from gotohotel.domain import Event
 from gotohotel.order.v1 import events_pb2
 from gotohotel.outbox import OutboxRow
-from gotohotel.wire import money_to_proto, timestamp
+from gotohotel.wire import actor_to_proto, money_to_proto, timestamp
 from order_svc.domain import Booking, Order, OrderCanceled, Ordered, OrderExpired
 
 
@@ -31,20 +31,21 @@ def booking_to_proto(booking: Booking) -> events_pb2.Booking:
 
 
 def _message(order_id: str, event: Event) -> Message:
-    when = timestamp(event.occurred_at)
+    when, actor = timestamp(event.occurred_at), actor_to_proto(event.actor)
     match event:
         case Ordered():
             return events_pb2.Ordered(
                 order_id=order_id,
                 version=event.version,
                 occur_time=when,
+                actor=actor,
                 booking=booking_to_proto(event.booking),
                 amount=money_to_proto(event.amount),
             )
         case OrderCanceled():
             return events_pb2.OrderCanceled(
-                order_id=order_id, version=event.version, occur_time=when, reason=event.reason
+                order_id=order_id, version=event.version, occur_time=when, actor=actor, reason=event.reason
             )
         case OrderExpired():
-            return events_pb2.OrderExpired(order_id=order_id, version=event.version, occur_time=when)
+            return events_pb2.OrderExpired(order_id=order_id, version=event.version, occur_time=when, actor=actor)
     raise TypeError(f"{type(event).__name__} has no message")

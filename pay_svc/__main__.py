@@ -7,7 +7,8 @@ from pydantic import Field
 
 from gotohotel.app import App, run
 from gotohotel.pay.v1 import pay_service_pb2
-from gotohotel.settings import Settings, Text, Timeout
+from gotohotel.settings import PublicKey, Settings, Text, Timeout
+from gotohotel.signatures import VerifyKey
 from pay_svc.domain import AttemptLimits
 from pay_svc.jobs import Jobs
 from pay_svc.processor import PROCESSORS
@@ -22,6 +23,7 @@ class PaySettings(Settings):
         "sandbox"  # the adapter; it has its own settings
     )
     fingerprint_key: Text  # key of the hashes of card numbers
+    order_key: PublicKey  # order_svc's, which signs what may be charged
     currency: Annotated[str, Field(pattern=r"^[A-Z]{3}$")] = "KRW"  # of a payment that is canceled before any charge
     processor_timeout_seconds: Timeout = 2.0
     settle_every_seconds: Timeout = 2.0
@@ -36,6 +38,7 @@ async def compose(app: App, settings: PaySettings) -> None:
         app.database,
         processor,
         fingerprint_key=settings.fingerprint_key.encode(),
+        order_key=VerifyKey(settings.order_key),
         currency=settings.currency,
         limits=AttemptLimits(
             declines_of_an_order=settings.max_declines_of_an_order,

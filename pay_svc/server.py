@@ -7,10 +7,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 from gotohotel.database import Database
+from gotohotel.domain import Invalid
 from gotohotel.ids import parse_id
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
-from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
+from gotohotel.signatures import VerifyKey
+from gotohotel.wire import actor_from_proto, money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
 from pay_svc.domain import (
     AttemptLimits,
@@ -39,6 +41,7 @@ class PayServer:
         processor: Processor,
         *,
         fingerprint_key: bytes,
+        order_key: VerifyKey,
         currency: str,
         limits: AttemptLimits,
         processor_timeout_seconds: float,
@@ -47,12 +50,17 @@ class PayServer:
         self._payments = PostgresPayments(database.autocommit)
         self._processor = processor
         self._fingerprint_key = fingerprint_key
+        self._order_key = order_key
         self._currency = currency
         self._limits = limits
         self._timeout = processor_timeout_seconds
         self._clock = clock
 
     async def ProcessPayment(self, request: pb.ProcessPaymentRequest, _: Caller) -> pb.Payment:
+        amount = request.amount
+        about = request.order_id, amount.currency_code, amount.units, amount.nanos
+        if not self._order_key.has_signed(request.booking, *about):
+            raise Invalid("booking", "is not signed by order_svc, or belongs to another order or amount")
         card = Card(request.card_no)
         payment = await service.process_payment(
             self._payments,
@@ -76,6 +84,7 @@ class PayServer:
                 self._payments,
                 self._processor,
                 order_id,
+                by=actor_from_proto(request.actor),
                 currency=self._currency,
                 timeout_seconds=self._timeout,
                 clock=self._clock,

@@ -7,7 +7,7 @@ from datetime import datetime
 from functools import partial
 
 from gotohotel.conflicts import until_saved
-from gotohotel.domain import Money
+from gotohotel.domain import Actor, Money
 from gotohotel.ids import new_id
 from pay_svc.domain import (
     AttemptLimits,
@@ -109,7 +109,14 @@ async def close_payment(payments: Payments, order_id: str, *, currency: str, clo
 
 
 async def cancel_payment(
-    payments: Payments, processor: Processor, order_id: str, *, currency: str, timeout_seconds: float, clock: Clock
+    payments: Payments,
+    processor: Processor,
+    order_id: str,
+    *,
+    by: Actor,
+    currency: str,
+    timeout_seconds: float,
+    clock: Clock,
 ) -> Payment:
     """Refunds what was charged, if anything was, and ensures that nothing is charged later. Safe to repeat.
 
@@ -119,13 +126,13 @@ async def cancel_payment(
     nothing = _untried(order_id, currency, at=now)
     payment = await payments.find(order_id)
     if payment is None:
-        nothing.ask_cancel(at=now)
+        nothing.ask_cancel(by=by, at=now)
         nothing.cancel(at=now)
         if await payments.add(nothing):
             return nothing
         payment = await payments.find(order_id) or nothing
     if payment.cancel_asked_at is None:
-        payment.ask_cancel(at=now)
+        payment.ask_cancel(by=by, at=now)
         await payments.save(payment)
     return await _finish_cancel(payments, processor, payment, timeout_seconds, clock)
 

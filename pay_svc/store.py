@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, fields
 from datetime import timedelta
 
-from gotohotel.columns import Column, Columns, Statement
+from gotohotel.columns import Column, Columns, Statement, actor_json, actor_of
 from gotohotel.database import Connection, Database, Row, delete_in_batches
 from gotohotel.domain import Money
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
@@ -47,6 +47,7 @@ COLUMNS = Columns[Payment](
     Column("cancel_asked_at", "timestamptz", lambda payment: payment.cancel_asked_at),
     Column("canceled_at", "timestamptz", lambda payment: payment.canceled_at),
     Column("close_asked_at", "timestamptz", lambda payment: payment.close_asked_at),
+    Column("canceled_by", "jsonb", lambda payment: actor_json(payment.canceled_by)),
     Column("version", "bigint", lambda payment: payment.version),
     Column("updated_at", "timestamptz", lambda payment: payment.updated_at),
 )
@@ -291,6 +292,7 @@ def _payment(row: Row) -> Payment:
         cancel_asked_at=row["cancel_asked_at"],
         canceled_at=row["canceled_at"],
         close_asked_at=row["close_asked_at"],
+        canceled_by=actor_of(row["canceled_by"]),
         version=row["version"],
         revision=row["revision"],
     )

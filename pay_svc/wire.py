@@ -6,10 +6,11 @@ from gotohotel.domain import Event
 from gotohotel.order.v1 import events_pb2 as order_events
 from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import events_pb2
-from gotohotel.wire import money_to_proto, timestamp
+from gotohotel.wire import actor_to_proto, money_to_proto, timestamp
 from pay_svc.domain import Booking, Payment, PaymentApproved, PaymentCanceled, PaymentDeclined
 
-KNOWN = tuple(field.name for field in order_events.Booking.DESCRIPTOR.fields)
+# The signature stays with what pay_svc passes on unread.
+KNOWN = tuple(field.name for field in order_events.Booking.DESCRIPTOR.fields if field.name != "signature")
 
 
 def outbox_rows(payment: Payment) -> list[OutboxRow]:
@@ -40,6 +41,7 @@ def booking_from_proto(message: order_events.Booking) -> Booking:
 
 def _message(payment: Payment, event: Event) -> Message:
     order_id, version, when = payment.order_id, event.version, timestamp(event.occurred_at)
+    actor = actor_to_proto(event.actor)
     match event:
         case PaymentApproved():
             if payment.booking is None or payment.card is None:
@@ -48,6 +50,7 @@ def _message(payment: Payment, event: Event) -> Message:
                 order_id=order_id,
                 version=version,
                 occur_time=when,
+                actor=actor,
                 booking=booking_to_proto(payment.booking),
                 amount=money_to_proto(payment.amount),
                 card_brand=payment.card.brand,
@@ -59,12 +62,13 @@ def _message(payment: Payment, event: Event) -> Message:
                 order_id=order_id,
                 version=version,
                 occur_time=when,
+                actor=actor,
                 reason=event.reason,
                 attempt_id=event.attempt_id,
             )
         case PaymentCanceled():
             refunded = money_to_proto(event.refunded)
             return events_pb2.PaymentCanceled(
-                order_id=order_id, version=version, occur_time=when, refunded_amount=refunded
+                order_id=order_id, version=version, occur_time=when, actor=actor, refunded_amount=refunded
             )
     raise TypeError(f"{type(event).__name__} has no message")

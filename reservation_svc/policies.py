@@ -1,15 +1,39 @@
 """What the desk learns from payment and order events."""
 
+from datetime import datetime
 from typing import Any
 
+from google.protobuf.message import Message
+
+from gotohotel.bus.consumer import Requirement, Untrusted
+from gotohotel.ids import first_id_at
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.pay.v1.events_pb2 import PaymentApproved
 from gotohotel.policies import Policies
-from gotohotel.wire import money_from_proto
+from gotohotel.signatures import VerifyKey
+from gotohotel.wire import actor_from_proto, money_from_proto
 from reservation_svc.domain import Booking
 from reservation_svc.store import UnitOfWork, open_work
 
 policies: Policies[UnitOfWork] = Policies(open_work)
+
+
+def ordered(order_key: VerifyKey, *, unsigned_before: datetime) -> Requirement:
+    """The desk believes a payment only if order_svc has signed what was paid for.
+
+    Bookings of earlier releases have no signature; their orders are older than `unsigned_before`.
+    """
+    first_signed = first_id_at(unsigned_before)
+
+    def require(event: Message) -> None:
+        if not isinstance(event, PaymentApproved) or (not event.booking.signature and event.order_id < first_signed):
+            return
+        amount = event.amount
+        about = event.order_id, amount.currency_code, amount.units, amount.nanos
+        if not order_key.has_signed(event.booking, *about):
+            raise Untrusted("the booking is not signed by order_svc, or belongs to another order or amount")
+
+    return require
 
 
 @policies.whenever(PaymentApproved)
@@ -40,4 +64,4 @@ def cancel_unpaid_reservation(event: OrderExpired, work: UnitOfWork) -> None:
 
 
 def _end(event: Any, work: UnitOfWork, *, reason: str) -> None:
-    work.reservation(event.order_id).note_order_ended(reason, at=work.now)
+    work.reservation(event.order_id).note_order_ended(reason, by=actor_from_proto(event.actor), at=work.now)

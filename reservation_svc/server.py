@@ -71,7 +71,9 @@ class ReservationServer:
         async def confirm(connection: Connection) -> pb.Reservation:
             reservations = PostgresReservations(connection)
             return _reservation(
-                await service.confirm_reservation(reservations, order_id, confirmation_no=number, now=self._clock())
+                await service.confirm_reservation(
+                    reservations, order_id, confirmation_no=number, by=caller.actor, now=self._clock()
+                )
             )
 
         return await self._requests.once(request, pb.Reservation, confirm, subject=caller.subject)
@@ -100,6 +102,7 @@ class ReservationServer:
                     capacity=request.capacity,
                     max_guests=request.max_guests,
                     nightly_rate=rate,
+                    by=caller.actor,
                     now=self._clock(),
                 )
             )
@@ -121,6 +124,7 @@ class ReservationServer:
                     order_id,
                     status=status,
                     reason=reason,
+                    by=caller.actor,
                     clock=self._clock,
                 )
             except PaymentNotCanceled as error:

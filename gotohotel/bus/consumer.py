@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import asyncpg
 import nats.errors
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from nats.aio.msg import Msg
 
 from gotohotel import inbox, trace
@@ -51,6 +51,14 @@ WHERE subscriptions.heard_since = '-infinity'
 """
 
 
+class Untrusted(Exception):
+    """Nothing shows that the event is true."""
+
+
+# Raises Untrusted for an event that must not be believed.
+Requirement = Callable[[Message], None]
+
+
 class ConsumerHalted(Exception):
     """Events of several aggregates in a row can't be handled: no more are moved to the dead letters until one can be
     handled.
@@ -60,9 +68,12 @@ class ConsumerHalted(Exception):
 class Consumer:
     """A service's durable consumer: hands events to its policies."""
 
-    def __init__(self, bus: Bus, policies: Policies[Any], database: Database) -> None:
+    def __init__(
+        self, bus: Bus, policies: Policies[Any], database: Database, *, require: Requirement | None = None
+    ) -> None:
         self._bus = bus
         self._policies = policies
+        self._require = require
         self._database = database
         self._poisoned_in_a_row: set[str] = set()  # aggregates whose events failed since the last one that was handled
         self.has_handled = False  # whether this process has handled any event
@@ -124,9 +135,14 @@ class Consumer:
                 await self._hand_back(delivery)
                 continue
             try:
-                readable.append((delivery, _read(delivery, self._policies)))
+                arrival = _read(delivery, self._policies)
+                if self._require:
+                    self._require(arrival.message)
+                readable.append((delivery, arrival))
             except (KeyError, DecodeError) as error:
                 await self._bury(delivery, f"unreadable: {in_short(error)}")
+            except Untrusted as error:
+                await self._bury(delivery, f"untrusted: {error}")
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]

@@ -3,6 +3,7 @@
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -12,10 +13,9 @@ from google.rpc import error_details_pb2, status_pb2
 from tenacity import AsyncRetrying, retry_if_exception, stop_after_attempt, wait_random_exponential
 
 from gotohotel import trace
-from gotohotel.rpc.access import SERVICE
 from gotohotel.rpc.deadline import remaining_seconds
-from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
 from gotohotel.rpc.server import MESSAGE_LIMIT_BYTES
+from gotohotel.rpc.tls import EGRESS, client_credentials
 
 # The marker that Envoy's egress listener adds to its own errors when the call was never sent.
 NEVER_SENT_HEADER = "x-gotohotel-never-sent"
@@ -31,6 +31,7 @@ CHANNEL_OPTIONS = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     ("grpc.lb_policy_name", "round_robin"),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
+    ("grpc.ssl_target_name_override", EGRESS),
 ]
 
 Response = TypeVar("Response", bound=Message)
@@ -81,11 +82,13 @@ class CallFailed(Exception):
 
 
 class RpcClient:
-    """Calls another service's idempotent RPCs, within the current call's deadline."""
+    """Calls another service's idempotent RPCs through the gateway's egress listener, within the current deadline.
 
-    def __init__(self, target: str, *, name: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS)
-        self._metadata = ((SUBJECT_HEADER, name), (ROLE_HEADER, SERVICE))
+    The listener tells the other service who calls: the name in the caller's certificate.
+    """
+
+    def __init__(self, target: str, *, tls_folder: Path) -> None:
+        self._channel = grpc.aio.secure_channel(target, client_credentials(tls_folder), options=CHANNEL_OPTIONS)
         self._budget = RetryBudget()
         self._methods: dict[str, Any] = {}
 
@@ -104,7 +107,7 @@ class RpcClient:
                 response_deserializer=response_type.FromString,
             )
         method = self._methods[path]
-        metadata = (*self._metadata, ("traceparent", trace.of("")))
+        metadata = (("traceparent", trace.of("")),)
         never_sent = True
         attempts = 0
         self._budget.earn()
@@ -138,9 +141,9 @@ class RpcClient:
 
 
 @asynccontextmanager
-async def open_client(target: str, *, name: str) -> AsyncIterator[RpcClient]:
+async def open_client(target: str, *, tls_folder: Path) -> AsyncIterator[RpcClient]:
     """Opens a channel; the first call connects."""
-    client = RpcClient(target, name=name)
+    client = RpcClient(target, tls_folder=tls_folder)
     try:
         yield client
     finally:

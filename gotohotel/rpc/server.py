@@ -4,6 +4,7 @@ import asyncio
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -25,6 +26,7 @@ from gotohotel.rpc.access import SERVICE, allowed_roles, has_side_effects
 from gotohotel.rpc.deadline import MAX_CALL_SECONDS
 from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, identify
 from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
+from gotohotel.rpc.tls import peer_name, server_credentials
 
 DATABASE = "database"  # the name for which a health check asks about the database
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
@@ -44,8 +46,11 @@ SERVER_OPTIONS = [
 class RpcServer:
     """Serves implementations of services described by protobuf, with health and reflection."""
 
-    def __init__(self, *, port: int, host: str, max_calls: int = 600, max_calls_of_one: int = 64) -> None:
+    def __init__(
+        self, *, port: int, host: str, tls_folder: Path, max_calls: int = 600, max_calls_of_one: int = 64
+    ) -> None:
         self._address = f"{host}:{port}"
+        self._tls_folder = tls_folder
         # gRPC's own limit answers without details; it only backs up ours.
         self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * max_calls)
         self._max_calls = max_calls
@@ -73,7 +78,10 @@ class RpcServer:
         self._names.append(service.full_name)
 
     async def start(self) -> None:
-        """Opens the port. Raises OSError if it is in use."""
+        """Opens the port, for clients with a certificate.
+
+        Raises OSError if the port is in use, or if the server's own certificate is missing.
+        """
         add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection(self._names, self._server)
         with socket.socket() as probe:  # otherwise gRPC logs a line of its own about it
@@ -83,7 +91,7 @@ class RpcServer:
                 probe.bind((host, int(port)))
             except OSError as error:
                 raise OSError(f"can't listen on {self._address}: {error.strerror}") from error
-        self._server.add_insecure_port(self._address)
+        self._server.add_secure_port(self._address, server_credentials(self._tls_folder))
         await self._server.start()
 
     async def set_serving(self, serving: bool, *, has_database: bool = True) -> None:
@@ -141,7 +149,7 @@ class RpcServer:
             deadline.enter(context.time_remaining())
             trace.enter(metadata.get("traceparent"))
             try:
-                caller = identify(metadata, roles)
+                caller = identify(peer_name(context), metadata, roles)
                 busy = self._reads + len(self._mutations) >= self._max_calls
                 if busy or (caller.role != SERVICE and self._calls_of[caller.subject] >= self._max_calls_of_one):
                     raise Overloaded

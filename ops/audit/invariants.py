@@ -2,7 +2,7 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from datetime import date, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from importlib import import_module
 from typing import Any
 
@@ -253,3 +253,27 @@ def _events_are_handled(snapshot: AuditSnapshot) -> Iterator[str]:
             handled = event.event_id in snapshot.inboxes[service]
             if not handled and (service, event.event_id) not in snapshot.dead_lettered:
                 yield f"{event.name} of {event.aggregate} was never handled by {service}"
+
+
+@invariant("A14", "every change of state has an actor, in its event, its row and on My page")
+def _changes_have_actors(snapshot: AuditSnapshot) -> Iterator[str]:
+    since = defaultdict(lambda: datetime.min.replace(tzinfo=UTC), snapshot.actors_since)
+    for event in snapshot.events:
+        if event.message is None or event.message.occur_time.ToDatetime(tzinfo=UTC) < since[f"{event.source}_svc"]:
+            continue
+        if not event.message.actor.role or not event.message.actor.subject:
+            yield f"{event.name} of {event.aggregate} has no actor"
+    rows = (
+        ("order_svc", snapshot.orders, "cancel_asked_at", "canceled_by"),
+        ("pay_svc", snapshot.payments, "cancel_asked_at", "canceled_by"),
+        ("reservation_svc", snapshot.reservations, "confirmed_at", "confirmed_by"),
+        ("reservation_svc", snapshot.reservations, "ending_asked_at", "ending_by"),
+    )
+    for service, table, when, who in rows:
+        for order_id, row in table.items():
+            if row[when] and row[when] >= since[service] and not row[who]:
+                yield f"{service} {order_id}: {when} is stored without {who}"
+    for order_id, page in snapshot.pages.items():
+        for fact in page.facts:
+            if fact.time >= since[f"{fact.source}_svc"] and not fact.actor_role:
+                yield f"My page {order_id}: {fact.event} has no actor"

@@ -32,6 +32,8 @@ async def read_snapshot(stack: Stack) -> AuditSnapshot:
         try:
             if database in _READERS:
                 await _READERS[database](connection, snapshot)
+            if since := await connection.fetchval(ACTORS_SINCE, database):
+                snapshot.actors_since[database] = since
             if database in PUBLISHERS:
                 snapshot.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
             if database in LISTENERS:
@@ -47,6 +49,7 @@ async def read_snapshot(stack: Stack) -> AuditSnapshot:
     return snapshot
 
 
+ACTORS_SINCE = "SELECT applied_at FROM schema_migrations WHERE component = $1 AND name LIKE '%_actors.sql'"
 CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
 
 

@@ -49,6 +49,8 @@ class AuditSnapshot:
     inboxes: dict[str, set[str]] = field(default_factory=dict)  # service → ids of the events that it has handled
     # (service, subject) → since when it subscribes to it, if it was added later
     heard_since: dict[tuple[str, str], datetime] = field(default_factory=dict)
+    # service → since when it stores who caused a change; earlier changes have no actor
+    actors_since: dict[str, datetime] = field(default_factory=dict)
     answered_orders: list[str] = field(default_factory=list)
     events: list[StreamEvent] = field(default_factory=list)
     dead_letters: list[str] = field(default_factory=list)

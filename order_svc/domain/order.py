@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from enum import StrEnum
 
-from gotohotel.domain import Aggregate, Event, Invalid, Money
+from gotohotel.domain import Actor, Aggregate, Event, Invalid, Money, Role
 from order_svc.domain.booking import Booking, RoomType
 from order_svc.domain.errors import OrderNotCancelable, OrderNotPayable, StayBegun
 from order_svc.domain.payment import IN_PROGRESS, PaymentClosure, PaymentError, PaymentOutcome, declined
@@ -32,7 +32,7 @@ class Ordered(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderCanceled(Event):
-    """The guest asked to cancel."""
+    """The guest, or the desk for the guest, asked to cancel."""
 
     reason: str
 
@@ -58,6 +58,7 @@ class Facts:
     reservation_canceled_at: datetime | None = None
 
 
+SERVICE = Actor("order_svc", Role.SYSTEM)
 FACTS = tuple(field.name for field in fields(Facts))
 
 
@@ -101,6 +102,7 @@ class Order(Aggregate):
         payment_error: PaymentError | None = None,
         attempt_id: str | None = None,
         attempt_until: datetime | None = None,
+        canceled_by: Actor | None = None,
     ) -> None:
         super().__init__(version=version, revision=revision)
         self.id = id
@@ -115,6 +117,7 @@ class Order(Aggregate):
         self.payment_error = payment_error
         self.attempt_id = attempt_id
         self.attempt_until = attempt_until
+        self.canceled_by = canceled_by
 
     @classmethod
     def place(
@@ -140,7 +143,8 @@ class Order(Aggregate):
             expires_at=expires_at,
             facts=Facts(),
         )
-        order.record(Ordered(occurred_at=placed_at, booking=booking, amount=amount))
+        by = Actor(booking.owner, Role.GUEST)
+        order.record(Ordered(occurred_at=placed_at, actor=by, booking=booking, amount=amount))
         return order
 
     @property
@@ -205,20 +209,21 @@ class Order(Aggregate):
         self.payment_error = declined(reason)
         self.updated_at = max(self.updated_at, at)
 
-    def cancel(self, reason: str, *, at: datetime, guests_date: date | None = None) -> None:
+    def cancel(self, reason: str, *, by: Actor, at: datetime, today: date) -> None:
         """Requests the cancel. Changes nothing if the order is CANCELING or CANCELED.
 
-        `guests_date` is the property's date if a guest cancels: from the day after check-in on only the desk may.
+        `today` is the property's date: from the day after check-in on only the desk may cancel.
         """
         if self.status in (Status.EXPIRED, Status.REJECTED):
             raise OrderNotCancelable()
         if self.status in (Status.CANCELING, Status.CANCELED):
             return
-        if guests_date is not None and guests_date > self.booking.stay.check_in:
+        if by.role == Role.GUEST and today > self.booking.stay.check_in:
             raise StayBegun()
         self.facts.cancel_asked_at = at
+        self.canceled_by = by
         self.updated_at = at
-        self.record(OrderCanceled(occurred_at=at, reason=reason))
+        self.record(OrderCanceled(occurred_at=at, actor=by, reason=reason))
 
     def expire(self, payment: PaymentClosure, *, at: datetime) -> None:
         """Expires an order whose time to pay is over, if pay_svc has closed its payment without a charge.
@@ -235,7 +240,7 @@ class Order(Aggregate):
             return
         self.facts.expired_at = at
         self.updated_at = at
-        self.record(OrderExpired(occurred_at=at))
+        self.record(OrderExpired(occurred_at=at, actor=SERVICE))
 
     def note_payment_approved(self, at: datetime) -> None:
         """Records that the card was charged."""

@@ -6,7 +6,7 @@ from operator import attrgetter
 
 import asyncpg
 
-from gotohotel.columns import Column, Columns, Statement
+from gotohotel.columns import Column, Columns, Statement, actor_json
 from gotohotel.domain import Invalid
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from order_svc import wire
@@ -64,6 +64,7 @@ CHANGES = Columns[Order](
     ),
     Column("attempt_id", "uuid", lambda order: order.attempt_id),
     Column("attempt_until", "timestamptz", lambda order: order.attempt_until),
+    Column("canceled_by", "jsonb", lambda order: actor_json(order.canceled_by)),
     Column("updated_at", "timestamptz", lambda order: order.updated_at),
     Column("holds_nights", "boolean", lambda order: order.holds_nights),
 )

@@ -1,5 +1,6 @@
 """An order as a row: the columns that are read."""
 
+from gotohotel.columns import actor_of
 from gotohotel.database import Row
 from gotohotel.domain import Money
 from order_svc.domain import FACTS, Booking, Facts, Order, PaymentError, Stay
@@ -8,7 +9,7 @@ STORED = f"""
     id, owner, name, phone_no, room_type, guest_cnt, check_in, check_out, currency, amount, refunded,
     {", ".join(FACTS)},
     confirmation_no, payment_error_reason, payment_error_message, payment_error_retry_after,
-    attempt_id, attempt_until, version, revision, created_at, updated_at, expires_at
+    attempt_id, attempt_until, canceled_by, version, revision, created_at, updated_at, expires_at
 """
 
 
@@ -36,6 +37,7 @@ def order_of(row: Row) -> Order:
         payment_error=_payment_error(row),
         attempt_id=str(row["attempt_id"]) if row["attempt_id"] else None,
         attempt_until=row["attempt_until"],
+        canceled_by=actor_of(row["canceled_by"]),
     )
 
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
 
-from gotohotel.domain import Aggregate, Event, Money
+from gotohotel.domain import Actor, Aggregate, Event, Money, Role
 from pay_svc.domain.card import MaskedCard
 from pay_svc.domain.errors import AttemptOpen, TooManyAttempts
 from pay_svc.domain.outcome import Charge, DeclineReason, Refusal
+
+SERVICE = Actor("pay_svc", Role.SYSTEM)
 
 
 class Status(StrEnum):
@@ -90,6 +92,7 @@ class Payment(Aggregate):
         cancel_asked_at: datetime | None = None,
         canceled_at: datetime | None = None,
         close_asked_at: datetime | None = None,
+        canceled_by: Actor | None = None,
         version: int = 0,
         revision: int = 0,
     ) -> None:
@@ -112,6 +115,12 @@ class Payment(Aggregate):
         self.cancel_asked_at = cancel_asked_at
         self.canceled_at = canceled_at
         self.close_asked_at = close_asked_at
+        self.canceled_by = canceled_by
+
+    @property
+    def guest(self) -> Actor:
+        """Who tries to pay."""
+        return Actor(self.booking.owner, Role.GUEST) if self.booking else SERVICE
 
     @property
     def status(self) -> Status:
@@ -177,12 +186,15 @@ class Payment(Aggregate):
         if isinstance(outcome, Charge):
             self.approval_no = outcome.approval_no
             self.approved_at = at
-            self.record(PaymentApproved(occurred_at=at, approval_no=outcome.approval_no))
+            self.record(PaymentApproved(occurred_at=at, actor=self.guest, approval_no=outcome.approval_no))
         else:
             self.decline_reason = outcome.reason
             if outcome.reason != DeclineReason.PAYMENT_UNAVAILABLE:
                 self.declined_at += (at,)
-            self.record(PaymentDeclined(occurred_at=at, attempt_id=self.attempt_id or "", reason=outcome.reason))
+            declined = PaymentDeclined(
+                occurred_at=at, actor=self.guest, attempt_id=self.attempt_id or "", reason=outcome.reason
+            )
+            self.record(declined)
             if self.close_asked_at:
                 self.cancel(at=at)
         return True
@@ -199,10 +211,11 @@ class Payment(Aggregate):
         if self.status == Status.DECLINED and not self.cancel_asked_at:
             self.cancel(at=at)
 
-    def ask_cancel(self, *, at: datetime) -> None:
+    def ask_cancel(self, *, by: Actor, at: datetime) -> None:
         """Ensures that no attempt starts from now on, and requests the refund of a charge."""
         if self.cancel_asked_at is None:
             self.cancel_asked_at = at
+            self.canceled_by = by
             self.updated_at = at
 
     def cancel(self, *, at: datetime) -> None:
@@ -214,4 +227,4 @@ class Payment(Aggregate):
         self.refunded = self.amount if self.approved_at else Money.zero(self.amount.currency)
         self.canceled_at = at
         self.updated_at = at
-        self.record(PaymentCanceled(occurred_at=at, refunded=self.refunded))
+        self.record(PaymentCanceled(occurred_at=at, actor=self.canceled_by or SERVICE, refunded=self.refunded))

@@ -17,6 +17,7 @@ from reservation_svc.domain.errors import (
 )
 from reservation_svc.domain.ports import Payments, Reservations, RoomTypes
 from reservation_svc.domain.reservation import (
+    SERVICE,
     Booking,
     Ending,
     Reservation,
@@ -30,6 +31,7 @@ from reservation_svc.domain.room_type import MAX_RATE, RoomType, RoomTypeChanged
 
 __all__ = [
     "MAX_RATE",
+    "SERVICE",
     "Booking",
     "Ending",
     "PaymentNotCanceled",

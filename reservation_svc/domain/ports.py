@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+from gotohotel.domain import Actor
 from reservation_svc.domain.reservation import Reservation
 from reservation_svc.domain.room_type import RoomType
 
@@ -33,5 +34,5 @@ class RoomTypes(Protocol):
 class Payments(Protocol):
     """pay_svc, as the desk sees it."""
 
-    async def cancel(self, order_id: str) -> None:
-        """Cancels the payment. Raises PaymentNotCanceled."""
+    async def cancel(self, order_id: str, *, by: Actor) -> None:
+        """Cancels the payment, as this actor has asked. Raises PaymentNotCanceled."""

@@ -4,8 +4,10 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from enum import StrEnum
 
-from gotohotel.domain import Aggregate, Event, Money
+from gotohotel.domain import Actor, Aggregate, Event, Money, Role
 from reservation_svc.domain.errors import ReservationConfirmedAlready, ReservationEnded, ReservationEnding
+
+SERVICE = Actor("reservation_svc", Role.SYSTEM)
 
 
 class Status(StrEnum):
@@ -39,6 +41,7 @@ class Ending:
 
     status: Status
     reason: str
+    asked_by: Actor
     asked_at: datetime
     binding: bool
 
@@ -81,6 +84,7 @@ class Reservation(Aggregate):
         booking: Booking | None = None,
         confirmed_at: datetime | None = None,
         confirmation_no: str = "",
+        confirmed_by: Actor | None = None,
         ending: Ending | None = None,
         ended_at: datetime | None = None,
         version: int = 0,
@@ -93,6 +97,7 @@ class Reservation(Aggregate):
         self.booking = booking
         self.confirmed_at = confirmed_at
         self.confirmation_no = confirmation_no
+        self.confirmed_by = confirmed_by
         self.ending = ending
         self.ended_at = ended_at
 
@@ -109,9 +114,9 @@ class Reservation(Aggregate):
             return
         self.booking = booking
         self.updated_at = at
-        self.record(ReservationTaken(occurred_at=at))
+        self.record(ReservationTaken(occurred_at=at, actor=SERVICE))
 
-    def confirm(self, confirmation_no: str, *, at: datetime) -> None:
+    def confirm(self, confirmation_no: str, *, by: Actor, at: datetime) -> None:
         """Confirms. Safe to repeat."""
         self._refuse_ended()
         if self.ending is not None:
@@ -120,10 +125,11 @@ class Reservation(Aggregate):
             return
         self.confirmed_at = at
         self.confirmation_no = confirmation_no
+        self.confirmed_by = by
         self.updated_at = at
-        self.record(ReservationConfirmed(occurred_at=at, confirmation_no=confirmation_no))
+        self.record(ReservationConfirmed(occurred_at=at, actor=by, confirmation_no=confirmation_no))
 
-    def ask_ending(self, status: Status, reason: str, *, at: datetime) -> bool:
+    def ask_ending(self, status: Status, reason: str, *, by: Actor, at: datetime) -> bool:
         """Requests an ending for the desk. Safe to repeat; returns True for the first request.
 
         A second request makes the ending binding: the first caller must not withdraw what the second one is completing.
@@ -134,7 +140,7 @@ class Reservation(Aggregate):
         if status == Status.REJECTED and self.confirmed_at is not None:
             raise ReservationConfirmedAlready()
         if self.ending is None:
-            self.ending = Ending(status=status, reason=reason, asked_at=at, binding=False)
+            self.ending = Ending(status=status, reason=reason, asked_by=by, asked_at=at, binding=False)
             self.updated_at = at
             return True
         if self.ending.status != status:
@@ -153,10 +159,10 @@ class Reservation(Aggregate):
             self.ending = None
             self.updated_at = at
 
-    def note_order_ended(self, reason: str, *, at: datetime) -> None:
+    def note_order_ended(self, reason: str, *, by: Actor, at: datetime) -> None:
         """Records that the guest canceled or the order expired: this reservation ends too."""
         if self.ending is None:
-            self.ending = Ending(status=Status.CANCELED, reason=reason, asked_at=at, binding=True)
+            self.ending = Ending(status=Status.CANCELED, reason=reason, asked_by=by, asked_at=at, binding=True)
             self.updated_at = at
         self.make_ending_irrevocable()
 
@@ -168,7 +174,7 @@ class Reservation(Aggregate):
         self.ended_at = at
         self.updated_at = at
         happened = ReservationRejected if self.ending.status == Status.REJECTED else ReservationCanceled
-        self.record(happened(occurred_at=at, reason=self.ending.reason))
+        self.record(happened(occurred_at=at, actor=self.ending.asked_by, reason=self.ending.reason))
 
     def _refuse_ended(self) -> None:
         if self.ended_at is not None:

@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from datetime import datetime
 
-from gotohotel.domain import Aggregate, Event, Invalid, Money
+from gotohotel.domain import Actor, Aggregate, Event, Invalid, Money
 from gotohotel.texts import parse_text
 
 
@@ -45,6 +45,7 @@ class RoomType(Aggregate):
         capacity: int,
         max_guests: int,
         nightly_rate: Money,
+        by: Actor,
         at: datetime,
     ) -> "RoomType":
         """A new room type. Raises Invalid naming the field."""
@@ -57,10 +58,14 @@ class RoomType(Aggregate):
             max_guests=max_guests,
             nightly_rate=nightly_rate,
         )
-        room_type.change(display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, at=at)
+        room_type.change(
+            display_name, capacity=capacity, max_guests=max_guests, nightly_rate=nightly_rate, by=by, at=at
+        )
         return room_type
 
-    def change(self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money, at: datetime) -> None:
+    def change(
+        self, display_name: str, *, capacity: int, max_guests: int, nightly_rate: Money, by: Actor, at: datetime
+    ) -> None:
         """Sets the editable fields and records the event. Raises Invalid naming the field."""
         if not 0 <= capacity <= 10_000:
             raise Invalid("capacity", "must be 0 to 10000")
@@ -72,4 +77,4 @@ class RoomType(Aggregate):
         self.capacity = capacity
         self.max_guests = max_guests
         self.nightly_rate = nightly_rate
-        self.record(RoomTypeChanged(occurred_at=at))
+        self.record(RoomTypeChanged(occurred_at=at, actor=by))

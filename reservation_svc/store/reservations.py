@@ -2,14 +2,16 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from decimal import Decimal
 
-from gotohotel.columns import Column, Columns, Statement
+from gotohotel.columns import Column, Columns, Statement, actor_json, actor_of
 from gotohotel.database import Connection, Row
 from gotohotel.domain import Money
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from reservation_svc import wire
 from reservation_svc.domain import (
+    SERVICE,
     Booking,
     Ending,
     Reservation,
@@ -44,8 +46,10 @@ CHANGES = Columns[Reservation](
     Column("booking", "jsonb", lambda reservation: _booking_json(reservation.booking) if reservation.booking else None),
     Column("confirmed_at", "timestamptz", lambda reservation: reservation.confirmed_at),
     Column("confirmation_no", "text", lambda reservation: reservation.confirmation_no or None),
+    Column("confirmed_by", "jsonb", lambda reservation: actor_json(reservation.confirmed_by)),
     Column("ending_status", "text", lambda reservation: reservation.ending and reservation.ending.status.value),
     Column("ending_reason", "text", lambda reservation: reservation.ending and reservation.ending.reason),
+    Column("ending_by", "jsonb", lambda reservation: reservation.ending and actor_json(reservation.ending.asked_by)),
     Column("ending_asked_at", "timestamptz", lambda reservation: reservation.ending and reservation.ending.asked_at),
     Column("ending_binding", "boolean", lambda reservation: reservation.ending and reservation.ending.binding),
     Column("ended_at", "timestamptz", lambda reservation: reservation.ended_at),
@@ -153,6 +157,9 @@ RETURNING order_id
 """
 
 
+UNSIGNED_BEFORE = "SELECT at FROM unsigned_before"
+
+
 class PostgresReservations:
     """The Reservations port, on a transaction or on the pool."""
 
@@ -175,6 +182,11 @@ class PostgresReservations:
         """Received reservations, newest order first."""
         statement, statuses = (LIST, ()) if status is None else (LIST_OF_STATUS, (status,))
         return [_reservation(row) for row in await self._connection.fetch(statement, before, size, *statuses)]
+
+    async def unsigned_before(self) -> datetime:
+        """Bookings of orders that were placed before this time have no signature of order_svc."""
+        at: datetime = await self._connection.fetchval(UNSIGNED_BEFORE)
+        return at
 
     async def due_endings(self, *, limit: int) -> list[str]:
         """Orders whose reservation's ending is due to be completed."""
@@ -209,6 +221,7 @@ def _reservation(row: Row) -> Reservation:
         ending = Ending(
             status=Status(row["ending_status"]),
             reason=row["ending_reason"],
+            asked_by=actor_of(row["ending_by"]) or SERVICE,  # stored by a release before 0.2
             asked_at=row["ending_asked_at"],
             binding=row["ending_binding"],
         )
@@ -219,6 +232,7 @@ def _reservation(row: Row) -> Reservation:
         booking=_booking(row["booking"]) if row["booking"] else None,
         confirmed_at=row["confirmed_at"],
         confirmation_no=row["confirmation_no"] or "",
+        confirmed_by=actor_of(row["confirmed_by"]),
         ending=ending,
         ended_at=row["ended_at"],
         version=row["version"],

@@ -24,8 +24,10 @@ from gotohotel.bus.streams import EVENTS
 from gotohotel.database import Database
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller
+from gotohotel.rpc.tls import client_credentials
 from gotohotel.settings import SettingRefused, Settings, read_settings
 from ops.stack import Stack
+from tests.conftest import named
 from tests.gotohotel.test_bus import Seen
 from tests.gotohotel.test_rpc import CANCEL, SERVICE, implementation
 
@@ -36,7 +38,9 @@ class RoomSettings(Settings):
     beds: int = 2
 
 
-NEEDED = {"ROOM_PORT": "1", "ROOM_DATABASE_URL": "postgres://d", "ROOM_NATS_URL": "nats://n"}
+NEEDED = {
+    "ROOM_PORT": "1", "ROOM_DATABASE_URL": "postgres://d", "ROOM_NATS_URL": "nats://n", "ROOM_TLS_FOLDER": "/",
+}  # fmt: skip
 
 
 def test_settings_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +97,7 @@ def environment(stack: Stack, **changes: str) -> dict[str, str]:
     port = str(stack.ports["mypage"])
     told = {
         "MYPAGE_PORT": port,
+        "MYPAGE_TLS_FOLDER": str(stack.tls_folder("mypage")),
         "MYPAGE_DATABASE_URL": stack.database_url("mypage_svc", "mypage_svc"),
         "MYPAGE_NATS_URL": stack.nats_url("mypage_svc"),
     }
@@ -190,12 +195,14 @@ async def test_a_loop_that_fails_ends_the_service_but_no_call(
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    settings = Settings(port=port, database_url="postgres://x", nats_url=stack.nats_url("pay_svc"))
+    settings = Settings(
+        port=port, database_url="postgres://x", nats_url=stack.nats_url("pay_svc"), tls_folder=stack.tls_folder("pay")
+    )
     app = App(settings, order_database, AsyncExitStack(), name="pay_svc")
     app.serve(SERVICE, implementation(slow))
     monkeypatch.setattr(app._relay, "run", broken)
     running = asyncio.create_task(app.run())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with channel_to(stack, port) as channel:
         cancel = channel.unary_unary(
             CANCEL,
             request_serializer=pb.CancelOrderRequest.SerializeToString,
@@ -215,7 +222,7 @@ def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     settings = Settings(
-        port=port, database_url=url, nats_url=stack.nats_url(nats_user),
+        port=port, database_url=url, nats_url=stack.nats_url(nats_user), tls_folder=stack.tls_folder("pay"),
         notice_seconds=0,
     )  # fmt: skip
     app = App(settings, database, AsyncExitStack(), name=nats_user)
@@ -253,11 +260,11 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
     app.listen(Seen().policies)
     running = asyncio.create_task(app.run())
     try:
-        await health_is(app, "NOT_SERVING")
+        await health_is(stack, app, "NOT_SERVING")
 
         await js.delete_consumer("EVENTS", name)
 
-        await health_is(app, "SERVING")
+        await health_is(stack, app, "SERVING")
         assert (await js.consumer_info("EVENTS", name)).config.max_deliver == -1
     finally:
         app._stopping.set()
@@ -276,22 +283,28 @@ async def test_a_service_without_a_consumer_is_serving_again_after_a_stream_was_
     app = an_app(stack, order_database, scratch_url, nats_user="operator")
     running = asyncio.create_task(app.run())
     try:
-        await health_is(app, "NOT_SERVING")
+        await health_is(stack, app, "NOT_SERVING")
 
         monkeypatch.setattr(connection, "EVENTS", wanted)
 
-        await health_is(app, "SERVING")
+        await health_is(stack, app, "SERVING")
     finally:
         app._stopping.set()
         await asyncio.wait_for(running, timeout=15)
 
 
-async def health_is(app: App, status: str) -> None:
+def channel_to(stack: Stack, port: int) -> grpc.aio.Channel:
+    """A channel to a pay_svc at this port, as the gateway opens it."""
+    credentials = client_credentials(stack.tls_folder("gateway"))
+    return grpc.aio.secure_channel(f"127.0.0.1:{port}", credentials, options=named("pay"))
+
+
+async def health_is(stack: Stack, app: App, status: str) -> None:
     """Waits until the service's health check returns this status."""
     wanted = health_pb2.HealthCheckResponse.ServingStatus.Value(status)
     async with (
         asyncio.timeout(20),
-        grpc.aio.insecure_channel(f"127.0.0.1:{app.settings.port}") as channel,
+        channel_to(stack, app.settings.port) as channel,
     ):
         stub = health_pb2_grpc.HealthStub(channel)
         while (await stub.Check(health_pb2.HealthCheckRequest(), wait_for_ready=True)).status != wanted:  # noqa: ASYNC110
@@ -305,10 +318,10 @@ async def test_calls_are_taken_until_all_have_seen_that_it_drains(
     app = an_app(stack, order_database, scratch_url)
     running = asyncio.create_task(app.run())
     app.settings = app.settings.model_copy(update={"notice_seconds": 1})
-    await health_is(app, "SERVING")
+    await health_is(stack, app, "SERVING")
     app._stopping.set()
 
-    await health_is(app, "NOT_SERVING")  # the call is answered, not refused
+    await health_is(stack, app, "NOT_SERVING")  # the call is answered, not refused
 
     await asyncio.wait_for(running, timeout=15)
 
@@ -334,7 +347,7 @@ async def test_jobs_go_on_until_the_last_call_has_ended(
     app.serve(SERVICE, implementation(slow))
     app.every(0.01, job)
     running = asyncio.create_task(app.run())
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{app.settings.port}") as channel:
+    async with channel_to(stack, app.settings.port) as channel:
         cancel = channel.unary_unary(
             CANCEL,
             request_serializer=pb.CancelOrderRequest.SerializeToString,

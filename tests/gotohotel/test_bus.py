@@ -25,7 +25,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from gotohotel.bus import streams
 from gotohotel.bus.connection import Bus
-from gotohotel.bus.consumer import MAX_POISONED_IN_A_ROW, Consumer, ConsumerHalted
+from gotohotel.bus.consumer import MAX_POISONED_IN_A_ROW, Consumer, ConsumerHalted, Requirement, Untrusted
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, DeclarationDiffers, declare_consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Connection, Database
@@ -146,11 +146,13 @@ async def relaying(url: str, bus: Bus) -> AsyncIterator[Relay]:
 
 
 @asynccontextmanager
-async def consuming(bus: Bus, seen: Seen, database: Database) -> AsyncIterator[None]:
+async def consuming(
+    bus: Bus, seen: Seen, database: Database, *, require: Requirement | None = None
+) -> AsyncIterator[None]:
     """Runs a consumer."""
     stopping = asyncio.Event()
     await declare_consumer(bus.js, bus.name, seen.policies.subjects)
-    consumer = Consumer(bus, seen.policies, database).run(stopping)
+    consumer = Consumer(bus, seen.policies, database, require=require).run(stopping)
     task = asyncio.create_task(consumer)
     yield
     stopping.set()
@@ -278,6 +280,30 @@ async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
     assert [letter["x-dead-reason"] for letter in dead] == ["impossible: ValueError: poison"]
     assert dead[0]["x-dead-consumer"] == "test_svc"
     assert dead[0]["ce-subject"] == "bad"
+
+
+async def test_an_event_that_must_not_be_believed_goes_to_the_dead_letters(
+    server: Server, order_database: Database, scratch_url: str
+) -> None:
+    """However many there are, they halt nothing: the other events are handled."""
+
+    def require(event: Any) -> None:
+        if event.order_id.startswith("forged"):
+            raise Untrusted("not signed")
+
+    seen = Seen()
+    await announce(order_database, "good-1", *[f"forged-{number}" for number in range(6)], "good-2")
+    async with running(server.url) as bus, relaying(scratch_url, bus):
+        await all_sent(order_database)
+    async with running(server.url) as bus, consuming(bus, seen, order_database, require=require):
+        await until(lambda: len(seen.orders) == 2)
+        dead: list[dict[str, str]] = []
+        async with within(20):
+            while len(dead) < 6:
+                dead = await messages(server, str(DEAD_LETTERS.name))
+
+    assert sorted(seen.orders) == ["good-1", "good-2"]
+    assert {letter["x-dead-reason"] for letter in dead} == {"untrusted: not signed"}
 
 
 async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, order_database: Database) -> None:

@@ -6,6 +6,7 @@ from decimal import Decimal
 import pytest
 
 from gotohotel.domain import Aggregate, Event, Money, NotFound
+from tests.conftest import GUEST
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -14,8 +15,8 @@ def test_events_of_an_aggregate_are_numbered_without_a_gap() -> None:
     """The versions of new events continue after the version of the stored aggregate."""
     aggregate = Aggregate(version=2)
 
-    aggregate.record(Event(occurred_at=NOON))
-    aggregate.record(Event(occurred_at=NOON))
+    aggregate.record(Event(actor=GUEST, occurred_at=NOON))
+    aggregate.record(Event(actor=GUEST, occurred_at=NOON))
 
     assert [event.version for event in aggregate.collect_events()] == [3, 4]
     assert aggregate.collect_events() == []

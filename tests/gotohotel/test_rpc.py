@@ -7,8 +7,10 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol
 
 import asyncpg
 import grpc.aio
@@ -18,13 +20,16 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gotohotel.domain import Invalid
 from gotohotel.order.v1 import order_service_pb2 as pb
-from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
+from gotohotel.rpc.access import SERVICE as SERVICE_ROLE
 from gotohotel.rpc.access import allowed_roles, has_side_effects
 from gotohotel.rpc.client import CallFailed, RetryBudget, RpcClient, open_client
-from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller
+from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller, PermissionDenied, identify
 from gotohotel.rpc.server import RpcServer
 from gotohotel.rpc.status import Unavailable, status_of
+from gotohotel.rpc.tls import AUTHORITY, CERTIFICATE, EGRESS, GATEWAY, KEY, client_credentials
 from gotohotel.wire import parse_page
+from ops import certificates
+from tests.conftest import named
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
 CANCEL = "/gotohotel.order.v1.OrderService/CancelOrder"
@@ -43,17 +48,37 @@ def implementation(act: Act) -> object:
     return Stub()
 
 
+class Served(Protocol):
+    """The fixture `served`."""
+
+    def __call__(self, act: Act, **options: Any) -> AbstractAsyncContextManager[Any]: ...
+
+
+@pytest.fixture
+def served(tls: Path) -> Served:
+    """Starts a server of that service; yields a channel to it, the gateway's if no other `peer` is given."""
+    return partial(_served, tls)
+
+
 @asynccontextmanager
-async def served(act: Act, *, max_calls: int = 100, max_calls_of_one: int = 100) -> AsyncIterator[Any]:
-    """Starts a server of that service; yields a channel to it."""
+async def _served(tls: Path, act: Act, *, peer: str = "gateway", **options: Any) -> AsyncIterator[Any]:
+    async with (
+        listening(tls, act, **options) as address,
+        grpc.aio.secure_channel(address, client_credentials(tls / peer), options=named("order")) as channel,
+    ):
+        yield channel
+
+
+@asynccontextmanager
+async def listening(tls: Path, act: Act, **options: Any) -> AsyncIterator[str]:
+    """Starts a server of that service; yields its address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RpcServer(port=port, host="127.0.0.1", max_calls=max_calls, max_calls_of_one=max_calls_of_one)
+    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "order", **options)
     server.add(SERVICE, implementation(act))
     await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-        yield channel
+    yield f"127.0.0.1:{port}"
     await server.stop(grace_seconds=5)
 
 
@@ -83,13 +108,13 @@ async def answer(_: Any, caller: Caller) -> pb.Order:
     return pb.Order(id=caller.subject)
 
 
-async def test_the_caller_is_who_the_gateway_says() -> None:
+async def test_the_caller_is_who_the_gateway_says(served: Served) -> None:
     """The subject and the role of the caller come from the metadata."""
     async with served(answer) as channel:
         assert (await call(channel)).id == "alice"
 
 
-async def test_a_call_without_identity_is_unauthenticated() -> None:
+async def test_a_call_without_identity_is_unauthenticated(served: Served) -> None:
     """An RPC that is not public fails with UNAUTHENTICATED."""
     async with served(answer) as channel:
         code, _ = await refusal(channel, role=None)
@@ -97,7 +122,7 @@ async def test_a_call_without_identity_is_unauthenticated() -> None:
     assert code == grpc.StatusCode.UNAUTHENTICATED
 
 
-async def test_a_call_with_the_wrong_role_is_denied() -> None:
+async def test_a_call_with_the_wrong_role_is_denied(served: Served) -> None:
     """The desk can't place orders: the proto allows CreateOrder for guests only."""
     async with served(answer) as channel:
         code, _ = await refusal(channel, "/gotohotel.order.v1.OrderService/CreateOrder", role="desk")
@@ -117,7 +142,50 @@ def test_a_call_has_side_effects_unless_its_proto_says_otherwise() -> None:
     assert not has_side_effects(SERVICE.methods_by_name["GetOrder"].GetOptions())
 
 
-async def test_an_empty_required_field_is_named() -> None:
+@pytest.mark.parametrize("peer", ["egress", "pay"])
+@pytest.mark.parametrize("role", ["guest", "desk", "service"])
+async def test_only_the_gateway_names_guests(served: Served, peer: str, role: str) -> None:
+    """Another peer is not believed, whatever role it claims, even if its certificate is valid."""
+    async with served(answer, peer=peer) as channel:
+        code, _ = await refusal(channel, role=role)
+
+    expected = grpc.StatusCode.PERMISSION_DENIED if peer == "egress" else grpc.StatusCode.UNAUTHENTICATED
+    assert code == expected
+
+
+def test_the_gateway_cannot_claim_to_be_a_service() -> None:
+    """Internal calls come from the egress listener only."""
+    internal = frozenset({SERVICE_ROLE})
+
+    with pytest.raises(PermissionDenied):
+        identify(GATEWAY, {SUBJECT_HEADER: "order", ROLE_HEADER: SERVICE_ROLE}, internal)
+    assert identify(EGRESS, {SUBJECT_HEADER: "order", ROLE_HEADER: SERVICE_ROLE}, internal).subject == "order"
+
+
+@pytest.mark.parametrize("how", ["no TLS", "no certificate", "another authority"])
+async def test_a_client_without_a_certificate_cannot_connect(tls: Path, tmp_path: Path, how: str) -> None:
+    """The port itself refuses clients whose name is not proved, before any call."""
+    certificates.make(tmp_path, ["gateway"])
+    trusted = (tls / "order" / AUTHORITY).read_bytes()
+    key, certificate = ((tmp_path / "gateway" / name).read_bytes() for name in (KEY, CERTIFICATE))
+    credentials = {
+        "no certificate": grpc.ssl_channel_credentials(trusted),
+        "another authority": grpc.ssl_channel_credentials(trusted, key, certificate),
+    }
+    async with listening(tls, answer) as address:
+        channel = (
+            grpc.aio.insecure_channel(address)
+            if how == "no TLS"
+            else grpc.aio.secure_channel(address, credentials[how], options=named("order"))
+        )
+        with pytest.raises(grpc.aio.AioRpcError) as error:
+            await call(channel, timeout=3)
+        await channel.close()
+
+    assert error.value.code() == grpc.StatusCode.UNAVAILABLE
+
+
+async def test_an_empty_required_field_is_named(served: Served) -> None:
     """The error names the field, which the descriptor declares as required."""
     async with served(answer) as channel:
         code, status = await refusal(channel, request=pb.CancelOrderRequest())
@@ -128,7 +196,7 @@ async def test_an_empty_required_field_is_named() -> None:
     assert bad_request.field_violations[0].field == "orderId"
 
 
-async def test_an_unexpected_error_does_not_leak() -> None:
+async def test_an_unexpected_error_does_not_leak(served: Served) -> None:
     """The text of the error is only logged; the caller gets a number to refer to."""
 
     async def fail(_: Any, __: Caller) -> pb.Order:
@@ -143,7 +211,7 @@ async def test_an_unexpected_error_does_not_leak() -> None:
 
 
 @pytest.mark.parametrize("path", [CANCEL, "/gotohotel.order.v1.OrderService/GetOrder"])
-async def test_work_that_is_broken_off_is_answered(path: str) -> None:
+async def test_work_that_is_broken_off_is_answered(served: Served, path: str) -> None:
     """If the work is canceled, the caller gets UNAVAILABLE instead of waiting until its deadline."""
 
     async def break_off(_: Any, __: Caller) -> pb.Order:
@@ -155,7 +223,7 @@ async def test_work_that_is_broken_off_is_answered(path: str) -> None:
     assert code == grpc.StatusCode.UNAVAILABLE
 
 
-async def test_unavailable_says_when_to_try_again() -> None:
+async def test_unavailable_says_when_to_try_again(served: Served) -> None:
     """The details of the error contain RetryInfo."""
 
     async def fail(_: Any, __: Caller) -> pb.Order:
@@ -170,7 +238,7 @@ async def test_unavailable_says_when_to_try_again() -> None:
     assert retry.retry_delay.seconds == 3
 
 
-async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
+async def test_too_many_calls_are_turned_away_with_the_time_to_wait(served: Served) -> None:
     """A call over the limit gets RESOURCE_EXHAUSTED. Work whose caller has disconnected counts too."""
     began, end = asyncio.Event(), asyncio.Event()
 
@@ -193,7 +261,7 @@ async def test_too_many_calls_are_turned_away_with_the_time_to_wait() -> None:
     assert retry.retry_delay.seconds == 1
 
 
-async def test_one_caller_cannot_use_up_what_the_others_need() -> None:
+async def test_one_caller_cannot_use_up_what_the_others_need(served: Served) -> None:
     """Each subject has a limit of concurrent calls; calls of other subjects are answered."""
     began, end = asyncio.Event(), asyncio.Event()
 
@@ -218,7 +286,7 @@ async def test_one_caller_cannot_use_up_what_the_others_need() -> None:
     assert (other.id, again.id) == ("bob", "alice")
 
 
-async def test_work_goes_on_when_the_caller_hangs_up() -> None:
+async def test_work_goes_on_when_the_caller_hangs_up(served: Served) -> None:
     """The work of a call with side effects is completed after the caller disconnects."""
     began, done = asyncio.Event(), asyncio.Event()
 
@@ -238,7 +306,7 @@ async def test_work_goes_on_when_the_caller_hangs_up() -> None:
         await asyncio.wait_for(done.wait(), timeout=5)
 
 
-async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> None:
+async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on(served: Served) -> None:
     """The caller gets DEADLINE_EXCEEDED; the outcome of the work is unknown to it."""
 
     async def work(_: Any, __: Caller) -> pb.Order:
@@ -252,11 +320,11 @@ async def test_the_callers_deadline_is_answered_even_if_the_work_goes_on() -> No
     assert error.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
 
 
-async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
+async def test_a_client_repeats_unavailable_calls_three_times_at_most(tls: Path) -> None:
     """Other errors are not retried. The failure says whether the server may have received the call."""
     attempts = 0
 
-    async def fail(_: Any, __: Caller) -> pay_pb.Payment:
+    async def fail(_: Any, __: Caller) -> pb.Order:
         nonlocal attempts
         attempts += 1
         raise Unavailable("no") if attempts < 10 else Invalid("x", "is bad")
@@ -264,33 +332,25 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    server = RpcServer(port=port, host="127.0.0.1")
-    server.add(pay_pb.DESCRIPTOR.services_by_name["PayService"], PayStub(fail))
+    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "egress")
+    server.add(SERVICE, implementation(fail))
     await server.start()
-    async with open_client(f"127.0.0.1:{port}", name="order_svc") as client:
+    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
         with pytest.raises(CallFailed) as failure:
-            await cancel(client)
+            await search(client)
         assert attempts == 3
         assert not failure.value.never_sent
         attempts = 100
         with pytest.raises(CallFailed):
-            await cancel(client)
+            await search(client)
         assert attempts == 101
     await server.stop(grace_seconds=1)
 
 
-class PayStub:
-    """A PayService whose every RPC is `act`."""
-
-    def __init__(self, act: Callable[[Any, Caller], Awaitable[pay_pb.Payment]]) -> None:
-        self.CancelPayment = act
-        self.ProcessPayment = self.ClosePayment = self.CheckAvailability = self.GetPayment = self.ListPayments = act
-
-
-async def cancel(client: RpcClient) -> pay_pb.Payment:
-    """Calls CancelPayment as another service does."""
-    path, request = "/gotohotel.pay.v1.PayService/CancelPayment", pay_pb.CancelPaymentRequest(order_id="o")
-    return await client.call(path, request, pay_pb.Payment, timeout_seconds=2)
+async def search(client: RpcClient) -> pb.SearchRoomsResponse:
+    """Calls SearchRooms, which names no caller, as one service calls another."""
+    path = "/gotohotel.order.v1.OrderService/SearchRooms"
+    return await client.call(path, pb.SearchRoomsRequest(), pb.SearchRoomsResponse, timeout_seconds=2)
 
 
 def test_reattempts_are_a_tenth_of_the_calls() -> None:

@@ -23,7 +23,8 @@ from gotohotel.outbox import OutboxRow
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.policies import Policies, ReceivedEvent
 from gotohotel.rpc.client import CallFailed
-from gotohotel.wire import money_from_proto
+from gotohotel.signatures import SigningKey
+from gotohotel.wire import actor_from_proto, money_from_proto
 from mypage_svc import policies as mypage_policies
 from mypage_svc import store as mypage_store
 from mypage_svc.domain import Fact, MyPage
@@ -42,6 +43,7 @@ from reservation_svc import domain as desk
 from reservation_svc import policies as reservation_policies
 from reservation_svc import service as reservation_service
 from reservation_svc import store as reservation_store
+from tests.conftest import DAY, DESK, GUEST
 from tests.model.fakes import (
     ANSWER_IS_LOST,
     CARD,
@@ -58,7 +60,8 @@ from tests.model.fakes import (
     Steps,
 )
 
-CHECKED = ("A2", "A3", "A4", "A5", "A7")
+CHECKED = ("A2", "A3", "A4", "A5", "A7", "A14")
+ORDER_KEY = SigningKey("the secret of the model's order_svc")
 FOREVER = 1e6  # seconds: in memory, a time-out is simulated as one of the fates
 TRACE = pay.MaskedCard(brand="VISA", last4="4242", fingerprint=b"")
 
@@ -105,7 +108,13 @@ class FakeChannel:
         if path == reservation_clients.CANCEL_PAYMENT:
             answer.append(
                 await pay_service.cancel_payment(
-                    payments, processor, request.order_id, currency="KRW", timeout_seconds=FOREVER, clock=clock
+                    payments,
+                    processor,
+                    request.order_id,
+                    by=actor_from_proto(request.actor),
+                    currency="KRW",
+                    timeout_seconds=FOREVER,
+                    clock=clock,
                 )
             )
             return
@@ -232,11 +241,15 @@ class Hotel:
 
     @property
     def _payments(self) -> order_clients.GrpcPayments:
-        return order_clients.GrpcPayments(self._channel, timeout_seconds=FOREVER)
+        return order_clients.GrpcPayments(self._channel, ORDER_KEY, timeout_seconds=FOREVER)
 
     def cancel(self, order_id: str) -> asyncio.Task[Any]:
         """A guest cancels."""
-        return self.begin(order_service.cancel_order(self.orders, order_id, owner="guest", reason="", now=self.now))
+        return self.begin(
+            order_service.cancel_order(
+                self.orders, order_id, owner="guest", reason="", by=GUEST, now=self.now, today=DAY
+            )
+        )
 
     def expire(self) -> asyncio.Task[Any]:
         """Runs the expiry job, eight minutes later. Events about recent charges may not have arrived yet."""
@@ -258,7 +271,7 @@ class Hotel:
         """The desk confirms."""
         return self.begin(
             reservation_service.confirm_reservation(
-                self.reservations, order_id, confirmation_no=f"C-{order_id}", now=self.now
+                self.reservations, order_id, confirmation_no=f"C-{order_id}", by=DESK, now=self.now
             )
         )
 
@@ -266,7 +279,7 @@ class Hotel:
         """The desk cancels or rejects."""
         return self.begin(
             reservation_service.end_reservation(
-                self.reservations, self._desk_payments, order_id, status=status, reason="", clock=self.clock
+                self.reservations, self._desk_payments, order_id, status=status, reason="", by=DESK, clock=self.clock
             ),
             name=f"end {order_id}",
         )
@@ -480,12 +493,27 @@ class Hotel:
                 "owner": booking.owner, "name": booking.name, "room_type": booking.room_type,
                 "check_in": booking.stay.check_in, "check_out": booking.stay.check_out,
                 "expired_at": order.facts.expired_at, "holds_nights": key in self.orders.holding,
+                "cancel_asked_at": order.facts.cancel_asked_at, "canceled_by": order.canceled_by,
             }  # fmt: skip
         snapshot.payments = {
-            key: {"status": row.status, "approved_at": row.approved_at} for key, row in self.payments.rows.items()
+            key: {
+                "status": row.status,
+                "approved_at": row.approved_at,
+                "cancel_asked_at": row.cancel_asked_at,
+                "canceled_by": row.canceled_by,
+            }
+            for key, row in self.payments.rows.items()
         }
         snapshot.reservations = {
-            key: {"status": row.status, "booking": row.booking, "confirmation_no": row.confirmation_no}
+            key: {
+                "status": row.status,
+                "booking": row.booking,
+                "confirmation_no": row.confirmation_no,
+                "confirmed_at": row.confirmed_at,
+                "confirmed_by": row.confirmed_by,
+                "ending_asked_at": row.ending and row.ending.asked_at,
+                "ending_by": row.ending and row.ending.asked_by,
+            }
             for key, row in self.reservations.rows.items()
         }
         snapshot.pages = {key: MyPage.of(key, facts) for key, facts in self.facts.items()}

@@ -16,6 +16,7 @@ from pay_svc import domain as pay
 from pay_svc.store import PostgresPayments
 from reservation_svc import domain as desk
 from reservation_svc.store import PostgresReservations
+from tests.conftest import DAY, DESK
 from tests.model.fakes import (
     NIGHTS,
     ROOM,
@@ -73,7 +74,7 @@ async def test_orders_hold_and_free_their_nights(orders: Any, order_database: Da
     assert await held(orders, order_database) == [1, 2, 1]
 
     stored = await orders.get(first.id, owner="guest")
-    stored.cancel("", at=NOON)
+    stored.cancel("", by=DESK, at=NOON, today=DAY)
     await orders.save(stored)
     stored.note_payment_canceled(NOON, AMOUNT)
     await orders.save(stored)
@@ -87,7 +88,7 @@ async def test_orders_are_saved_by_who_is_first(orders: Any) -> None:
     order = an_order()
     await orders.place(order, ROOM, None)
     mine, hers = [await orders.get(order.id, owner=None) for _ in range(2)]
-    mine.cancel("mine", at=NOON)
+    mine.cancel("mine", by=DESK, at=NOON, today=DAY)
     hers.note_payment_approved(NOON)
     await orders.save(mine)
 
@@ -156,7 +157,7 @@ async def test_payments_are_one_an_order_and_saved_by_who_is_first(payments: Any
     assert await payments.add(a_payment())
     assert not await payments.add(a_payment())
     mine, hers = [await payments.find(order_id) for _ in range(2)]
-    mine.ask_cancel(at=NOON)
+    mine.ask_cancel(by=DESK, at=NOON)
     hers.cancel(at=NOON)
     await payments.save(mine)
     with pytest.raises(pay.PaymentChanged):
@@ -181,8 +182,8 @@ async def test_reservations_are_saved_by_who_is_first(reservations: Any) -> None
         return desk.Reservation(order_id=order_id, created_at=NOON, updated_at=NOON)
 
     mine, hers = a_reservation(), a_reservation()
-    mine.note_order_ended("", at=NOON)
-    hers.note_order_ended("", at=NOON)
+    mine.note_order_ended("", by=DESK, at=NOON)
+    hers.note_order_ended("", by=DESK, at=NOON)
     await reservations.save(mine)
     with pytest.raises(desk.ReservationChanged):
         await reservations.save(hers)

@@ -12,6 +12,7 @@ from grpc.aio import AioRpcError, Metadata
 from gotohotel.domain import Money
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.client import CallFailed
+from gotohotel.signatures import SigningKey
 from order_svc.clients import GrpcPayments
 from order_svc.domain import Booking, Order, PaymentOutcome, PaymentsUnreachable, RoomType, Stay
 
@@ -39,7 +40,7 @@ def failed(code: grpc.StatusCode, *, never_sent: bool = False) -> CallFailed:
 def payments(answer: Message | CallFailed) -> GrpcPayments:
     """The Payments port over a client with this answer."""
     client: Any = Answering(answer)
-    return GrpcPayments(client, timeout_seconds=1)
+    return GrpcPayments(client, SigningKey("a secret of this test, 32 letters"), timeout_seconds=1)
 
 
 async def outcome_of(answer: Message | CallFailed) -> PaymentOutcome:

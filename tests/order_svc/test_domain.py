@@ -29,6 +29,7 @@ from order_svc.domain import (
     StayBegun,
     declined,
 )
+from tests.conftest import DAY, DESK, GUEST
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(minutes=20)
@@ -64,7 +65,7 @@ def a_paid_order() -> Order:
 def a_canceled_order() -> Order:
     """An order that the guest canceled and that was refunded."""
     order = a_paid_order()
-    order.cancel("", at=NOON)
+    order.cancel("", by=DESK, at=NOON, today=DAY)
     order.note_payment_canceled(NOON, order.amount)
     order.collect_events()
     return order
@@ -187,7 +188,7 @@ def test_an_ended_order_cannot_be_paid(ended: Callable[[], Order]) -> None:
 def test_an_order_that_others_ended_cannot_be_canceled(ended: Callable[[], Order]) -> None:
     """An expired or rejected order has nothing left to cancel."""
     with pytest.raises(OrderNotCancelable):
-        ended().cancel("", at=NOON)
+        ended().cancel("", by=DESK, at=NOON, today=DAY)
 
 
 @pytest.mark.parametrize(("days", "may"), [(-1, True), (0, True), (1, False), (2, False), (400, False)])
@@ -195,15 +196,15 @@ def test_a_guest_cancels_until_the_day_of_arrival(days: int, may: bool) -> None:
     """From 00:00 of the next day on only the desk can cancel. A cancel that was asked for before stays as it is."""
     order, canceled = a_paid_order(), a_paid_order()
     date = order.booking.stay.check_in + timedelta(days=days)
-    canceled.cancel("in time", at=NOON)
+    canceled.cancel("in time", by=DESK, at=NOON, today=DAY)
 
     if may:
-        order.cancel("", at=NOON, guests_date=date)
+        order.cancel("", by=GUEST, at=NOON, today=date)
     else:
         with pytest.raises(StayBegun):
-            order.cancel("", at=NOON, guests_date=date)
-        order.cancel("by the desk", at=NOON)
-    canceled.cancel("again", at=NOON, guests_date=date)
+            order.cancel("", by=GUEST, at=NOON, today=date)
+        order.cancel("by the desk", by=DESK, at=NOON, today=DAY)
+    canceled.cancel("again", by=GUEST, at=NOON, today=date)
 
     assert order.status == canceled.status == Status.CANCELING
 
@@ -213,8 +214,8 @@ def test_canceling_twice_announces_once() -> None:
     order = a_paid_order()
     order.collect_events()
 
-    order.cancel("plans", at=NOON)
-    order.cancel("again", at=LATER)
+    order.cancel("plans", by=DESK, at=NOON, today=DAY)
+    order.cancel("again", by=DESK, at=LATER, today=DAY)
 
     assert [(type(event), event.version) for event in order.collect_events()] == [(OrderCanceled, 2)]
     assert order.status == Status.CANCELING
@@ -273,7 +274,7 @@ def test_facts_lead_to_the_same_state_in_any_order(
     for sequence in permutations(facts):
         order = an_order()
         if canceled_by_guest:
-            order.cancel("", at=NOON)
+            order.cancel("", by=DESK, at=NOON, today=DAY)
         for fact in (*sequence, *sequence):
             FACTS[fact](order)
         found.add((order.status, order.refunded, order.confirmation_no))

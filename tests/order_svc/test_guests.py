@@ -19,6 +19,7 @@ from order_svc.domain import (
     declined,
 )
 from order_svc.store import PostgresOrders, prune_guests
+from tests.conftest import DAY, DESK
 from tests.order_svc.test_store import an_order, change_room_type
 
 LIFETIME = timedelta(seconds=15)
@@ -81,7 +82,7 @@ async def test_what_is_paid_or_has_ended_makes_room(order_database: Database) ->
     first, second = [await place(order_database, room_type) for _ in range(2)]
     third = await place(order_database, room_type, pays=True)
     await settle(order_database, third, PaymentOutcome(approved_at=datetime.now(UTC)))
-    first.cancel("", at=datetime.now(UTC))
+    first.cancel("", by=DESK, at=datetime.now(UTC), today=DAY)
     await PostgresOrders(order_database.autocommit).save(first)
 
     for _ in range(2):

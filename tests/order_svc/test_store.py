@@ -39,6 +39,7 @@ from order_svc.domain import (
 from order_svc.store import PostgresOrders, PostgresRoomTypes, open_work
 from order_svc.store.orders import LIST_OF_OWNER
 from order_svc.store.room_types import CHANGE_CAPACITY, LOCK_ROOM_TYPE
+from tests.conftest import DAY, DESK
 
 TODAY = date(2026, 1, 1)
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -131,7 +132,7 @@ async def test_overlapping_stays_get_all_nights_or_none_and_never_deadlock(order
         except SoldOut:
             return "sold out"
         if number % 2:
-            await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+            await service.cancel_order(orders, order.id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
             return "canceled"
         return "live"
 
@@ -191,11 +192,11 @@ async def test_a_capacity_below_what_is_held_closes_the_night_until_it_fits(orde
     with pytest.raises(SoldOut):
         await orders.place(an_order(smaller), smaller, None)
     for order in sold[:2]:
-        await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+        await service.cancel_order(orders, order.id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
     assert await held(order_database) == {0: (1, 1)}
     with pytest.raises(SoldOut):
         await orders.place(an_order(smaller), smaller, None)
-    await service.cancel_order(orders, sold[2].id, owner=None, reason="", now=NOW)
+    await service.cancel_order(orders, sold[2].id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
     assert await orders.place(an_order(smaller), smaller, None)
 
 
@@ -212,7 +213,9 @@ async def test_a_capacity_that_changes_while_a_guest_cancels_is_not_undone(
     async with order_database.transaction() as connection:
         await connection.fetchrow(LOCK_ROOM_TYPE, "Prime")
         await connection.fetch(CHANGE_CAPACITY, "Prime", after, TODAY)
-        canceling = asyncio.create_task(service.cancel_order(orders, sold[0].id, owner=None, reason="", now=NOW))
+        canceling = asyncio.create_task(
+            service.cancel_order(orders, sold[0].id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
+        )
         waiting = 0
         while not waiting:
             waiting = await connection.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted")
@@ -266,7 +269,7 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
     orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
     await orders.place(order, room_type, None)
     one, other = await orders.get(order.id, owner=None), await orders.get(order.id, owner=None)
-    one.cancel("", at=NOW)
+    one.cancel("", by=DESK, at=NOW, today=DAY)
     other.note_payment_approved(NOW)
     await orders.save(one)
 
@@ -493,7 +496,7 @@ async def test_nights_are_given_back_by_the_row_not_by_the_program(order_databas
     await order_database.autocommit.execute("UPDATE orders SET holds_nights = false WHERE id = $1", order.id)
     await order_database.autocommit.execute("UPDATE allotment SET held = held - 1 WHERE held > 0")
 
-    await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+    await service.cancel_order(orders, order.id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
 
     assert await held(order_database) == {0: (1, 2)}
 
@@ -515,7 +518,7 @@ async def test_room_types_and_orders_change_in_one_order_of_locks(order_database
         async with order_database.transaction() as batch, open_work(batch, arrivals) as work:
             work.room_types += [replace(types[name], version=version, capacity=50 + version % 3) for name in names]
             for order in work.orders.values():
-                order.cancel("", at=NOW)
+                order.cancel("", by=DESK, at=NOW, today=DAY)
 
     await change(1, [])
     await jobs.apply_changes(TODAY)
@@ -531,7 +534,7 @@ async def test_room_types_and_orders_change_in_one_order_of_locks(order_database
         placed.append(order)
 
     async def cancel(order: Order) -> None:
-        await service.cancel_order(orders, order.id, owner=None, reason="", now=NOW)
+        await service.cancel_order(orders, order.id, owner=None, reason="", by=DESK, now=NOW, today=DAY)
 
     await asyncio.gather(
         *(change(version, placed[4 * version : 4 * version + 4]) for version in range(2, 10)),

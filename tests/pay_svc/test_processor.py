@@ -99,7 +99,10 @@ def test_a_reason_that_is_unknown_is_a_decline() -> None:
     assert DeclineReason("DO_NOT_HONOR") == DeclineReason.CARD_DECLINED
 
 
-SETTINGS = {"PAY_PORT": "1", "PAY_DATABASE_URL": "postgres://x", "PAY_NATS_URL": "nats://x"}
+SETTINGS = {
+    "PAY_PORT": "1", "PAY_DATABASE_URL": "postgres://x", "PAY_NATS_URL": "nats://x", "PAY_TLS_FOLDER": "/",
+    "PAY_ORDER_KEY": "0" * 64,
+}  # fmt: skip
 
 
 @pytest.fixture

@@ -30,6 +30,7 @@ from pay_svc.domain import (
 )
 from pay_svc.sandbox import SandboxProcessor
 from pay_svc.store import PostgresPayments
+from tests.conftest import DESK
 
 AMOUNT = Money("KRW", Decimal(1000))
 BOOKING = Booking(name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", owner="alice")
@@ -71,7 +72,7 @@ class Desk:
 
     async def cancel(self) -> Payment:
         return await service.cancel_payment(
-            self.payments, self.processor, self.order_id, currency="KRW", timeout_seconds=1, clock=clock
+            self.payments, self.processor, self.order_id, by=DESK, currency="KRW", timeout_seconds=1, clock=clock
         )
 
     async def settle(self) -> None:
@@ -324,7 +325,7 @@ def _asked_to_cancel(order_id: str) -> Payment:
     payment = Payment(
         id=new_id(), order_id=order_id, amount=AMOUNT, refunded=Money.zero("KRW"), created_at=now, updated_at=now
     )
-    payment.ask_cancel(at=now)
+    payment.ask_cancel(by=DESK, at=now)
     return payment
 
 

@@ -17,12 +17,13 @@ from reservation_svc.domain import (
     RoomType,
     Status,
 )
+from tests.conftest import DESK, GUEST
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOKING = Booking(
     name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", amount=Money("KRW", Decimal(1))
 )
-CANCELED = Ending(status=Status.CANCELED, reason="", asked_at=NOON, binding=True)
+CANCELED = Ending(status=Status.CANCELED, reason="", asked_by=DESK, asked_at=NOON, binding=True)
 
 
 def a_reservation() -> Reservation:
@@ -49,8 +50,8 @@ def test_confirming_twice_announces_once_and_keeps_the_number() -> None:
     """The first confirmation number stays, because the guest may have written it down."""
     reservation = a_reservation()
 
-    reservation.confirm("C1", at=NOON)
-    reservation.confirm("C2", at=NOON)
+    reservation.confirm("C1", by=DESK, at=NOON)
+    reservation.confirm("C2", by=DESK, at=NOON)
 
     assert reservation.confirmation_no == "C1"
     assert announced(reservation) == ["ReservationTaken", "ReservationConfirmed"]
@@ -63,10 +64,10 @@ def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: st
     """A requested ending does not change the status yet, but the reservation can no longer be confirmed."""
     reservation = a_reservation()
 
-    reservation.ask_ending(status, "full", at=NOON)
+    reservation.ask_ending(status, "full", by=DESK, at=NOON)
     assert reservation.status == Status.RECEIVED
     with pytest.raises(ReservationEnding):
-        reservation.confirm("C1", at=NOON)
+        reservation.confirm("C1", by=DESK, at=NOON)
 
     reservation.end(CANCELED, at=NOON)
     reservation.end(CANCELED, at=NOON)
@@ -77,32 +78,32 @@ def test_an_ending_counts_when_the_payment_is_canceled(status: Status, event: st
 def test_an_ended_reservation_cannot_be_confirmed_or_ended_otherwise() -> None:
     """An end is final; requesting the same ending again is not an error."""
     reservation = a_reservation()
-    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
     reservation.end(CANCELED, at=NOON)
 
-    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
     with pytest.raises(ReservationEnded):
-        reservation.confirm("C1", at=NOON)
+        reservation.confirm("C1", by=DESK, at=NOON)
     with pytest.raises(ReservationEnded):
-        reservation.ask_ending(Status.REJECTED, "", at=NOON)
+        reservation.ask_ending(Status.REJECTED, "", by=DESK, at=NOON)
 
 
 def test_a_confirmed_reservation_cannot_be_rejected() -> None:
     """A rejection after the confirmation raises ReservationConfirmedAlready."""
     reservation = a_reservation()
-    reservation.confirm("C1", at=NOON)
+    reservation.confirm("C1", by=DESK, at=NOON)
 
     with pytest.raises(ReservationConfirmedAlready):
-        reservation.ask_ending(Status.REJECTED, "", at=NOON)
+        reservation.ask_ending(Status.REJECTED, "", by=DESK, at=NOON)
 
 
 def test_an_ending_that_nobody_heard_of_is_withdrawn() -> None:
     """If pay_svc never received the cancel, the ending is withdrawn and the reservation can be confirmed."""
     reservation = a_reservation()
-    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
 
     reservation.withdraw_ending(at=NOON)
-    reservation.confirm("C1", at=NOON)
+    reservation.confirm("C1", by=DESK, at=NOON)
 
     assert reservation.status == Status.CONFIRMED
 
@@ -111,8 +112,8 @@ def test_asking_again_binds() -> None:
     """After a second request, the first caller can no longer withdraw the ending."""
     reservation = a_reservation()
 
-    assert reservation.ask_ending(Status.CANCELED, "", at=NOON)
-    assert not reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    assert reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
+    assert not reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
     reservation.withdraw_ending(at=NOON)
     reservation.end(CANCELED, at=NOON)
 
@@ -122,8 +123,8 @@ def test_asking_again_binds() -> None:
 def test_a_guests_cancel_is_never_withdrawn() -> None:
     """If the guest cancels while the desk's own cancel is failing, the desk does not withdraw the ending."""
     reservation = a_reservation()
-    reservation.ask_ending(Status.CANCELED, "", at=NOON)
-    reservation.note_order_ended("plans", at=NOON)
+    reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
+    reservation.note_order_ended("plans", by=GUEST, at=NOON)
 
     reservation.withdraw_ending(at=NOON)
     reservation.end(CANCELED, at=NOON)
@@ -135,7 +136,7 @@ def test_a_guests_cancel_is_never_withdrawn() -> None:
 def test_a_cancel_that_comes_first_wins(then_paid: bool) -> None:
     """If OrderCanceled arrives before PaymentApproved, the desk never receives the booking."""
     reservation = Reservation(order_id="o", created_at=NOON, updated_at=NOON)
-    reservation.note_order_ended("plans", at=NOON)
+    reservation.note_order_ended("plans", by=GUEST, at=NOON)
     if then_paid:
         reservation.take(BOOKING, at=NOON)
     reservation.end(CANCELED, at=NOON)
@@ -166,7 +167,7 @@ def test_a_room_type_that_cannot_be_is_refused_by_field(change: Callable[[], Roo
 
 def room_type(id: str = "P", capacity: int = 1, max_guests: int = 1) -> RoomType:  # noqa: A002 - the contract's name
     return RoomType.create(
-        id, "", capacity=capacity, max_guests=max_guests, nightly_rate=Money("KRW", Decimal(1)), at=NOON
+        id, "", capacity=capacity, max_guests=max_guests, nightly_rate=Money("KRW", Decimal(1)), by=DESK, at=NOON
     )
 
 
@@ -175,7 +176,7 @@ def test_a_stored_room_type_is_not_judged_by_todays_limits() -> None:
     stored = RoomType(id="P", display_name="", capacity=20_000, max_guests=1, nightly_rate=Money("KRW", Decimal(1)))
 
     with pytest.raises(Invalid):
-        stored.change("", capacity=15_000, max_guests=1, nightly_rate=stored.nightly_rate, at=NOON)
+        stored.change("", capacity=15_000, max_guests=1, nightly_rate=stored.nightly_rate, by=DESK, at=NOON)
 
     assert stored.capacity == 20_000
     assert stored.collect_events() == []

@@ -13,7 +13,7 @@ from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from reservation_svc import service
 from reservation_svc.domain import Booking, PaymentNotCanceled, Reservation, Status
 from reservation_svc.store import PostgresReservations
-from tests.conftest import ROOT
+from tests.conftest import DESK, ROOT
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOKING = Booking(
@@ -37,7 +37,8 @@ class FakePayments:
         self.fails: list[PaymentNotCanceled | None] = []
         self.meanwhile: Callable[[], Awaitable[object]] | None = None
 
-    async def cancel(self, _: str) -> None:
+    async def cancel(self, _: str, *, by: object) -> None:
+        assert by == DESK
         meanwhile, self.meanwhile = self.meanwhile, None
         failure = self.fails.pop(0) if self.fails else None
         if meanwhile:
@@ -67,7 +68,13 @@ class Desk:
 
     async def cancel(self) -> Reservation:
         return await service.end_reservation(
-            self.reservations, self.payments, self.order_id, status=Status.CANCELED, reason="", clock=lambda: NOW
+            self.reservations,
+            self.payments,
+            self.order_id,
+            status=Status.CANCELED,
+            reason="",
+            by=DESK,
+            clock=lambda: NOW,
         )
 
     async def run_the_job(self) -> None:

@@ -13,6 +13,7 @@ from gotohotel.domain import Money
 from gotohotel.ids import new_id
 from reservation_svc.domain import Booking, Reservation, ReservationChanged, RoomType, RoomTypeChangedMeanwhile, Status
 from reservation_svc.store import PostgresReservations, PostgresRoomTypes
+from tests.conftest import DESK, GUEST
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 RATE = Money("KRW", Decimal(1000))
@@ -25,7 +26,7 @@ async def ending(reservations: PostgresReservations) -> Reservation:
     """A received reservation that the desk asked to cancel long ago."""
     reservation = Reservation(order_id=new_id(), created_at=NOON, updated_at=NOON)
     reservation.take(BOOKING, at=NOON)
-    reservation.ask_ending(Status.CANCELED, "", at=NOON)
+    reservation.ask_ending(Status.CANCELED, "", by=DESK, at=NOON)
     await reservations.save(reservation)
     return reservation
 
@@ -50,10 +51,10 @@ async def test_of_two_changes_of_a_room_type_one_is_refused(reservation_database
 
     def changed(capacity: int) -> RoomType:
         room_type = RoomType(id="Prime", display_name="", capacity=1, max_guests=2, nightly_rate=RATE, version=1)
-        room_type.change("", capacity=capacity, max_guests=2, nightly_rate=RATE, at=NOON)
+        room_type.change("", capacity=capacity, max_guests=2, nightly_rate=RATE, by=DESK, at=NOON)
         return room_type
 
-    first = RoomType.create("Prime", "", capacity=1, max_guests=2, nightly_rate=RATE, at=NOON)
+    first = RoomType.create("Prime", "", capacity=1, max_guests=2, nightly_rate=RATE, by=DESK, at=NOON)
     await room_types.save(first)
     await room_types.save(changed(2))
 
@@ -93,7 +94,7 @@ async def test_batches_with_the_same_orders_never_deadlock(reservation_database:
             found = dict(await reservations.find(order_ids))
             for order_id in order_ids:
                 reservation = found.get(order_id) or Reservation(order_id=order_id, created_at=NOON, updated_at=NOON)
-                reservation.note_order_ended("again", at=NOON)
+                reservation.note_order_ended("again", by=GUEST, at=NOON)
                 found[order_id] = reservation
             with suppress(ReservationChanged):
                 await reservations.save(*(found[order_id] for order_id in order_ids))

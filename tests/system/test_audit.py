@@ -68,6 +68,11 @@ BROKEN = {
         "UPDATE orders SET status = 'CANCELING', cancel_asked_at = now() - interval '6 minutes' WHERE id = $1",
         "UPDATE orders SET status = 'PAID', cancel_asked_at = NULL WHERE id = $1",
     ),
+    "A14": (
+        "mypage_svc",
+        "UPDATE mypages SET facts = facts #- '{order/1,actor_role}' WHERE order_id = $1",
+        "UPDATE mypages SET facts = jsonb_set(facts, '{order/1,actor_role}', '\"GUEST\"') WHERE order_id = $1",
+    ),
     "A10": (
         "order_svc",
         "UPDATE orders SET phone_no = '4242 4242 4242 4242' WHERE id = $1",

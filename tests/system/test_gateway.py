@@ -26,7 +26,7 @@ from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
 from ops.tokens import AUDIENCE, ISSUER, KEY_ID
 from pay_svc.sandbox import APPROVED
-from tests.conftest import Client, Hotel, another_gateway, wait_for
+from tests.conftest import Client, Hotel, another_gateway, grpc_channel, wait_for
 from tests.system.test_journey import query
 
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"
@@ -507,7 +507,7 @@ def test_a_body_cannot_override_the_path(hotel: Hotel, guest: Client) -> None:
 @pytest.fixture
 def channel(hotel: Hotel) -> Any:
     """A gRPC channel to the gateway."""
-    with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports['gateway']}") as opened:
+    with grpc_channel(hotel.stack, "gateway") as opened:
         yield opened
 
 
@@ -574,7 +574,7 @@ def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
         ("reservation", "gotohotel.reservation.v1.ReservationService"),
         ("mypage", "gotohotel.mypage.v1.MyPageService"),
     ):
-        with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports[port]}") as channel:
+        with grpc_channel(hotel.stack, port) as channel:
             check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
             request = reflection_pb2.ServerReflectionRequest(list_services="")
             listed = next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request])))

@@ -1,11 +1,13 @@
 """The main use cases, over HTTP through the gateway."""
 
 import asyncio
+import json
 from datetime import date, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
 
 import asyncpg
+import pytest
 
 from tests.conftest import Client, Hotel, wait_for
 
@@ -240,3 +242,44 @@ def test_a_guest_cannot_cancel_a_stay_that_has_begun(hotel: Hotel, guest: Client
     assert refused.json()["details"][0]["reason"] == "STAY_BEGUN"
     assert guest.post(f"/orders/{tonight['id']}:cancel")["status"] in ("CANCELING", "CANCELED")
     query(hotel, "order_svc", AS_BEFORE, begun["id"])
+
+
+@pytest.mark.parametrize("who", ["guest", "desk"])
+def test_who_canceled_is_kept(hotel: Hotel, guest: Client, who: str) -> None:
+    """In the timeline, in the rows and in the events: a desk's cancel is told apart from the guest's."""
+    order = hotel.order(guest)
+    hotel.reservation_with(order["id"], status="RECEIVED")
+    caller = guest if who == "guest" else hotel.desk
+    caller.post(f"/orders/{order['id']}:cancel", {"reason": "plans"})
+    page = hotel.page_with(order["id"], status="CANCELED", reservationStatus="CANCELED", paymentStatus="CANCELED")
+
+    roles = {entry["event"]: entry["actorRole"] for entry in page["timeline"]}
+    assert roles == {
+        "Ordered": "GUEST",
+        "PaymentApproved": "GUEST",
+        "ReservationTaken": "SYSTEM",
+        "OrderCanceled": who.upper(),
+        "PaymentCanceled": who.upper(),
+        "ReservationCanceled": who.upper(),
+    }
+    actor = {"role": who.upper(), "subject": caller.subject}
+    for database, column, key in (
+        ("order_svc", "canceled_by", "id"), ("pay_svc", "canceled_by", "order_id"),
+        ("reservation_svc", "ending_by", "order_id"),
+    ):  # fmt: skip
+        table = {"order_svc": "orders", "pay_svc": "payments", "reservation_svc": "reservations"}[database]
+        stored = query(hotel, database, f"SELECT {column} FROM {table} WHERE {key} = $1", order["id"])
+        assert json.loads(stored) == actor
+
+
+def test_who_confirmed_is_kept(hotel: Hotel, guest: Client) -> None:
+    """The row has the desk's subject; My page shows the role only."""
+    order = hotel.order(guest)
+    hotel.reservation_with(order["id"], status="RECEIVED")
+    hotel.desk.post(f"/reservations/{order['id']}:confirm")
+    page = hotel.page_with(order["id"], status="CONFIRMED")
+
+    assert [e["actorRole"] for e in page["timeline"] if e["event"] == "ReservationConfirmed"] == ["DESK"]
+    assert hotel.desk.subject not in json.dumps(page)
+    stored = query(hotel, "reservation_svc", "SELECT confirmed_by FROM reservations WHERE order_id = $1", order["id"])
+    assert json.loads(stored) == {"role": "DESK", "subject": hotel.desk.subject}

@@ -1,5 +1,6 @@
 """When a part is stopped or killed, bookings continue and nothing is lost."""
 
+import base64
 import os
 import signal
 from collections.abc import Iterator
@@ -17,8 +18,12 @@ import pytest
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 
+from gotohotel.order.v1.events_pb2 import Booking
+from gotohotel.rpc.tls import server_credentials
+from gotohotel.signatures import SigningKey
 from ops import audit
 from ops.configuration import PROCESSES
+from ops.services import ORDER_SIGNING
 from tests.conftest import Client, Hotel, another_gateway, wait_for
 from tests.system.test_journey import CHARGES, query
 
@@ -172,7 +177,7 @@ async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tm
     """During a rollout, order_svc may not know the health check "database"; then it counts as healthy if it answers."""
     server = grpc.aio.server()
     add_HealthServicer_to_server(HealthServicer(), server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    port = server.add_secure_port("127.0.0.1:0", server_credentials(hotel.stack.tls_folder("order")))
     await server.start()
     order_port = str(hotel.stack.ports["order"])
     try:
@@ -210,7 +215,10 @@ def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) ->
     order_id = order["id"]
     attempt_id = "00000000-0000-7000-8000-0000000000a1"
     # Exactly what a pay_svc that dies at this point leaves behind: the intent, and the processor's entry.
-    query(hotel, "pay_svc", INTENT, order_id, attempt_id, guest.subject)
+    booking = Booking(name="Guest", room_type="Normal", guest_cnt=2, owner=guest.subject)
+    SigningKey(hotel.stack.credentials[ORDER_SIGNING]).sign(booking, order_id, "KRW", 80000, 0)
+    signature = base64.b64encode(Booking(signature=booking.signature).SerializeToString()).decode()
+    query(hotel, "pay_svc", INTENT, order_id, attempt_id, guest.subject, signature)
     query(hotel, "sandbox", ENTRY, attempt_id, order_id)
 
     hotel.order_with(order_id, status="PAID")
@@ -225,8 +233,9 @@ INSERT INTO payments (
 )
 VALUES (
     $1, $1, $3, jsonb_build_object('name', 'Guest', 'phone_no', '', 'room_type', 'Normal', 'guest_cnt', 2,
-    'check_in', '', 'check_out', '', 'owner', $3::text), 'KRW', 80000, 0, 'PENDING', 'VISA', '4242', '',
-    $2, now() - interval '1 minute', '', '', 0, now() - interval '1 minute', now() - interval '1 minute'
+    'check_in', '', 'check_out', '', 'owner', $3::text, 'unknown', $4::text),
+    'KRW', 80000, 0, 'PENDING', 'VISA', '4242', '', $2,
+    now() - interval '1 minute', '', '', 0, now() - interval '1 minute', now() - interval '1 minute'
 )
 """
 ENTRY = """

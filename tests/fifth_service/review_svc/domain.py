@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from gotohotel.domain import Aggregate, Conflict, Event, NotFound, WrongState
+from gotohotel.domain import Actor, Aggregate, Conflict, Event, NotFound, WrongState
 
 
 class ReviewNotFound(NotFound):
@@ -45,12 +45,12 @@ class Review(Aggregate):
         self.confirmed = confirmed
         self.text = text
 
-    def write(self, text: str, *, at: datetime) -> None:
+    def write(self, text: str, *, by: Actor, at: datetime) -> None:
         """Writes the review. Raises StayReviewedAlready."""
         if self.text:
             raise StayReviewedAlready()
         self.text = text
-        self.record(StayReviewed(occurred_at=at, text=text))
+        self.record(StayReviewed(occurred_at=at, actor=by, text=text))
 
 
 class Reviews(Protocol):

@@ -26,7 +26,9 @@ class ReviewServer:
 
     async def WriteReview(self, request: pb.WriteReviewRequest, caller: Caller) -> pb.Review:
         order_id, text = parse_id(request.order_id, "orderId"), parse_text(request.text, "text", limit=500)
-        review = await service.write_review(self._reviews, order_id, text, owner=caller.owner, now=self._clock())
+        review = await service.write_review(
+            self._reviews, order_id, text, owner=caller.owner, by=caller.actor, now=self._clock()
+        )
         return _review(review)
 
 

@@ -4,7 +4,7 @@ from gotohotel.review.v1 import events_pb2
 
 from gotohotel.domain import Event
 from gotohotel.outbox import OutboxRow
-from gotohotel.wire import timestamp
+from gotohotel.wire import actor_to_proto, timestamp
 from review_svc.domain import Review, StayReviewed
 
 
@@ -20,6 +20,10 @@ def _message(order_id: str, event: Event) -> events_pb2.StayReviewed:
     match event:
         case StayReviewed():
             return events_pb2.StayReviewed(
-                order_id=order_id, version=event.version, occur_time=timestamp(event.occurred_at), text=event.text
+                order_id=order_id,
+                version=event.version,
+                occur_time=timestamp(event.occurred_at),
+                actor=actor_to_proto(event.actor),
+                text=event.text,
             )
     raise TypeError(f"{type(event).__name__} has no message")
