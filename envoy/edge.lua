@@ -145,6 +145,10 @@ end
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
 function envoy_on_response(handle)
   local headers = handle:headers()
+  if handle:streamInfo():downstreamSslConnection() ~= nil then
+    -- RFC 6797: for a year, browsers use TLS only.
+    headers:replace("strict-transport-security", "max-age=31536000")
+  end
   if headers:get("content-type") == "application/json" then
     -- Answers are about guests: no cache keeps them. What gRPC says in headers is in the body.
     headers:replace("cache-control", "no-store")

@@ -29,7 +29,8 @@ class Addresses:
     @property
     def gateway_url(self) -> str:
         """The gateway's URL."""
-        return f"http://127.0.0.1:{self.ports['gateway']}"
+        scheme, host = ("https", "localhost") if self.tls_folder("public").exists() else ("http", "127.0.0.1")
+        return f"{scheme}://{host}:{self.ports['gateway']}"
 
     @property
     def admin_socket(self) -> Path:
@@ -42,7 +43,7 @@ class Addresses:
         return self.home / "archive"
 
     def tls_folder(self, part_name: str) -> Path:
-        """The folder of a part's certificate: of a service, `gateway` or `egress`."""
+        """The folder of a part's certificate: of a service, `gateway`, `egress`, or (for its clients) `public`."""
         return self.home / "tls" / part_name
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:

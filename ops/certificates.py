@@ -26,15 +26,21 @@ def make(folder: Path, parts: Iterable[str]) -> None:
     authority = folder / "authority"
     if _is_missing(authority):
         _write(authority, _signed("GotoHotel authority", AUTHORITY_LIFETIME))
-    issuer_key = serialization.load_pem_private_key((authority / KEY).read_bytes(), None)
-    issuer = x509.load_pem_x509_certificate((authority / CERTIFICATE).read_bytes())
-    if not isinstance(issuer_key, ec.EllipticCurvePrivateKey):
-        raise TypeError("the authority's key is of another kind")
+    current = (authority / CERTIFICATE).read_bytes()
     for part in parts:
         trusted = folder / part / AUTHORITY
-        if _is_missing(folder / part) or not trusted.exists() or trusted.read_bytes() != _pem(issuer):
-            _write(folder / part, _signed(f"{part}.{DOMAIN}", LIFETIME, issuer=(issuer_key, issuer)))
-            trusted.write_bytes(_pem(issuer))
+        if _is_missing(folder / part) or not trusted.exists() or trusted.read_bytes() != current:
+            issue(authority, folder / part, f"{part}.{DOMAIN}")
+
+
+def issue(authority: Path, folder: Path, name: str) -> None:
+    """Writes a new certificate of an authority for this DNS name into a folder."""
+    key = serialization.load_pem_private_key((authority / KEY).read_bytes(), None)
+    certificate = x509.load_pem_x509_certificate((authority / CERTIFICATE).read_bytes())
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError("the authority's key is of another kind")
+    _write(folder, _signed(name, LIFETIME, issuer=(key, certificate)))
+    (folder / AUTHORITY).write_bytes(_pem(certificate))
 
 
 def _is_missing(folder: Path) -> bool:

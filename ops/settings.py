@@ -3,10 +3,12 @@
 import os
 import re
 import shutil
+import ssl
 from pathlib import Path
 
 from ops.errors import StackError
 from ops.services import SERVICES, part
+from ops.tokens import Issuer
 
 # Default ports; GOTOHOTEL_<NAME>_PORT overrides one.
 PORTS = {
@@ -33,6 +35,34 @@ def home_setting() -> Path:
     if len(str(home)) > MAX_HOME_LENGTH:
         raise StackError(f"The path {home} is too long for a socket in it; set GOTOHOTEL_HOME to a shorter one.")
     return home
+
+
+def certificate_setting() -> tuple[Path, Path] | None:
+    """GOTOHOTEL_TLS_CERTIFICATE and GOTOHOTEL_TLS_KEY: files in PEM, with which the gateway speaks TLS."""
+    certificate, key = (_file_setting(f"GOTOHOTEL_TLS_{name}") for name in ("CERTIFICATE", "KEY"))
+    if (certificate is None) != (key is None):
+        raise StackError("The settings GOTOHOTEL_TLS_CERTIFICATE and GOTOHOTEL_TLS_KEY go together.")
+    return (certificate, key) if certificate and key else None
+
+
+def issuer_setting() -> Issuer | None:
+    """An issuer whose tokens the gateway accepts beside the stack's own: GOTOHOTEL_OIDC_ISSUER, its name,
+    GOTOHOTEL_OIDC_KEYS_URL, and GOTOHOTEL_OIDC_AUTHORITY, unless this machine trusts the certificate already.
+    """
+    name, keys_url = (os.environ.get(f"GOTOHOTEL_OIDC_{field}", "") for field in ("ISSUER", "KEYS_URL"))
+    if not name and not keys_url:
+        return None
+    if not name or not re.fullmatch(r"https://[\w.-]+(:\d{1,5})?/[\w./-]*", keys_url):
+        raise StackError("The settings GOTOHOTEL_OIDC_ISSUER and GOTOHOTEL_OIDC_KEYS_URL (https) go together.")
+    authority = _file_setting("GOTOHOTEL_OIDC_AUTHORITY") or Path(ssl.get_default_verify_paths().cafile or "")
+    return Issuer(name, keys_url, authority)
+
+
+def _file_setting(variable: str) -> Path | None:
+    text = os.environ.get(variable, "")
+    if text and not Path(text).is_file():
+        raise StackError(f"The setting {variable} takes a file that exists, not {text!r}.")
+    return Path(text).resolve() if text else None
 
 
 def port_setting(name: str, default: int) -> int:

@@ -1,8 +1,15 @@
-"""The laptop's token issuer: an ES256 key created at the first start, and its public half as a JWKS for Envoy."""
+"""The embedded stack's token issuer: an ES256 key created at the first start, and its public half as a JWKS for Envoy.
 
+`token-key.pem` signs. `jwks.json` holds its public half, and that of the key before it: tokens that are signed with it
+stay valid until they expire or the key is changed again.
+"""
+
+import hashlib
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jwt
 from cryptography.hazmat.primitives import serialization
@@ -11,28 +18,79 @@ from jwt.algorithms import ECAlgorithm
 
 ISSUER = "https://gotohotel.localhost"
 AUDIENCE = "gotohotel"
-KEY_ID = "laptop"
 LIFETIME_SECONDS = 12 * 3600
 
-
-def make_key(folder: Path) -> Path:
-    """Creates the key pair if there is none; returns the JWKS file."""
-    private, jwks = folder / "token-key.pem", folder / "jwks.json"
-    if not (private.exists() and jwks.exists()):
-        key = ec.generate_private_key(ec.SECP256R1())
-        private.touch(mode=0o600)
-        private.write_bytes(
-            key.private_bytes(
-                serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-            )
-        )
-        public = json.loads(ECAlgorithm.to_jwk(key.public_key()))
-        jwks.write_text(json.dumps({"keys": [{**public, "kid": KEY_ID, "alg": "ES256", "use": "sig"}]}))
-    return jwks
+KEY, NEXT_KEY, KEY_SET = "token-key.pem", "token-key.next.pem", "jwks.json"
 
 
-def mint(folder: Path, *, subject: str, role: str) -> str:
+@dataclass(frozen=True, slots=True)
+class Issuer:
+    """Another issuer of tokens, and where its keys are: an https URL, and the authority of its certificate."""
+
+    name: str
+    keys_url: str
+    authority: Path
+
+
+def make_key(folder: Path) -> None:
+    """Creates the key pair if there is none."""
+    if not ((folder / KEY).exists() and (folder / KEY_SET).exists()):
+        _write_key(folder / KEY)
+        _write_key_set(folder, [_public(folder / KEY)])
+
+
+def announce_next_key(folder: Path) -> None:
+    """Creates the next key, and adds its public half to the key set; nothing is signed with it yet."""
+    _write_key(folder / NEXT_KEY)
+    _write_key_set(folder, [_current(folder), _public(folder / NEXT_KEY)])
+
+
+def use_next_key(folder: Path) -> None:
+    """Signs with the next key from now on. Tokens of the key before it stay valid."""
+    (folder / NEXT_KEY).replace(folder / KEY)
+
+
+def mint(folder: Path, *, subject: str, role: str, key: str = KEY) -> str:
     """A token for this subject and role, valid for twelve hours. Raises FileNotFoundError before the first start."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + LIFETIME_SECONDS}
-    return jwt.encode(claims, (folder / "token-key.pem").read_text(), "ES256", headers={"kid": KEY_ID})
+    return jwt.encode(claims, (folder / key).read_text(), "ES256", headers={"kid": key_id(folder, key)})
+
+
+def key_id(folder: Path, key: str = KEY) -> str:
+    """The id under which a key is in the key set."""
+    public = _public(folder / key)
+    return next(str(each["kid"]) for each in _keys(folder) if each["x"] == public["x"])
+
+
+def _keys(folder: Path) -> list[dict[str, Any]]:
+    keys: list[dict[str, Any]] = json.loads((folder / KEY_SET).read_text())["keys"]
+    return keys
+
+
+def _current(folder: Path) -> dict[str, Any]:
+    """The entry of the key that signs."""
+    wanted = key_id(folder)
+    return next(each for each in _keys(folder) if each["kid"] == wanted)
+
+
+def _public(private: Path) -> dict[str, Any]:
+    key = serialization.load_pem_private_key(private.read_bytes(), None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise TypeError(f"{private.name} is a key of another kind")
+    public = json.loads(ECAlgorithm.to_jwk(key.public_key()))
+    return {**public, "kid": hashlib.sha256(public["x"].encode()).hexdigest()[:16], "alg": "ES256", "use": "sig"}
+
+
+def _write_key(file: Path) -> None:
+    key = ec.generate_private_key(ec.SECP256R1())
+    file.touch(mode=0o600)
+    file.write_bytes(
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    )
+
+
+def _write_key_set(folder: Path, keys: list[dict[str, Any]]) -> None:
+    fresh = folder / "jwks.new"  # renamed when it is complete
+    fresh.write_text(json.dumps({"keys": keys}))
+    fresh.replace(folder / KEY_SET)

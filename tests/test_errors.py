@@ -7,7 +7,7 @@ from google.rpc import code_pb2, error_details_pb2
 
 from gotohotel import domain
 from gotohotel.rpc import status
-from ops.gateway import LOCAL_REPLIES
+from ops.gateway.refusals import LOCAL_REPLIES
 from tests.conftest import ROOT
 
 KINDS = (
@@ -30,7 +30,8 @@ def subclasses(kind: type[domain.DomainError]) -> set[type[domain.DomainError]]:
 
 def errors() -> list[domain.DomainError]:
     """One of each domain error of the program."""
-    for name in ("order_svc.domain", "pay_svc.domain", "reservation_svc.domain", "mypage_svc.domain"):
+    domains = ("order_svc.domain", "pay_svc.domain", "reservation_svc.domain", "mypage_svc.domain")
+    for name in (*domains, "gotohotel.idempotency"):
         import_module(name)
     found = sorted(subclasses(domain.DomainError) - set(KINDS), key=lambda kind: kind.__qualname__)
     ours = [

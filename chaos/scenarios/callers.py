@@ -143,9 +143,9 @@ def _bad_tokens(rig: Rig, subject: str) -> list[str]:
 
     def signed(changes: dict[str, Any], with_key: Any = key) -> str:
         claims = {name: value for name, value in {**good, **changes}.items() if value is not None}
-        return jwt.encode(claims, with_key, "ES256", headers={"kid": tokens.KEY_ID})
+        return jwt.encode(claims, with_key, "ES256", headers={"kid": tokens.key_id(rig.stack.home)})
 
-    parts = [{"alg": "none", "kid": tokens.KEY_ID}, good]
+    parts = [{"alg": "none", "kid": tokens.key_id(rig.stack.home)}, good]
     unsigned = ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).decode().rstrip("=") for part in parts)
     return [
         signed({"exp": now - 600}),

@@ -95,6 +95,13 @@ def token(
     print(Stack.from_environment().token(subject=sub, role=role))
 
 
+@app.command(name="rotate-key")
+def rotate_key() -> None:
+    """Signs tokens with a new key from now on. Those of the key before it stay valid until they expire."""
+    running_stack().rotate_token_key()
+    print("Tokens are signed with a new key. Run it again to make those of the key before it invalid.")
+
+
 @app.command()
 def demo() -> None:
     """Tells the main job as a story, over HTTP through the gateway; stops the stack if it has started it."""

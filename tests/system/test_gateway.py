@@ -24,7 +24,7 @@ from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
 from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
 from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
-from ops.tokens import AUDIENCE, ISSUER, KEY_ID
+from ops.tokens import AUDIENCE, ISSUER, key_id
 from pay_svc.sandbox import APPROVED
 from tests.conftest import Client, Hotel, another_gateway, grpc_channel, wait_for
 from tests.system.test_journey import query
@@ -42,7 +42,7 @@ def claims(**changes: Any) -> dict[str, Any]:
 def signed(hotel: Hotel, **changes: Any) -> str:
     """A token signed with the stack's own key."""
     key = (hotel.stack.home / "token-key.pem").read_text()
-    return jwt.encode(claims(**changes), key, "ES256", headers={"kid": KEY_ID})
+    return jwt.encode(claims(**changes), key, "ES256", headers={"kid": key_id(hotel.stack.home)})
 
 
 def test_a_good_token_is_let_in(hotel: Hotel) -> None:
@@ -83,8 +83,10 @@ def test_a_token_with_bad_claims_is_refused(hotel: Hotel, changes: dict[str, Any
 
 def test_a_forged_token_is_refused(hotel: Hotel) -> None:
     """A token that is signed with another key, unsigned, truncated or malformed gets 401."""
-    other = jwt.encode(claims(), ec.generate_private_key(ec.SECP256R1()), "ES256", headers={"kid": KEY_ID})
-    unsigned = f"{encoded({'alg': 'none', 'kid': KEY_ID})}.{encoded(claims())}."
+    other = jwt.encode(
+        claims(), ec.generate_private_key(ec.SECP256R1()), "ES256", headers={"kid": key_id(hotel.stack.home)}
+    )
+    unsigned = f"{encoded({'alg': 'none', 'kid': key_id(hotel.stack.home)})}.{encoded(claims())}."
 
     for token in (other, unsigned, signed(hotel)[:-20], "x"):
         assert status_with(hotel, token) == 401
@@ -115,7 +117,7 @@ def test_a_subject_of_255_characters_is_let_in(hotel: Hotel) -> None:
 def test_an_extension_that_must_be_understood_is_refused(hotel: Hotel) -> None:
     """RFC 7515: a token with a critical header parameter that the gateway does not know is not valid."""
     key = (hotel.stack.home / "token-key.pem").read_text()
-    token = jwt.encode(claims(), key, "ES256", headers={"kid": KEY_ID, "crit": ["x"], "x": 1})
+    token = jwt.encode(claims(), key, "ES256", headers={"kid": key_id(hotel.stack.home), "crit": ["x"], "x": 1})
 
     assert status_with(hotel, token) == 401
 

@@ -64,7 +64,7 @@ def test_make_demo(stack: Stack) -> None:
     """The demo starts its own stack and stops it again. `make test` is this test run itself."""
     told = bash(stack, "make demo")
 
-    assert told.count("holds") == 10
+    assert told.count("holds") == 11
     assert "SOLD_OUT" in told
     assert not stack.is_up
 

@@ -1,0 +1,114 @@
+"""Fills in envoy/envoy.yaml and envoy/jwt.yaml.
+
+rpcs      the public RPCs, as the compiled protos declare them
+refusals  Envoy's own errors, in the shape of the contract
+tls       TLS settings of listeners and clusters
+jwt       how tokens are checked
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from string import Template
+
+from ops import tokens
+from ops.gateway.jwt import issuer_cluster, render_jwt
+from ops.gateway.refusals import LOCAL_REPLIES, mappers
+from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, public_rpcs
+from ops.gateway.tls import mutual_tls, transport
+from ops.services import SERVICES, part
+
+__all__ = ["render", "render_jwt"]
+
+# How many calls may be at a service at once.
+MAX_CALLS, MAX_ANONYMOUS_CALLS = 1024, 64
+ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
+
+CLUSTER = """\
+    - name: {name}
+      type: STRICT_DNS
+      connect_timeout: 0.25s
+      dns_lookup_family: V4_PREFERRED
+      typed_extension_protocol_options:
+        envoy.extensions.upstreams.http.v3.HttpProtocolOptions:
+          "@type": type.googleapis.com/envoy.extensions.upstreams.http.v3.HttpProtocolOptions
+          explicit_http_config:
+            http2_protocol_options:
+              connection_keepalive: {{interval: 10s, timeout: 3s}}
+      transport_socket:
+        name: envoy.transport_sockets.tls
+        typed_config:
+          "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
+          common_tls_context: {tls}
+      circuit_breakers:
+        thresholds: [{{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}]
+      load_assignment:
+        cluster_name: {name}
+        endpoints:
+          - lb_endpoints:
+              - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}
+"""
+
+
+def render(
+    values: Mapping[str, object],
+    services: Mapping[str, tuple[str, int]],
+    *,
+    public_tls: Path | None = None,
+    issuers: Iterable[tokens.Issuer] = (),
+) -> str:
+    """The configuration for these values and services. Raises KeyError for a missing value.
+
+    With the folder of a certificate the public listener speaks TLS. `issuers` are asked for their keys.
+    """
+    rpcs = list(public_rpcs(services))
+    clusters = "".join(
+        CLUSTER.format(
+            name=name + suffix,
+            host=host,
+            port=port,
+            max_requests=max_requests,
+            tls=mutual_tls(values["GATEWAY_TLS"], peers=[part(name)]),
+        )
+        for name, (host, port) in services.items()
+        for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS))
+        if not suffix or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
+    )
+    clusters += "".join(map(issuer_cluster, issuers))
+    pay_host, pay_port = services["pay_svc"]
+    callers = [part(name) for name, service in SERVICES.items() if service.calls_pay]
+    replies = "\n".join(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
+    return Template((FOLDER / "envoy.yaml").read_text()).substitute(
+        {**values, "PUBLIC_TRANSPORT": transport(public_tls)},
+        DESCRIPTORS=DESCRIPTORS,
+        EDGE_LUA=_script("refusal.lua", "edge.lua"),
+        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs)),
+        HEALTHZ_LUA=FOLDER / "healthz.lua",
+        PUBLIC_CLUSTERS=clusters,
+        ROUTES="\n".join(map(_route, rpcs)),
+        TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
+        LOCAL_REPLY_MAPPERS=replies,
+        PAY_HOST=pay_host,
+        PAY_PORT=pay_port,
+        EGRESS_SERVER_TLS=mutual_tls(values["EGRESS_TLS"], peers=callers),
+        EGRESS_CLIENT_TLS=mutual_tls(values["EGRESS_TLS"], peers=["pay"]),
+    )
+
+
+def _route(rpc: PublicRpc) -> str:
+    route = {
+        "name": rpc.name,
+        "match": {"path": rpc.paths[0]},
+        "route": {
+            # Calls without a token have few places of their own: they never use up those of the others.
+            "cluster": rpc.cluster + (ANONYMOUS if rpc.needs_no_token else ""),
+            "timeout": "12s",
+            "max_stream_duration": {"grpc_timeout_header_max": "10s"},
+        },
+    }
+    return f"                        - {json.dumps(route)}"
+
+
+def _script(*files: str, tables: str = "") -> str:
+    """Lua files and generated tables as one script, quoted for YAML."""
+    return json.dumps(tables + "\n".join((FOLDER / file).read_text() for file in files))

@@ -1,0 +1,85 @@
+"""Envoy's own errors, in the shape of the contract."""
+
+import base64
+import json
+
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+# Envoy's own detail about the error, where it is useful.
+ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
+
+# The gateway's own answers: HTTP status → (google.rpc.Code, reason, message, seconds to wait before retrying).
+LOCAL_REPLIES = {
+    400: (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", ENVOYS_WORDS, None),
+    401: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", ENVOYS_WORDS, None),
+    403: (code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED", ENVOYS_WORDS, None),
+    404: (code_pb2.NOT_FOUND, "NO_SUCH_PATH", "there is nothing at this path", None),
+    408: (code_pb2.DEADLINE_EXCEEDED, "REQUEST_TIMEOUT", "the request did not come in time", None),
+    413: (code_pb2.INVALID_ARGUMENT, "PAYLOAD_TOO_LARGE", "the body is too large", None),
+    426: (code_pb2.INVALID_ARGUMENT, "HTTP_VERSION", "HTTP/1.1 or HTTP/2 is required", None),
+    429: (code_pb2.RESOURCE_EXHAUSTED, "RATE_LIMITED", "too many requests at this moment", 1),
+    431: (code_pb2.INVALID_ARGUMENT, "HEADERS_TOO_LARGE", "the headers are too large", None),
+    501: (code_pb2.UNIMPLEMENTED, "UNSUPPORTED_ENCODING", "the transfer encoding is not supported", None),
+    503: (code_pb2.UNAVAILABLE, "UNAVAILABLE", "the service can't be reached now", 1),
+    504: (code_pb2.DEADLINE_EXCEEDED, "DEADLINE_EXCEEDED", "the service did not answer in time", None),
+}
+
+
+def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:
+    """Error bodies: gRPC calls get the details in a header, all others a JSON body."""
+    metadata = {"retryable": str(wait is not None or code == code_pb2.DEADLINE_EXCEEDED).lower()}
+    info = error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata)
+    details: list[Message] = [info]
+    as_json: list[object] = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", **MessageToDict(info)}]
+    if wait is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(wait)
+        details.append(retry)
+        as_json.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"})
+    status = status_pb2.Status(code=code, message=reason)
+    for detail in details:
+        status.details.add().Pack(detail)
+    encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
+    as_body: dict[str, object] = {
+        "filter": {"and_filter": {"filters": [_has_status(http), NOT_BY_OUR_SCRIPTS]}},
+        "body_format_override": {
+            "json_format": {"code": code, "message": message, "details": as_json},
+            "content_type": "application/json",
+        },
+    }
+    if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua rewrites it
+        as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
+    as_header: dict[str, object] = {
+        "filter": _is_grpc_with(http),
+        "headers_to_add": [
+            {"header": {"key": "grpc-status-details-bin", "value": encoded}},
+            {"header": {"key": "grpc-status", "value": str(code)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+        ],
+    }
+    if http == 403:  # Envoy's word for another audience
+        as_body["status_code"] = as_header["status_code"] = 401
+    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in (as_header, as_body))
+
+
+def _has_status(http: int) -> dict[str, object]:
+    value = {"default_value": http, "runtime_key": "local_reply.status"}
+    return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+# Answers of envoy/*.lua have their body already.
+NOT_BY_OUR_SCRIPTS = {
+    "extension_filter": {
+        "name": "envoy.access_loggers.extension_filters.cel",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
+            "expression": 'response.code_details != "lua_response"',
+        },
+    }
+}
+
+
+def _is_grpc_with(http: int) -> dict[str, object]:
+    native = {"name": "x-gotohotel-native-grpc", "present_match": True}
+    return {"and_filter": {"filters": [_has_status(http), {"header_filter": {"header": native}}]}}
