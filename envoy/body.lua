@@ -3,7 +3,7 @@
 -- A call whose body never comes would hold a place at a service until its deadline. Here it holds nothing but its own
 -- connection, until the listener's request_timeout.
 --
--- CALLS and FIELDS are generated from the protos (ops/gateway.py):
+-- CALLS and FIELDS are generated from the protos (ops/gateway/rpcs.py):
 --   CALLS   {method, Lua pattern of the path, message or false if the call has no body, names of the path's fields}
 --   FIELDS  message → JSON or proto name of a field → {JSON name, message of its value or false}
 
@@ -173,13 +173,24 @@ local function find_call(method, path)
   return nil, methods
 end
 
+-- The methods of a path, for the header Allow.
+local function allowed(methods)
+  local list = {}
+  for _, method in ipairs(methods) do
+    list[#list + 1] = method
+    list[#list + 1] = method == "GET" and "HEAD" or nil
+  end
+  list[#list + 1] = "OPTIONS"
+  return table.concat(list, ", ")
+end
+
 local function check_call(headers, text)
   local path, query = headers:get(":path"):match("^([^?]*)%??(.*)$")
   local call, path_values = find_call(headers:get(":method"), path)
   if call == nil then
     if #path_values > 0 then
       error({status = "405", reason = "METHOD_NOT_ALLOWED", message = "the method is not allowed at this path",
-        allow = table.concat(path_values, ", ")}, 0)
+        allow = allowed(path_values)}, 0)
     end
     -- Refused here, not left to the transcoder: it finds calls at more paths than these, such as one with a slash more.
     error({status = "404", reason = "NO_SUCH_PATH", message = "there is nothing at this path"}, 0)
@@ -242,6 +253,15 @@ end
 
 local function check(handle)
   local headers = handle:headers()
+  if headers:get(":method") == "OPTIONS" then
+    local _, methods = find_call("OPTIONS", headers:get(":path"):match("^[^?]*"))
+    if #methods > 0 then
+      handle:respond({[":status"] = "204", ["allow"] = allowed(methods)}, "")
+    else
+      refuse(handle, "404", "NO_SUCH_PATH", "there is nothing at this path")
+    end
+    return
+  end
   local fault = fault_of_token(headers)
   if fault ~= nil then
     refuse(handle, "401", "UNAUTHENTICATED", fault)

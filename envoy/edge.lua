@@ -104,7 +104,13 @@ local function check(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
   local path = headers:get(":path") or ""
-  local is_grpc = content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
+  local is_web = content_type:find("^application/grpc%-web") ~= nil -- gRPC from a browser, over any HTTP
+  local is_grpc = is_web or content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
+  if headers:get(":method") == "HEAD" and not is_grpc then
+    -- Answered like GET, without the body.
+    headers:replace(":method", "GET")
+    handle:streamInfo():dynamicMetadata():set("gotohotel", "head", true)
+  end
   local fits = clean(headers, is_grpc)
   normalize_authorization(headers)
   if is_grpc then
@@ -114,7 +120,7 @@ local function check(handle)
   if not fits then
     refuse(handle, "431", "HEADERS_TOO_LARGE", "the path or a header is longer than 4096 bytes")
   elseif is_grpc then
-    if handle:streamInfo():protocol() ~= "HTTP/2" then
+    if not is_web and handle:streamInfo():protocol() ~= "HTTP/2" then
       refuse(handle, "415", "UNSUPPORTED_MEDIA_TYPE", "gRPC requires HTTP/2")
     end
   elseif content_type:find("^application/grpc") then
@@ -142,8 +148,18 @@ local function add_retry_after(handle)
   handle:headers():replace("retry-after", tostring(math.ceil(tonumber(text:match('"retryDelay":"([%d.]+)s"')) or 1)))
 end
 
+-- Removes the body of an answer to HEAD; its length stays.
+local function drop_body(handle)
+  local body = handle:body()
+  if body ~= nil then
+    local length = handle:headers():get("content-length") or tostring(body:length())
+    body:setBytes("")
+    handle:headers():replace("content-length", length)
+  end
+end
+
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
-function envoy_on_response(handle)
+local function answer(handle)
   local headers = handle:headers()
   if handle:streamInfo():downstreamSslConnection() ~= nil then
     -- RFC 6797: for a year, browsers use TLS only.
@@ -185,4 +201,11 @@ function envoy_on_response(handle)
     '"reason":"INVALID_ARGUMENT","domain":"gotohotel","metadata":{"retryable":"false"}}%s]}', message, violation)
   body:setBytes(refusal)
   handle:headers():replace("content-length", tostring(#refusal))
+end
+
+function envoy_on_response(handle)
+  answer(handle)
+  if (handle:streamInfo():dynamicMetadata():get("gotohotel") or {}).head then
+    drop_body(handle)
+  end
 end

@@ -10,7 +10,7 @@ from gotohotel.rpc.tls import CERTIFICATE, KEY
 from ops import certificates, gateway, nats_server, postgres, tokens
 from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part
-from ops.settings import certificate_setting, issuer_setting
+from ops.settings import certificate_setting, issuer_setting, origins_setting
 from ops.supervision import Program
 
 # Process → the name of its port, in start order.
@@ -60,7 +60,9 @@ def write_gateway(addresses: Addresses) -> None:
     }
     issuer = issuer_setting()
     issuers = [issuer] if issuer else []
-    text = gateway.render(values, services, public_tls=_public_certificate(addresses), issuers=issuers)
+    text = gateway.render(
+        values, services, public_tls=_public_certificate(addresses), issuers=issuers, origins=origins_setting()
+    )
     (addresses.home / "envoy.yaml").write_text(text)
     write_keys(addresses)
 

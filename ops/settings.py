@@ -58,6 +58,17 @@ def issuer_setting() -> Issuer | None:
     return Issuer(name, keys_url, authority)
 
 
+def origins_setting() -> list[str]:
+    """GOTOHOTEL_CORS_ORIGINS: the origins whose web pages may call, separated by commas; * for all, empty for none."""
+    origins = [origin.strip() for origin in os.environ.get("GOTOHOTEL_CORS_ORIGINS", "").split(",") if origin.strip()]
+    for origin in origins:
+        if origin != "*" and not re.fullmatch(r"https?://[\w.-]+(:\d{1,5})?", origin):
+            raise StackError(
+                f"The setting GOTOHOTEL_CORS_ORIGINS takes origins as https://example.org, not {origin!r}."
+            )
+    return origins
+
+
 def _file_setting(variable: str) -> Path | None:
     text = os.environ.get(variable, "")
     if text and not Path(text).is_file():

@@ -4,6 +4,7 @@ rpcs      the public RPCs, as the compiled protos declare them
 refusals  Envoy's own errors, in the shape of the contract
 tls       TLS settings of listeners and clusters
 jwt       how tokens are checked
+pages     the OpenAPI description and the documentation page
 """
 
 import json
@@ -13,6 +14,7 @@ from string import Template
 
 from ops import tokens
 from ops.gateway.jwt import issuer_cluster, render_jwt
+from ops.gateway.pages import PAGES, page_route
 from ops.gateway.refusals import LOCAL_REPLIES, mappers
 from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, public_rpcs
 from ops.gateway.tls import mutual_tls, transport
@@ -56,10 +58,12 @@ def render(
     *,
     public_tls: Path | None = None,
     issuers: Iterable[tokens.Issuer] = (),
+    origins: Iterable[str] = (),
 ) -> str:
     """The configuration for these values and services. Raises KeyError for a missing value.
 
-    With the folder of a certificate the public listener speaks TLS. `issuers` are asked for their keys.
+    With the folder of a certificate the public listener speaks TLS. `issuers` are asked for their keys. Web pages of
+    these `origins` may call; "*" stands for all.
     """
     rpcs = list(public_rpcs(services))
     clusters = "".join(
@@ -82,10 +86,12 @@ def render(
         {**values, "PUBLIC_TRANSPORT": transport(public_tls)},
         DESCRIPTORS=DESCRIPTORS,
         EDGE_LUA=_script("refusal.lua", "edge.lua"),
-        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs)),
+        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, PAGES)),
         HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
         ROUTES="\n".join(map(_route, rpcs)),
+        PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
+        CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
         TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
         LOCAL_REPLY_MAPPERS=replies,
         PAY_HOST=pay_host,
@@ -93,6 +99,11 @@ def render(
         EGRESS_SERVER_TLS=mutual_tls(values["EGRESS_TLS"], peers=callers),
         EGRESS_CLIENT_TLS=mutual_tls(values["EGRESS_TLS"], peers=["pay"]),
     )
+
+
+def _origin(origin: str) -> dict[str, object]:
+    """A matcher of an origin."""
+    return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
 
 
 def _route(rpc: PublicRpc) -> str:

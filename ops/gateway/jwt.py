@@ -7,6 +7,7 @@ from string import Template
 from urllib.parse import urlsplit
 
 from ops import tokens
+from ops.gateway.pages import PAGES
 from ops.gateway.rpcs import FOLDER, public_rpcs
 from ops.gateway.tls import tls_socket
 
@@ -43,7 +44,7 @@ def render_jwt(key_set: str, services: Iterable[str], *, issuers: Iterable[token
     }
     providers = {"gotohotel": own, **others}
     any_of = [{"provider_name": name} for name in providers]
-    anybody = (path for rpc in public_rpcs(services) if rpc.needs_no_token for path in rpc.paths)
+    anybody = [path for rpc in public_rpcs(services) if rpc.needs_no_token for path in rpc.paths] + list(PAGES)
     return Template((FOLDER / "jwt.yaml").read_text()).substitute(
         PROVIDERS=json.dumps(providers),
         REQUIREMENT=json.dumps(any_of[0] if len(any_of) == 1 else {"requires_any": {"requirements": any_of}}),

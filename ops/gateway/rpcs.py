@@ -51,13 +51,14 @@ def public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
                     )
 
 
-def contract_tables(rpcs: Iterable[PublicRpc]) -> str:
-    """The tables CALLS and FIELDS of envoy/body.lua."""
-    calls, wanted = [], []
+def contract_tables(rpcs: Iterable[PublicRpc], pages: Iterable[str]) -> str:
+    """The tables CALLS and FIELDS of envoy/body.lua. `pages` are the paths of files."""
+    calls: list[list[object]] = [["GET", f"^{_lua_pattern(page)}$", False, []] for page in pages]
+    wanted: list[str] = []
     for rpc in rpcs:
         for binding in rpc.bindings:
             names = re.findall(r"{(\w+)}", binding.path)
-            pattern = re.sub(r"{\w+}", "([^/:]+)", re.sub(r"[-.:]", r"%\g<0>", binding.path))
+            pattern = re.sub(r"{\w+}", "([^/:]+)", _lua_pattern(binding.path))
             body = rpc.request if binding.has_body else False
             calls.append([binding.verb.upper(), f"^{pattern}$", body, [_json_name(name) for name in names]])
             wanted += [rpc.request] if binding.has_body else []
@@ -75,6 +76,10 @@ def contract_tables(rpcs: Iterable[PublicRpc]) -> str:
                 fields[name].update({field.json_name: described, field.name: described})
                 wanted += [kind] if kind else []
     return f"local CALLS = {_lua(calls)}\nlocal FIELDS = {_lua(fields)}\n"
+
+
+def _lua_pattern(path: str) -> str:
+    return re.sub(r"[-.:]", r"%\g<0>", path)
 
 
 def _json_name(name: str) -> str:
