@@ -10,7 +10,7 @@ PROTOS := $(shell find protos -name '*.proto')
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock up down status logs start stop token audit bench siege chaos fuzz clean
+.PHONY: help demo test lint lock client up down status logs start stop token audit bench siege chaos fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -43,6 +43,9 @@ lock: $(VENV)/ready ## write requirements.txt from pyproject.toml; every package
 	    --constraint requirements.new --output-file /dev/null || { rm requirements.new; exit 1; }; \
 	done; done
 	@mv requirements.new requirements.txt
+
+client: $(VENV)/ready ## build the wheel for clients in Python: dist/gotohotel_client-*.whl
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist ./client
 
 up: $(VENV)/ready ## start the embedded stack in the background
 	@$(RUN) up
@@ -82,7 +85,7 @@ fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES
 
 clean: ## stop the stack and remove what was made, the data in .run included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi
-	@rm -rf .run $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	@rm -rf .run dist $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
 # Tools first, then the project itself, which compiles the protos.
 $(VENV)/tools: requirements.txt

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ def compile_protos() -> None:
     published = Path(next(iter(google.api.__path__))).parents[1]
     sources = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{published}"]
-    subprocess.run([*protoc, "--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *sources], cwd=ROOT, check=True)
+    types = [f"--plugin={Path(sysconfig.get_path('scripts'), 'protoc-gen-mypy_grpc')}", "--mypy_grpc_out=."]
+    code = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *types]
+    subprocess.run([*protoc, *code, *sources], cwd=ROOT, check=True)
     # Imported by no proto of ours, but Envoy needs it to write error details as JSON.
     details = ["google/rpc/status.proto", "google/rpc/error_details.proto"]
     describe = ["--include_imports", "--include_source_info", "--descriptor_set_out=gotohotel/descriptors.binpb"]
@@ -32,7 +35,7 @@ class CompileProtos(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the hook's signature
         compile_protos()
-        build_data["artifacts"] += ["gotohotel/**/*_pb2.py", "gotohotel/**/*_pb2.pyi", "gotohotel/**/*_pb2_grpc.py"]
+        build_data["artifacts"] += ["gotohotel/**/*_pb2.py", "gotohotel/**/*_pb2.pyi", "gotohotel/**/*_pb2_grpc.py*"]
         build_data["artifacts"] += ["gotohotel/descriptors.binpb", "gotohotel/openapi.json"]
 
 

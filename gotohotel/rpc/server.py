@@ -17,7 +17,8 @@ from google.rpc import status_pb2
 from grpc_health.v1 import health_pb2
 from grpc_health.v1._async import HealthServicer
 from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
-from grpc_reflection.v1alpha import reflection
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from gotohotel import trace
 from gotohotel.domain import Invalid
@@ -31,6 +32,7 @@ from gotohotel.rpc.tls import peer_name, server_credentials
 DATABASE = "database"  # the name for which a health check asks about the database
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 MESSAGE_LIMIT_BYTES = 1024 * 1024
+REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 
 SERVER_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
@@ -83,7 +85,7 @@ class RpcServer:
         Raises OSError if the port is in use, or if the server's own certificate is missing.
         """
         add_HealthServicer_to_server(self._health, self._server)
-        reflection.enable_server_reflection(self._names, self._server)
+        self._add_reflection()
         with socket.socket() as probe:  # otherwise gRPC logs a line of its own about it
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             host, port = self._address.rsplit(":", 1)
@@ -93,6 +95,19 @@ class RpcServer:
                 raise OSError(f"can't listen on {self._address}: {error.strerror}") from error
         self._server.add_secure_port(self._address, server_credentials(self._tls_folder))
         await self._server.start()
+
+    def _add_reflection(self) -> None:
+        """Reflection in both versions; their messages are the same, and grpcio-reflection knows the older name only."""
+        self._names.append(REFLECTION_V1)
+        servicer = reflection.aio.ReflectionServicer(self._names)
+        add_ServerReflectionServicer_to_server(servicer, self._server)
+        handler = grpc.stream_stream_rpc_method_handler(
+            servicer.ServerReflectionInfo,
+            request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+            response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+        )
+        handlers = {"ServerReflectionInfo": handler}
+        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(REFLECTION_V1, handlers),))
 
     async def set_serving(self, serving: bool, *, has_database: bool = True) -> None:
         """Sets the answer to health checks: SERVING or NOT_SERVING; for the service "database", whether the database

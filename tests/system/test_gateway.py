@@ -580,6 +580,12 @@ def test_health_and_reflection_are_on_every_service(hotel: Hotel) -> None:
             check = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(service=service))
             request = reflection_pb2.ServerReflectionRequest(list_services="")
             listed = next(reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo(iter([request])))
+            newer: Any = channel.stream_stream(
+                "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+                request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+                response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+            )
+            assert next(newer(iter([request]))).list_services_response == listed.list_services_response
         assert check.status == health_pb2.HealthCheckResponse.SERVING
         assert service in {entry.name for entry in listed.list_services_response.service}
 

@@ -15,70 +15,21 @@ from google.protobuf.descriptor_pb2 import (
     FileDescriptorSet,
 )
 
-from gotohotel.rpc.access import ANYBODY, allowed_roles, bindings
+from gotohotel.format.v1 import format_pb2
+from gotohotel.openapi.vocabulary import (
+    ERROR,
+    ERROR_SCHEMA,
+    FORMATS,
+    IDEMPOTENCY_KEY,
+    MONEY,
+    REFUSALS,
+    SCALARS,
+    WELL_KNOWN,
+)
+from gotohotel.rpc.access import ANYBODY, Binding, allowed_roles, bindings, has_side_effects
 
 PACKAGE = "gotohotel."
 PATH_FIELD = r"{(\w+)}"
-ERROR = {"$ref": "#/components/schemas/Error"}
-
-# protobuf's JSON mapping of well-known types and scalars (for int64 also the accepted number form).
-INT32: dict[str, Any] = {"type": "integer", "format": "int32", "minimum": -(2**31), "maximum": 2**31 - 1}
-INT64: dict[str, Any] = {"type": "string", "format": "int64", "pattern": r"^-?\d{1,19}$"}
-SCALARS: dict[int, dict[str, Any]] = {
-    FieldDescriptorProto.TYPE_STRING: {"type": "string"},
-    FieldDescriptorProto.TYPE_BOOL: {"type": "boolean"},
-    FieldDescriptorProto.TYPE_INT32: INT32,
-    FieldDescriptorProto.TYPE_INT64: INT64,
-}
-WELL_KNOWN: dict[str, dict[str, Any]] = {
-    "google.protobuf.Timestamp": {"type": "string", "format": "date-time"},
-    "google.protobuf.Duration": {"type": "string", "pattern": r"^-?\d+(\.\d+)?s$"},
-    "google.type.Money": {
-        "type": "object",
-        "properties": {
-            "currencyCode": {"type": "string", "description": "ISO 4217."},
-            "units": INT64,
-            "nanos": INT32,
-        },
-        "additionalProperties": False,
-    },
-}
-# The possible error answers, and when they are returned.
-REFUSALS = {
-    400: "A field is wrong (INVALID_ARGUMENT) or the state forbids it (FAILED_PRECONDITION).",
-    401: "No token, or not a good one.",
-    403: "The caller's role does not permit this call.",
-    404: "There is no such thing, or it is somebody else's.",
-    409: "Somebody else was faster (ABORTED), or the request id was used with another body (ALREADY_EXISTS).",
-    413: "The body is too large.",
-    429: "Too many requests; see RetryInfo.",
-    431: "The headers are too large.",
-    503: "A part can't be reached now; see RetryInfo.",
-    504: "Deadline exceeded; the outcome is unknown: fetch the resource before retrying.",
-}
-ERROR_SCHEMA = {
-    "type": "object",
-    "description": "google.rpc.Status; details[0] is an ErrorInfo with the reason.",
-    "properties": {
-        "code": {"type": "integer", "description": "google.rpc.Code."},
-        "message": {"type": "string"},
-        "details": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "properties": {
-                    "@type": {"type": "string"},
-                    "reason": {"type": "string", "pattern": "^[A-Z_]+$"},
-                    "domain": {"const": "gotohotel"},
-                    "metadata": {"type": "object", "properties": {"retryable": {"enum": ["true", "false"]}}},
-                },
-                "required": ["@type"],
-            },
-        },
-    },
-    "required": ["code", "message", "details"],
-}
 
 
 def document(descriptors: bytes) -> dict[str, Any]:
@@ -103,12 +54,18 @@ def document(descriptors: bytes) -> dict[str, Any]:
     _collect({operation.response for operation in operations}, messages, answers)
     return {
         "openapi": "3.1.0",
-        "info": {"title": "GotoHotel", "version": "1", "description": "A hotel's rooms: search, book, pay, confirm."},
-        "servers": [{"url": "http://localhost:8088"}],
+        "info": {
+            "title": "GotoHotel",
+            "version": "1",
+            "summary": "A hotel's rooms: search, book, pay, confirm.",
+            "license": {"name": "None is granted yet", "identifier": "NONE"},
+        },
+        "servers": [{"url": "/", "description": "The gateway that serves this description."}],
         "security": [{"token": []}],
+        "tags": [tag for file in files for tag in file.tags()],
         "paths": dict(sorted(paths.items())),
         "components": {
-            "schemas": {"Error": ERROR_SCHEMA, **dict(sorted(answers.items()))},
+            "schemas": {"Error": ERROR_SCHEMA, "Money": MONEY, **dict(sorted(answers.items()))},
             "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "bearerFormat": "JWT"}},
         },
     }
@@ -128,7 +85,9 @@ class _Message:
     enums: dict[str, list[str]]  # full name of an enum → its values' names
 
     def schema(self, *, without: frozenset[str] = frozenset(), request: bool = False) -> dict[str, Any]:
-        """The message as a JSON object. In a request, some fields are required."""
+        """The message as a JSON object. In a request, the fields that its proto calls required are; in a response, all
+        are but messages, which may be absent.
+        """
         chosen = [(field, comment) for name, (field, comment) in self.fields.items() if name not in without]
         schema: dict[str, Any] = {
             "type": "object",
@@ -136,7 +95,8 @@ class _Message:
             "properties": {field.json_name: self.field_schema(field, comment) for field, comment in chosen},
             "additionalProperties": False,
         }
-        if request and (required := [field.json_name for field, _ in chosen if _is_required(field)]):
+        is_required = _is_required if request else _is_always_present
+        if required := [field.json_name for field, _ in chosen if is_required(field)]:
             schema["required"] = required
         return schema
 
@@ -145,6 +105,10 @@ class _Message:
         schema = self._type_of(field)
         if field.label == FieldDescriptorProto.LABEL_REPEATED:
             schema = {"type": "array", "items": schema}
+        else:
+            extensions: Any = field.options.Extensions  # protoc's stub types none of ours
+            if text_format := FORMATS.get(extensions[format_pb2.format]):
+                schema["format"] = text_format
         return {**schema, "description": comment}
 
     def _type_of(self, field: FieldDescriptorProto) -> dict[str, Any]:
@@ -164,6 +128,7 @@ class _Operation:
     path: str
     has_body: bool
     needs_token: bool
+    changes: bool
     operation_id: str
     comment: str
     tag: str
@@ -200,6 +165,11 @@ class _File:
             enums=self._enums,
         )
 
+    def tags(self) -> Iterator[dict[str, str]]:
+        """One for each service, with its comment."""
+        for number, service in enumerate(self._file.service):
+            yield {"name": service.name, "description": self._comments.get((6, number), "")}
+
     def operations(self) -> Iterator[_Operation]:
         """Every binding of every public RPC."""
         for number, service in enumerate(self._file.service):
@@ -210,7 +180,8 @@ class _File:
                         path=binding.path,
                         has_body=binding.has_body,
                         needs_token=ANYBODY not in allowed_roles(method.options),
-                        operation_id=method.name + (f"_{count + 1}" if count else ""),
+                        changes=has_side_effects(method.options),
+                        operation_id=_operation_id(binding) if count else method.name[0].lower() + method.name[1:],
                         comment=self._comments.get((6, number, 2, place), ""),
                         tag=service.name,
                         request=method.input_type.lstrip("."),
@@ -235,14 +206,17 @@ def _describe(operation: _Operation, messages: dict[str, _Message], path_names: 
     if not operation.has_body:
         asked = [(name, field.json_name) for name, (field, _) in request.fields.items() if name not in in_path]
         parameters += [_parameter(request, field, name=name, where="query") for field, name in asked]
+    if operation.changes and "request_id" in request.fields:
+        parameters.append(IDEMPOTENCY_KEY)
     described: dict[str, Any] = {
         "operationId": operation.operation_id,
         "tags": [operation.tag],
+        "summary": operation.comment.split(". ")[0].split(": ")[0].rstrip("."),
         "description": operation.comment,
         "parameters": parameters,
         "responses": {
             "200": _json_of({"$ref": f"#/components/schemas/{_short(operation.response)}"}, "As asked."),
-            **{str(status): _json_of(ERROR, text) for status, text in REFUSALS.items()},
+            **{str(status): _refusal(status) for status in _refusals(operation)},
         },
     }
     if operation.has_body:
@@ -251,6 +225,35 @@ def _describe(operation: _Operation, messages: dict[str, _Message], path_names: 
     if not operation.needs_token:
         described["security"] = []
     return described
+
+
+def _refusals(operation: _Operation) -> list[int]:
+    """The errors that an operation can answer with."""
+    impossible = set()
+    if not operation.needs_token:
+        impossible |= {401, 403}
+    if not operation.path_fields and not operation.has_body:
+        impossible.add(404)
+    if not operation.changes:
+        impossible.add(409)
+    if not operation.has_body:
+        impossible.add(413)
+    return [status for status in REFUSALS if status not in impossible]
+
+
+def _refusal(status: int) -> dict[str, Any]:
+    answer = _json_of(ERROR, REFUSALS[status])
+    if status in (429, 503):
+        wait = {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
+        answer["headers"] = {"Retry-After": wait}
+    return answer
+
+
+def _operation_id(binding: Binding) -> str:
+    """The name of an RPC's second path: DELETE /orders/{order_id} → deleteOrder, POST /payments → createPayment."""
+    act = {"post": "create"}.get(binding.verb, binding.verb)
+    noun = binding.path.split("/")[1].removesuffix("s")
+    return act + noun[0].upper() + noun[1:]
 
 
 def _parameter(message: _Message, field_name: str, *, name: str, where: str) -> dict[str, Any]:
@@ -267,6 +270,12 @@ def _parameter(message: _Message, field_name: str, *, name: str, where: str) -> 
 
 def _json_of(schema: dict[str, Any], description: str) -> dict[str, Any]:
     return {"description": description, "content": {"application/json": {"schema": schema}}}
+
+
+def _is_always_present(field: FieldDescriptorProto) -> bool:
+    """Whether the field is in every response: the gateway writes empty values, but no absent messages."""
+    is_list = field.label == FieldDescriptorProto.LABEL_REPEATED
+    return is_list or field.type != FieldDescriptorProto.TYPE_MESSAGE
 
 
 def _is_required(field: FieldDescriptorProto) -> bool:

@@ -1,0 +1,1 @@
+"""The messages and typed gRPC stubs of GotoHotel."""
