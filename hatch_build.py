@@ -17,7 +17,7 @@ def compile_protos() -> None:
     published = Path(next(iter(google.api.__path__))).parents[1]
     sources = sorted(str(path.relative_to(ROOT / "protos")) for path in (ROOT / "protos").rglob("*.proto"))
     protoc = [sys.executable, "-m", "grpc_tools.protoc", "-Iprotos", f"-I{published}"]
-    types = [f"--plugin={Path(sysconfig.get_path('scripts'), 'protoc-gen-mypy_grpc')}", "--mypy_grpc_out=."]
+    types = [f"--plugin={Path(sysconfig.get_path('scripts'), 'protoc-gen-mypy_grpc')}", "--mypy_grpc_out=quiet:."]
     code = ["--python_out=.", "--pyi_out=.", "--grpc_python_out=.", *types]
     subprocess.run([*protoc, *code, *sources], cwd=ROOT, check=True)
     # Imported by no proto of ours, but Envoy needs it to write error details as JSON.
