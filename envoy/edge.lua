@@ -100,11 +100,17 @@ local function has_id_in_query(path)
   return false
 end
 
+-- gRPC from a browser, over any version of HTTP.
+local GRPC_WEB = {
+  ["application/grpc-web"] = true, ["application/grpc-web+proto"] = true,
+  ["application/grpc-web-text"] = true, ["application/grpc-web-text+proto"] = true,
+}
+
 local function check(handle)
   local headers = handle:headers()
   local content_type = headers:get("content-type") or ""
   local path = headers:get(":path") or ""
-  local is_web = content_type:find("^application/grpc%-web") ~= nil -- gRPC from a browser, over any HTTP
+  local is_web = GRPC_WEB[content_type] ~= nil
   local is_grpc = is_web or content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
   if headers:get(":method") == "HEAD" and not is_grpc then
     -- Answered like GET, without the body.

@@ -15,7 +15,7 @@ from string import Template
 from ops import tokens
 from ops.gateway.jwt import issuer_cluster, render_jwt
 from ops.gateway.pages import PAGES, page_route
-from ops.gateway.refusals import LOCAL_REPLIES, mappers
+from ops.gateway.refusals import LOCAL_REPLIES, mappers, upgrade_mapper
 from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, public_rpcs
 from ops.gateway.tls import mutual_tls, transport
 from ops.services import SERVICES, part
@@ -81,7 +81,7 @@ def render(
     clusters += "".join(map(issuer_cluster, issuers))
     pay_host, pay_port = services["pay_svc"]
     callers = [part(name) for name, service in SERVICES.items() if service.calls_pay]
-    replies = "\n".join(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())
+    replies = "\n".join([upgrade_mapper(), *(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())])
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         {**values, "PUBLIC_TRANSPORT": transport(public_tls)},
         DESCRIPTORS=DESCRIPTORS,

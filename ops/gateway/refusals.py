@@ -2,6 +2,7 @@
 
 import base64
 import json
+from collections.abc import Iterable, Mapping
 
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
@@ -29,26 +30,13 @@ LOCAL_REPLIES = {
 
 def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -> str:
     """Error bodies: gRPC calls get the details in a header, all others a JSON body."""
-    metadata = {"retryable": str(wait is not None or code == code_pb2.DEADLINE_EXCEEDED).lower()}
-    info = error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata)
-    details: list[Message] = [info]
-    as_json: list[object] = [{"@type": "type.googleapis.com/google.rpc.ErrorInfo", **MessageToDict(info)}]
-    if wait is not None:
-        retry = error_details_pb2.RetryInfo()
-        retry.retry_delay.FromSeconds(wait)
-        details.append(retry)
-        as_json.append({"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{wait}s"})
+    details = _details_of(code, reason, wait)
     status = status_pb2.Status(code=code, message=reason)
     for detail in details:
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
-    as_body: dict[str, object] = {
-        "filter": {"and_filter": {"filters": [_has_status(http), NOT_BY_OUR_SCRIPTS]}},
-        "body_format_override": {
-            "json_format": {"code": code, "message": message, "details": as_json},
-            "content_type": "application/json",
-        },
-    }
+    by_envoy = {"and_filter": {"filters": [_has_status(http), _word('!= "lua_response"')]}}  # our scripts write bodies
+    as_body: dict[str, object] = {"filter": by_envoy, "body_format_override": _body(code, message, details)}
     if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua rewrites it
         as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
     as_header: dict[str, object] = {
@@ -60,7 +48,38 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
     }
     if http == 403:  # Envoy's word for another audience
         as_body["status_code"] = as_header["status_code"] = 401
-    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in (as_header, as_body))
+    return _yaml(as_header, as_body)
+
+
+def upgrade_mapper() -> str:
+    """A protocol upgrade is 400; Envoy's own word for it is 403."""
+    code, reason = code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT"
+    body = _body(code, "protocol upgrade is not supported", _details_of(code, reason, None))
+    return _yaml({"filter": _word('== "upgrade_failed"'), "status_code": 400, "body_format_override": body})
+
+
+def _details_of(code: int, reason: str, wait: int | None) -> list[Message]:
+    metadata = {"retryable": str(wait is not None or code == code_pb2.DEADLINE_EXCEEDED).lower()}
+    details: list[Message] = [error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata)]
+    if wait is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromSeconds(wait)
+        details.append(retry)
+    return details
+
+
+def _body(code: int, message: str, details: Iterable[Message]) -> dict[str, object]:
+    as_json = [
+        {"@type": f"type.googleapis.com/{detail.DESCRIPTOR.full_name}", **MessageToDict(detail)} for detail in details
+    ]
+    return {
+        "json_format": {"code": code, "message": message, "details": as_json},
+        "content_type": "application/json",
+    }
+
+
+def _yaml(*chosen: Mapping[str, object]) -> str:
+    return "\n".join(f"                    - {json.dumps(mapper)}" for mapper in chosen)
 
 
 def _has_status(http: int) -> dict[str, object]:
@@ -68,16 +87,11 @@ def _has_status(http: int) -> dict[str, object]:
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
 
 
-# Answers of envoy/*.lua have their body already.
-NOT_BY_OUR_SCRIPTS = {
-    "extension_filter": {
-        "name": "envoy.access_loggers.extension_filters.cel",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter",
-            "expression": 'response.code_details != "lua_response"',
-        },
-    }
-}
+def _word(comparison: str) -> dict[str, object]:
+    """A filter by Envoy's own word for what happened."""
+    kind = "type.googleapis.com/envoy.extensions.access_loggers.filters.cel.v3.ExpressionFilter"
+    expression = {"@type": kind, "expression": f"response.code_details {comparison}"}
+    return {"extension_filter": {"name": "envoy.access_loggers.extension_filters.cel", "typed_config": expression}}
 
 
 def _is_grpc_with(http: int) -> dict[str, object]:

@@ -294,7 +294,11 @@ def test_every_error_has_the_contracts_shape(
 
 @pytest.mark.parametrize(
     ("method", "path", "allow"),
-    [("PUT", "/orders", "GET, POST"), ("DELETE", "/rooms", "GET"), ("POST", f"/mypages/{NOBODYS_ORDER}", "GET")],
+    [
+        ("PUT", "/orders", "GET, HEAD, OPTIONS, POST"),
+        ("DELETE", "/rooms", "GET, HEAD, OPTIONS"),
+        ("POST", f"/mypages/{NOBODYS_ORDER}", "GET, HEAD, OPTIONS"),
+    ],
 )
 def test_a_method_that_a_path_does_not_have_is_405(guest: Client, method: str, path: str, allow: str) -> None:
     """The header Allow lists those that it has."""
