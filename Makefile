@@ -10,7 +10,7 @@ PROTOS := $(shell find protos -name '*.proto')
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock client up down status logs start stop token audit bench siege chaos fuzz clean
+.PHONY: help demo test lint lock client up down status logs start stop token audit bench siege overload chaos fuzz clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,9 @@ bench: $(VENV)/ready ## measure orders/s against pgbench on the same server
 
 siege: $(VENV)/ready ## the original's circuit breaker test: 300 guests book while payments are slow
 	@$(BIN)/python -m bench.siege $(ARGS)
+
+overload: $(VENV)/ready ## orders at five times the sustainable rate: what is served, what is refused, how fast
+	@$(BIN)/python -m bench.overload $(ARGS)
 
 chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED=n SECONDS=of a fault
 	@$(BIN)/python -m chaos $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Annotated
 
 import asyncpg
-import httpx
 import typer
 from rich.table import Table
 
@@ -38,7 +37,7 @@ def main(
 
 
 async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
-    _open_room_type(stack)
+    load.open_room_type(stack, pgbench.ROOM_TYPE)
     pids = {name: pid for name, _, pid, _ in stack.status()}
     guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
     gateway = stack.ports["gateway"]
@@ -85,16 +84,6 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
 def _add_times(results: Table, outcome: load.Outcome, lag: tuple[float, float]) -> None:
     results.add_row("  latency", f"{outcome.percentile(50):.1f} ms", f"{outcome.percentile(99):.1f} ms")
     results.add_row("  lag to My page", f"{lag[0]:.0f} ms", f"{lag[1]:.0f} ms")
-
-
-def _open_room_type(stack: Stack) -> None:
-    """A room type with more rooms than the bench can sell."""
-    headers = {"Authorization": f"Bearer {stack.token(subject='bench', role='desk')}"}
-    with httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=10) as client:
-        body = {"capacity": 10_000, "maxGuests": 2, "nightlyRate": {"currencyCode": "KRW", "units": 1}}
-        client.put(f"/roomTypes/{pgbench.ROOM_TYPE}", json=body).raise_for_status()
-        while pgbench.ROOM_TYPE not in client.get("/rooms").raise_for_status().text:
-            time.sleep(0.1)
 
 
 async def _peak_memory(pids: dict[str, int], seconds: int) -> dict[str, int]:

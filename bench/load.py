@@ -9,6 +9,10 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from functools import partial
 
+import httpx
+
+from ops.stack import Stack
+
 NIGHTS = 300  # number of guests that the orders are spread over
 CARD = "4242424242424242"
 
@@ -73,10 +77,16 @@ async def _client(
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
     """Status and body of one answer with a Content-Length. Raises OSError if the connection ends before."""
+    head, body = await read_head(reader)
+    return int(head.split(b" ", 2)[1]), body
+
+
+async def read_head(reader: asyncio.StreamReader) -> tuple[bytes, bytes]:
+    """Head, in lower case, and body of an answer with a Content-Length. Raises OSError if the connection ends."""
     try:
-        head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
-        return int(head.split(b" ", 2)[1]), await reader.readexactly(length)
+        head = (await reader.readuntil(b"\r\n\r\n")).lower()
+        length = int(head.split(b"content-length:")[1].split(b"\r\n")[0])
+        return head, await reader.readexactly(length)
     except asyncio.IncompleteReadError as error:
         raise ConnectionError("the connection has ended") from error
 
@@ -97,3 +107,13 @@ def request_of(port: int, token: str, room_type: str) -> bytes:
         f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+def open_room_type(stack: Stack, room_type: str) -> None:
+    """A room type with more rooms than can be sold."""
+    headers = {"Authorization": f"Bearer {stack.token(subject='bench', role='desk')}"}
+    with httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=10) as client:
+        body = {"capacity": 10_000, "maxGuests": 2, "nightlyRate": {"currencyCode": "KRW", "units": 1}}
+        client.put(f"/roomTypes/{room_type}", json=body).raise_for_status()
+        while room_type not in client.get("/rooms").raise_for_status().text:
+            time.sleep(0.1)

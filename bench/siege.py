@@ -20,7 +20,7 @@ from typing import Annotated
 import httpx
 import typer
 
-from bench.load import CARD, read_answer, request_of
+from bench.load import CARD, open_room_type, read_answer, request_of
 from bench.plot import stacked_bars
 from ops import audit, console
 from ops.errors import StackError
@@ -65,7 +65,7 @@ def main(
 def _besiege(stack: Stack, *, seconds: int, users: int, plot: Path) -> bool:
     os.environ.update(ILL)
     stack.up()
-    _open_room_type(stack)
+    open_room_type(stack, ROOM_TYPE)
     bookings = asyncio.run(_book(stack, users=users, seconds=seconds))
     ejections = _statistic(stack, EJECTIONS)
     for name in ILL:
@@ -160,15 +160,6 @@ async def _pay_the_rest(stack: Stack, bookings: Sequence[Booking]) -> int:
     for each in unpaid[:3]:
         print(f"unpaid: {each}")
     return len(unpaid)
-
-
-def _open_room_type(stack: Stack) -> None:
-    headers = {"Authorization": f"Bearer {stack.token(subject='siege', role='desk')}"}
-    with httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=10) as client:
-        body = {"capacity": 10_000, "maxGuests": 2, "nightlyRate": {"currencyCode": "KRW", "units": "1"}}
-        client.put(f"/roomTypes/{ROOM_TYPE}", json=body).raise_for_status()
-        while ROOM_TYPE not in client.get("/rooms").raise_for_status().text:
-            time.sleep(0.1)
 
 
 def _statistic(stack: Stack, name: str) -> int:

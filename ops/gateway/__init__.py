@@ -23,7 +23,7 @@ from ops.services import SERVICES, part
 __all__ = ["render", "render_jwt"]
 
 # How many calls may be at a service at once.
-MAX_CALLS, MAX_ANONYMOUS_CALLS = 1024, 64
+MAX_CALLS, MAX_ANONYMOUS_CALLS = 320, 64
 ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
 
 CLUSTER = """\

@@ -1,0 +1,172 @@
+"""The circuit breaker ejects single instances of pay_svc, not the service."""
+
+import json
+import os
+import re
+import socket
+import socketserver
+import struct
+import subprocess
+import sys
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import httpx
+
+from gotohotel.pay.v1 import pay_service_pb2 as pb
+from gotohotel.rpc.server import RpcServer
+from gotohotel.rpc.status import Unavailable
+from gotohotel.rpc.tls import client_credentials
+from ops.stack import Stack
+from tests.conftest import Hotel, named, running_envoy, wait_for
+
+SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
+CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
+STATISTICS = ("ejections_enforced_total", "membership_healthy")
+
+
+# Instances of a headless Service: one name, several addresses, one port.
+ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+
+
+def free_port() -> int:
+    """A port that nobody uses now, at any of the addresses."""
+    with socket.socket() as free:
+        free.bind(("0.0.0.0", 0))  # noqa: S104 - only looked at
+        return int(free.getsockname()[1])
+
+
+@contextmanager
+def name_server() -> Iterator[int]:
+    """A DNS server that answers every question for IPv4 addresses with all of ADDRESSES; yields its port."""
+
+    class Answer(socketserver.BaseRequestHandler):
+        def handle(self) -> None:
+            query, connection = self.request
+            end = query.index(b"\0", 12) + 5
+            is_a = query[end - 4 : end - 2] == b"\0\1"
+            count = len(ADDRESSES) if is_a else 0
+            records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\x04" + socket.inet_aton(each) for each in ADDRESSES)
+            head = query[:2] + b"\x85\x80\0\1" + struct.pack(">H", count) + b"\0\0\0\0"
+            connection.sendto(head + query[12:end] + (records if is_a else b""), self.client_address)
+
+    with socketserver.UDPServer(("127.0.0.1", 0), Answer) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield server.server_address[1]
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def pay_svc(stack: Stack, host: str, port: int) -> Iterator[None]:
+    """Another replica of pay_svc."""
+    told = {**os.environ, **stack.service_environment("pay_svc"), "PAY_PORT": str(port), "PAY_HOST": host}
+    with subprocess.Popen([sys.executable, "-m", "pay_svc"], env=told, stderr=subprocess.DEVNULL) as replica:
+        try:
+            wait_for(lambda: listens(host, port))
+            yield
+        finally:
+            replica.terminate()
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether the address accepts connections."""
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@asynccontextmanager
+async def bad_pay_svc(stack: Stack, host: str, port: int) -> AsyncIterator[None]:
+    """An instance that answers every call with UNAVAILABLE."""
+
+    async def fail(*_: Any) -> None:
+        raise Unavailable("this instance is bad")
+
+    server = RpcServer(port=port, host=host, tls_folder=stack.tls_folder("pay"))
+    server.add(SERVICE, type("Bad", (), {method.name: staticmethod(fail) for method in SERVICE.methods})())
+    await server.start()
+    yield
+    await server.stop(grace_seconds=1)
+
+
+def egress_to(stack: Stack, folder: Path, *, port: int, name_server_port: int) -> Stack:
+    """The configuration of another gateway, whose egress listener finds the instances of pay_svc by a name."""
+    free = Stack.on_free_ports(folder).ports
+    twin = Stack(folder, {**stack.ports, "gateway": free["gateway"], "egress": free["egress"]})
+    text = (stack.home / "envoy.yaml").read_text()
+    for name in ("gateway", "egress"):
+        text = text.replace(str(stack.ports[name]), str(twin.ports[name]))
+    text = text.replace(str(stack.admin_socket), str(twin.admin_socket))
+    instance = f"{{endpoint: {{address: {{socket_address: {{address: pay.test, port_value: {port}}}}}}}}}"
+    resolver = {
+        "name": "envoy.network.dns_resolver.cares",
+        "typed_config": {
+            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": name_server_port}}],
+        },
+    }
+    text, found = re.subn(
+        r"(cluster_name: pay_svc_egress\s+endpoints: )\[.*\]",
+        rf"\g<1>[{{lb_endpoints: [{instance}]}}]\n      typed_dns_resolver_config: {json.dumps(resolver)}",
+        text,
+    )
+    assert found == 1
+    (folder / "envoy.yaml").write_text(text)
+    return twin
+
+
+def statistics(gateway: Stack) -> dict[str, int]:
+    """How often instances were ejected, and how many are not ejected now."""
+    transport = httpx.HTTPTransport(uds=str(gateway.admin_socket))
+    with httpx.Client(transport=transport, base_url="http://envoy") as admin:
+        text = admin.get("/stats", params={"filter": "pay_svc_egress"}).text
+    return {name: int(re.findall(rf"{name}: (\d+)", text)[0]) for name in STATISTICS}
+
+
+async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp_path: Path) -> None:
+    """After five failures in a row it gets no calls, while the two others answer all of them."""
+    stack, port = hotel.stack, free_port()
+    first, second, third = ADDRESSES
+    with pay_svc(stack, first, port), pay_svc(stack, second, port), name_server() as name_server_port:
+        async with bad_pay_svc(stack, third, port):
+            gateway = egress_to(stack, tmp_path, port=port, name_server_port=name_server_port)
+            with running_envoy(gateway):
+                wait_for(lambda: statistics(gateway)["membership_healthy"] == 3)
+                address = f"127.0.0.1:{gateway.ports['egress']}"
+                credentials = client_credentials(stack.tls_folder("order"))
+                async with grpc.aio.secure_channel(address, credentials, options=named("egress")) as channel:
+                    until_ejected = await outcomes(channel, 100, until=lambda: bool(statistics(gateway)[STATISTICS[0]]))
+                    afterwards = await outcomes(channel, 100)
+                    seen = statistics(gateway)
+
+    assert until_ejected[grpc.StatusCode.UNAVAILABLE] >= 5
+    assert afterwards == {grpc.StatusCode.OK: 100}
+    assert seen == {"ejections_enforced_total": 1, "membership_healthy": 2}
+
+
+async def outcomes(channel: grpc.aio.Channel, calls: int, *, until: Any = None) -> Counter[grpc.StatusCode]:
+    """The codes of at most so many calls, one after the other."""
+    call: Any = channel.unary_unary(
+        CHECK,
+        request_serializer=pb.CheckAvailabilityRequest.SerializeToString,
+        response_deserializer=pb.CheckAvailabilityResponse.FromString,
+    )
+    codes: Counter[grpc.StatusCode] = Counter()
+    for _ in range(calls):
+        try:
+            await call(pb.CheckAvailabilityRequest(), timeout=5)
+            codes[grpc.StatusCode.OK] += 1
+        except grpc.aio.AioRpcError as error:
+            codes[error.code()] += 1
+        if until and until():
+            break
+    return codes
