@@ -115,7 +115,7 @@ async def pay_bad(rig: Rig) -> None:
     """pay_svc is stopped; then it runs, but without its database."""
     guest = rig.caller("victim")
     for harm in (rig.nemesis.stopped("pay_svc"), rig.nemesis.cut("pay_svc", "postgres")):
-        await until(lambda: rig.books_paid(guest), "bookings are not paid at first")
+        await until(lambda: _is_well(rig, guest), "bookings are not paid at first")
         before, ejected_before = await _egress(rig, CALLS), await _egress(rig, EJECTIONS)
         async with harm:
             booked: list[Operation] = []
@@ -138,7 +138,13 @@ async def pay_bad(rig: Rig) -> None:
         rig.notes.append(f"paid again after {time.monotonic() - healed:.1f} s")
 
 
+async def _is_well(rig: Rig, guest: Caller) -> bool:
+    """Whether bookings are paid, and no instance is ejected any more because of an earlier harm."""
+    return await rig.books_paid(guest) and await _egress(rig, EJECTED_NOW) == 0
+
+
 CALLS = "http.egress.downstream_rq_total"
+EJECTED_NOW = "cluster.pay_svc_egress.outlier_detection.ejections_active"
 EJECTIONS = "cluster.pay_svc_egress.outlier_detection.ejections_enforced_total"
 
 

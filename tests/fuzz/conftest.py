@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.conftest import Client, Hotel
+from tests.conftest import Client, Hotel, honest
 from tests.system.test_journey import query
 
 R = TypeVar("R")
@@ -134,9 +134,13 @@ def patiently(call: Callable[[], R], is_limited: Callable[[R], bool]) -> R:
 
 @pytest.fixture(scope="package")  # tests of other packages create room types
 def truth(hotel: Hotel, request: pytest.FixtureRequest) -> Iterator[Truth]:
-    """Shared by all cases and checked once more at the end. Prints how often each call got each answer."""
-    known = Truth(hotel)
-    yield known
+    """Shared by all cases and checked once more at the end. Prints how often each call got each answer.
+
+    Beside all of them an honest guest sees no error.
+    """
+    with honest(hotel):
+        known = Truth(hotel)
+        yield known
     known.check()
     with request.config.pluginmanager.getplugin("capturemanager").global_and_fixture_disabled():
         print(f"\n{sum(known.answers.values())} cases; answers by call:")
