@@ -12,10 +12,10 @@ _BLANK_LETTERS = frozenset("\u115f\u1160\u3164\uffa0\u2800")
 
 
 def parse_key(value: str, field: str, *, limit: int) -> str:
-    """An id chosen by a caller: like parse_text, but digits in a UUID, a trace id or a hash are no card number."""
-    if IDENTIFIER.fullmatch(value):
-        return value
-    return parse_text(value, field, limit=limit)
+    """An id chosen by a caller: like parse_text, but digits of UUIDs, trace ids and hashes in it are no card number."""
+    text = _plain(value, field, limit=limit)
+    _refuse_cards(IDENTIFIER.sub(" ", text), field)
+    return text
 
 
 def parse_text(value: str, field: str, *, limit: int) -> str:
@@ -23,6 +23,12 @@ def parse_text(value: str, field: str, *, limit: int) -> str:
 
     Raises Invalid if it is too long, has control or reordering characters, shows nothing, or looks like a card number.
     """
+    text = _plain(value, field, limit=limit)
+    _refuse_cards(text, field)
+    return text
+
+
+def _plain(value: str, field: str, *, limit: int) -> str:
     text = value.strip()
     if len(text) > limit:
         raise Invalid(field, f"must have at most {limit} characters")
@@ -30,9 +36,12 @@ def parse_text(value: str, field: str, *, limit: int) -> str:
         raise Invalid(field, "must not have control characters")
     if text and not any(map(_is_visible, text)):
         raise Invalid(field, "must have a visible character")
+    return text
+
+
+def _refuse_cards(text: str, field: str) -> None:
     if any(True for _ in cards_in(text)):
         raise Invalid(field, "must not hold a card number")
-    return text
 
 
 def _is_visible(char: str) -> bool:

@@ -225,7 +225,9 @@ async def _confirm_some(rig: Rig) -> list[str]:
     orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(12))))
     rig.demand(len(orders) > 8, f"only {len(orders)} of 12 orders were paid")
     await rig.received(orders)
-    await asyncio.gather(*(desk.decide(order_id, "confirm") for order_id in orders))
+    decided = await asyncio.gather(*(desk.decide(order_id, "confirm") for order_id in orders))
+    refused = [f"{each.order_id}: {each.answer}" for each in decided if each.outcome != OK]
+    rig.demand(not refused, f"a received reservation could not be confirmed: {refused}")
     for order_id in orders:
         await until(lambda order_id=order_id: rig.order_is(order_id, "CONFIRMED"), f"{order_id} is not CONFIRMED")
     return orders
