@@ -33,7 +33,7 @@ def test_free_text_with_a_card_number_is_refused_without_echoing_it(text: str) -
 
 
 def test_an_id_that_a_caller_made_up_may_be_any_uuid() -> None:
-    """Alone or as a part: its digits may look like a card number. An actual card number is refused, beside a UUID too."""
+    """Alone or as a part: its digits may look like a card number. A card number is refused, beside a UUID too."""
     for unlucky in ("f0357d9b-e635-4009-9884-8621540b3721", "01a21052-3220-7202-9125-233592fcd173"):
         for key in (unlucky, f"confirm {unlucky} 12", f"cancel-{unlucky}", f"{unlucky}/2"):
             assert parse_key(key, "requestId", limit=64) == key
