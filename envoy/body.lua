@@ -10,7 +10,7 @@
 local MAX_BODY_BYTES = 65536 -- as max_request_body_size in envoy.yaml
 local MAX_DEPTH = 8
 local MAX_SUBJECT = 255 -- characters
-local MAX_LIFETIME_SECONDS = 86400 + 60 -- as max_lifetime in envoy.yaml, plus the clock skew that it allows
+local MAX_LIFETIME_SECONDS = 86400 + 60 -- as max_lifetime in ops/gateway/jwt.py, plus the clock skew that it allows
 local GRPC_PREFIX_BYTES = 5
 
 local function invalid(message, field)
@@ -213,8 +213,8 @@ local function is_one_grpc_message(body)
   if body == nil or body:length() < GRPC_PREFIX_BYTES then
     return false
   end
-  local a, b, c, d = body:getBytes(0, GRPC_PREFIX_BYTES):byte(2, 5)
-  return ((a * 256 + b) * 256 + c) * 256 + d == body:length() - GRPC_PREFIX_BYTES
+  local flag, a, b, c, d = body:getBytes(0, GRPC_PREFIX_BYTES):byte(1, 5)
+  return flag <= 1 and ((a * 256 + b) * 256 + c) * 256 + d == body:length() - GRPC_PREFIX_BYTES
 end
 
 local function passes_luhn(digits)
@@ -270,7 +270,10 @@ local function check(handle)
   local is_grpc = headers:get("x-gotohotel-native-grpc") ~= nil
   local body = handle:body() -- waits for the end of the request
   if is_grpc then
-    if not is_one_grpc_message(body) then
+    headers = handle:headers() -- those from before the wait are no longer valid
+    if headers:get(":method") ~= "POST" or headers:get(":path"):find("?", 1, true) then
+      refuse(handle, "400", "INVALID_ARGUMENT", "a gRPC call is a POST without a query")
+    elseif not is_one_grpc_message(body) then
       refuse(handle, "400", "INVALID_ARGUMENT", "the call must have one message")
     end
     return

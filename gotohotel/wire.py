@@ -46,10 +46,10 @@ def actor_to_proto(actor: Actor) -> actor_pb2.Actor:
     return actor_pb2.Actor(subject=actor.subject, role=actor.role.value)
 
 
-def actor_from_proto(message: actor_pb2.Actor) -> Actor:
-    """Who caused a change; in messages of a release before 0.2 it is not recorded, and counts as a service's act."""
-    known = {actor_pb2.Actor.GUEST: Role.GUEST, actor_pb2.Actor.DESK: Role.DESK}
-    return Actor(message.subject, known.get(message.role, Role.SYSTEM))
+def actor_from_proto(message: actor_pb2.Actor) -> Actor | None:
+    """Who caused a change; None in messages of the first release, which does not say."""
+    known = {getattr(actor_pb2.Actor, role.value): role for role in Role}
+    return Actor(message.subject, known[message.role]) if message.subject and message.role in known else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ class Fact:
     event: str
     time: datetime
     detail: str = ""
-    actor_role: str = ""  # "": an event of a release before 0.2
+    actor_role: str = ""  # "": an event of the first release
     booking: Mapping[str, Any] | None = None
     amount: Money | None = None
 

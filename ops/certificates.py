@@ -5,6 +5,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -19,17 +20,18 @@ _PrivateKey = ec.EllipticCurvePrivateKey
 
 
 def make(folder: Path, parts: Iterable[str]) -> None:
-    """Creates the authority and the parts' certificates that are missing or expire within 30 days.
+    """Creates the authority and the parts' certificates that are missing, damaged, or expire within 30 days.
 
     Each part has a folder of its own in `folder`; its certificate is for `<part>.gotohotel`.
     """
     authority = folder / "authority"
-    if _is_missing(authority):
+    if _usable(authority) is None:
         _write(authority, _signed("GotoHotel authority", AUTHORITY_LIFETIME))
-    current = (authority / CERTIFICATE).read_bytes()
+    issuer = x509.load_pem_x509_certificate((authority / CERTIFICATE).read_bytes())
     for part in parts:
-        trusted = folder / part / AUTHORITY
-        if _is_missing(folder / part) or not trusted.exists() or trusted.read_bytes() != current:
+        certificate, trusted = _usable(folder / part), folder / part / AUTHORITY
+        is_ours = certificate is not None and _is_for(certificate, f"{part}.{DOMAIN}", issuer)
+        if not is_ours or not trusted.exists() or trusted.read_bytes() != _pem(issuer):
             issue(authority, folder / part, f"{part}.{DOMAIN}")
 
 
@@ -40,15 +42,28 @@ def issue(authority: Path, folder: Path, name: str) -> None:
     if not isinstance(key, ec.EllipticCurvePrivateKey):
         raise TypeError("the authority's key is of another kind")
     _write(folder, _signed(name, LIFETIME, issuer=(key, certificate)))
-    (folder / AUTHORITY).write_bytes(_pem(certificate))
+    _replace(folder / AUTHORITY, _pem(certificate))
 
 
-def _is_missing(folder: Path) -> bool:
-    """Whether there is no usable certificate, or it expires soon."""
-    if not (folder / KEY).exists() or not (folder / CERTIFICATE).exists():
-        return True
-    certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
-    return certificate.not_valid_after_utc - datetime.now(UTC) < RENEW_BEFORE
+def _usable(folder: Path) -> x509.Certificate | None:
+    """The certificate, if it can be read, belongs to its key, and does not expire soon."""
+    try:
+        key = serialization.load_pem_private_key((folder / KEY).read_bytes(), None)
+        certificate = x509.load_pem_x509_certificate((folder / CERTIFICATE).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return None
+    fits = certificate.public_key() == key.public_key()
+    return certificate if fits and certificate.not_valid_after_utc - datetime.now(UTC) > RENEW_BEFORE else None
+
+
+def _is_for(certificate: x509.Certificate, name: str, issuer: x509.Certificate) -> bool:
+    """Whether it was issued for this name by this authority."""
+    try:
+        certificate.verify_directly_issued_by(issuer)
+    except (InvalidSignature, ValueError, TypeError):
+        return False
+    names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    return names.get_values_for_type(x509.DNSName) == [name]
 
 
 def _signed(
@@ -81,12 +96,19 @@ def _signed(
 def _write(folder: Path, made: tuple[_PrivateKey, x509.Certificate]) -> None:
     key, certificate = made
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CERTIFICATE).unlink(missing_ok=True)  # a key without its certificate counts as missing
-    (folder / KEY).touch(mode=0o600)
-    (folder / KEY).write_bytes(
-        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    private = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
     )
-    (folder / CERTIFICATE).write_bytes(_pem(certificate))
+    _replace(folder / KEY, private, mode=0o600)
+    _replace(folder / CERTIFICATE, _pem(certificate))
+
+
+def _replace(file: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """Writes a file in one step."""
+    fresh = file.with_suffix(".new")
+    fresh.touch(mode=mode)
+    fresh.write_bytes(content)
+    fresh.replace(file)
 
 
 def _pem(certificate: x509.Certificate) -> bytes:

@@ -20,11 +20,12 @@ PROCESSES = {
     **{name: part(name) for name in SERVICES},
     "envoy": "gateway",
 }
+ISSUERS = "issuers.json"  # as they were when the gateway's configuration was written
 LISTENS_TOO = {"envoy": ("egress",)}
 
 
 def write(addresses: Addresses) -> None:
-    """Writes the configuration of NATS and Envoy, and makes the token key and the certificates that are missing."""
+    """Writes the configuration of NATS and Envoy, and makes the token key if there is none."""
     (addresses.home / "log").mkdir(parents=True, exist_ok=True)
     (addresses.home / "ports.json").write_text(json.dumps(dict(addresses.ports)))
     tokens.make_key(addresses.home)
@@ -34,8 +35,12 @@ def write(addresses: Addresses) -> None:
     nats_conf.write_text(
         nats_server.configuration(home=addresses.home, port=addresses.ports["nats"], passwords=passwords)
     )
-    certificates.make(addresses.home / "tls", (*map(part, SERVICES), "gateway", "egress"))
     write_gateway(addresses)
+
+
+def make_certificates(addresses: Addresses) -> None:
+    """Makes those that are missing, damaged or due; a part reads its own when it starts."""
+    certificates.make(addresses.home / "tls", (*map(part, SERVICES), "gateway", "egress"))
 
 
 def write_gateway(addresses: Addresses) -> None:
@@ -43,6 +48,7 @@ def write_gateway(addresses: Addresses) -> None:
     services = {name: ("127.0.0.1", addresses.port(part(name), "envoy")) for name in SERVICES}
     values = {
         "ADMIN_SOCKET": addresses.admin_socket,
+        "PAGES_SOCKET": addresses.home / "pages.sock",
         "PUBLIC_HOST": "127.0.0.1",
         "PUBLIC_PORT": addresses.ports["gateway"],
         "EGRESS_HOST": "127.0.0.1",
@@ -58,8 +64,8 @@ def write_gateway(addresses: Addresses) -> None:
         "LOGGED_REFUSALS_PERCENT": 1,
         "JWT_FILE": addresses.home / "jwt.yaml",
     }
-    issuer = issuer_setting()
-    issuers = [issuer] if issuer else []
+    issuers = [issuer] if (issuer := issuer_setting()) else []
+    (addresses.home / ISSUERS).write_text(json.dumps([vars(each) for each in issuers], default=str))
     text = gateway.render(
         values, services, public_tls=_public_certificate(addresses), issuers=issuers, origins=origins_setting()
     )
@@ -82,10 +88,10 @@ def _public_certificate(addresses: Addresses) -> Path | None:
 
 def write_keys(addresses: Addresses) -> None:
     """Writes how tokens are checked; a running gateway notices it."""
-    issuer = issuer_setting()
+    issuers = [tokens.Issuer(**each) for each in json.loads((addresses.home / ISSUERS).read_text())]
     key_set = (addresses.home / tokens.KEY_SET).read_text()
     fresh = addresses.home / "jwt.new"  # renamed when it is complete
-    fresh.write_text(gateway.render_jwt(key_set, SERVICES, issuers=[issuer] if issuer else []))
+    fresh.write_text(gateway.render_jwt(key_set, SERVICES, issuers=issuers))
     fresh.replace(addresses.home / "jwt.yaml")
 
 

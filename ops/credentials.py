@@ -40,7 +40,8 @@ class Credentials:
         new = {
             name for service in SERVICES if not made.keys() & set(secrets_of(service)) for name in secrets_of(service)
         }
-        new.add(ORDER_SIGNING)
+        if not (self._home / "tls").exists():  # of a release that did not sign yet
+            new.add(ORDER_SIGNING)
         if made and (lost := [name for name in missing if name not in new]):
             raise StackError(f"{self._file} lacks {', '.join(lost)}: restore it from a copy; a new one would not do.")
         fresh = self._home / "secrets.new"  # renamed when it is complete

@@ -35,7 +35,7 @@ LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)
 OPERATOR = "operator"  # the NATS user of this command line, without restrictions
 # The sandbox processor's own ledger: another database and another role than pay_svc's.
 SANDBOX = "sandbox"
-# The secret of order_svc's signatures. No data depends on it: if it is missing, it is made anew.
+# The secret of order_svc's signatures. Payments that the desk has not received yet are signed with it.
 ORDER_SIGNING = "order_signing"
 
 

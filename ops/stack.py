@@ -68,10 +68,13 @@ class Stack(Addresses):
                     )
                 self._refuse_taken_ports(PROCESSES)
                 self.credentials.mint()
+                configuration.make_certificates(self)
                 configuration.write(self)
                 self._supervisor.configure(configuration.programs(self))
                 postgres.make_cluster(self.home, self.credentials["postgres"])
                 self._supervisor.run()
+            else:
+                configuration.make_certificates(self)  # a process reads its own when it starts
             self._refuse_unknown_processes()
             for name, ready in (("postgres", self._postgres_answers), ("nats", self._nats_answers)):
                 self._start(name)
@@ -141,11 +144,12 @@ class Stack(Addresses):
             probe = tokens.mint(self.home, subject="key rotation", role="desk", key=tokens.NEXT_KEY)
             headers = {"Authorization": f"Bearer {probe}"}
             wait_until(
-                lambda: self._ask_gateway("/orders", headers) == httpx.codes.OK,
+                lambda: self._ask_gateway("/orders", headers) not in (0, httpx.codes.UNAUTHORIZED),
                 "the gateway does not accept the new key; tokens are signed with the old one",
                 seconds=10,
             )
             tokens.use_next_key(self.home)
+            configuration.write_keys(self)
 
     def start(self, name: str) -> None:
         """Starts one process and waits until it answers."""

@@ -23,7 +23,7 @@ LIFETIME_SECONDS = 12 * 3600
 KEY, NEXT_KEY, KEY_SET = "token-key.pem", "token-key.next.pem", "jwks.json"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Issuer:
     """Another issuer of tokens, and where its keys are: an https URL, and the authority of its certificate."""
 
@@ -42,12 +42,14 @@ def make_key(folder: Path) -> None:
 def announce_next_key(folder: Path) -> None:
     """Creates the next key, and adds its public half to the key set; nothing is signed with it yet."""
     _write_key(folder / NEXT_KEY)
-    _write_key_set(folder, [_current(folder), _public(folder / NEXT_KEY)])
+    _write_key_set(folder, [*_keys(folder)[-2:], _public(folder / NEXT_KEY)])
 
 
 def use_next_key(folder: Path) -> None:
     """Signs with the next key from now on. Tokens of the key before it stay valid."""
+    before = _current(folder)
     (folder / NEXT_KEY).replace(folder / KEY)
+    _write_key_set(folder, [before, _public(folder / KEY)])
 
 
 def mint(folder: Path, *, subject: str, role: str, key: str = KEY) -> str:

@@ -15,6 +15,7 @@ from gotohotel.signatures import VerifyKey
 from gotohotel.wire import actor_from_proto, money_from_proto, money_to_proto, parse_page, timestamp
 from pay_svc import service
 from pay_svc.domain import (
+    SERVICE,
     AttemptLimits,
     Card,
     MaskedCard,
@@ -84,7 +85,7 @@ class PayServer:
                 self._payments,
                 self._processor,
                 order_id,
-                by=actor_from_proto(request.actor),
+                by=actor_from_proto(request.actor) or SERVICE,
                 currency=self._currency,
                 timeout_seconds=self._timeout,
                 clock=self._clock,

@@ -46,7 +46,8 @@ async def compose(app: App, settings: ReservationSettings) -> None:
     jobs = Jobs(PostgresReservations(app.database.autocommit), payments, clock=app.clock.now)
     app.serve(reservation_service_pb2.DESCRIPTOR.services_by_name["ReservationService"], server)
     unsigned_before = await PostgresReservations(app.database.autocommit).unsigned_before()
-    app.listen(policies, require=ordered(VerifyKey(settings.order_key), unsigned_before=unsigned_before))
+    key = VerifyKey(settings.order_key)
+    app.listen(policies, require=ordered(key, unsigned_before=unsigned_before, clock=app.clock.now))
     app.every(RENEW_SECONDS, requests.renew)
     app.every(1, jobs.finish_endings, follows_commits=True)
 

@@ -86,7 +86,7 @@ def render(
         {**values, "PUBLIC_TRANSPORT": transport(public_tls)},
         DESCRIPTORS=DESCRIPTORS,
         EDGE_LUA=_script("refusal.lua", "edge.lua"),
-        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, PAGES)),
+        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),
         HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
         ROUTES="\n".join(map(_route, rpcs)),

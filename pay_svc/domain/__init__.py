@@ -18,6 +18,7 @@ from pay_svc.domain.errors import (
 )
 from pay_svc.domain.outcome import Charge, DeclineReason, Refusal
 from pay_svc.domain.payment import (
+    SERVICE,
     AttemptLimits,
     Booking,
     Payment,
@@ -30,6 +31,7 @@ from pay_svc.domain.ports import Payments, Processor
 
 __all__ = [
     "BRANDS",
+    "SERVICE",
     "AttemptLimits",
     "AttemptOpen",
     "Booking",

@@ -1,2 +1,2 @@
--- Who asked for the cancel: {"role", "subject"}; null if nobody did, or if a release before 0.2 stored it.
+-- Who asked for the cancel: {"role", "subject"}; null if nobody did, or if the first release stored it.
 ALTER TABLE payments ADD COLUMN canceled_by jsonb;

@@ -1,3 +1,3 @@
--- Who confirmed, and who asked for the end: {"role", "subject"}; null if nobody did, or if a release before 0.2 stored it.
+-- Who confirmed, and who asked for the end: {"role", "subject"}; null if nobody did, or if the first release stored it.
 ALTER TABLE reservations ADD COLUMN confirmed_by jsonb;
 ALTER TABLE reservations ADD COLUMN ending_by jsonb;

@@ -157,7 +157,7 @@ RETURNING order_id
 """
 
 
-UNSIGNED_BEFORE = "SELECT at FROM unsigned_before"
+UNSIGNED_BEFORE = "SELECT max(at) FROM unsigned_before"
 
 
 class PostgresReservations:
@@ -183,9 +183,9 @@ class PostgresReservations:
         statement, statuses = (LIST, ()) if status is None else (LIST_OF_STATUS, (status,))
         return [_reservation(row) for row in await self._connection.fetch(statement, before, size, *statuses)]
 
-    async def unsigned_before(self) -> datetime:
-        """Bookings of orders that were placed before this time have no signature of order_svc."""
-        at: datetime = await self._connection.fetchval(UNSIGNED_BEFORE)
+    async def unsigned_before(self) -> datetime | None:
+        """Bookings of orders that were placed before this time have no signature of order_svc; None: all have one."""
+        at: datetime | None = await self._connection.fetchval(UNSIGNED_BEFORE)
         return at
 
     async def due_endings(self, *, limit: int) -> list[str]:
@@ -221,7 +221,7 @@ def _reservation(row: Row) -> Reservation:
         ending = Ending(
             status=Status(row["ending_status"]),
             reason=row["ending_reason"],
-            asked_by=actor_of(row["ending_by"]) or SERVICE,  # stored by a release before 0.2
+            asked_by=actor_of(row["ending_by"]) or SERVICE,  # stored by the first release
             asked_at=row["ending_asked_at"],
             binding=row["ending_binding"],
         )

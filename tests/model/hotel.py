@@ -111,7 +111,7 @@ class FakeChannel:
                     payments,
                     processor,
                     request.order_id,
-                    by=actor_from_proto(request.actor),
+                    by=actor_from_proto(request.actor) or pay.SERVICE,
                     currency="KRW",
                     timeout_seconds=FOREVER,
                     clock=clock,

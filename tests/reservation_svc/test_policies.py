@@ -14,7 +14,14 @@ from reservation_svc.policies import ordered
 
 KEY = SigningKey("a secret of this test, 32 letters")
 MIGRATED = datetime.now(UTC) - timedelta(days=1)
-require = ordered(VerifyKey(KEY.public), unsigned_before=MIGRATED)
+
+
+def now() -> datetime:
+    """The database's time."""
+    return datetime.now(UTC)
+
+
+require = ordered(VerifyKey(KEY.public), unsigned_before=MIGRATED, clock=now)
 
 
 def approved(order_id: str, *, signed_by: SigningKey | None = KEY) -> PaymentApproved:
@@ -56,3 +63,17 @@ def test_orders_of_the_release_before_have_no_signature() -> None:
         require(approved(older, signed_by=SigningKey("x" * 32)))
     with pytest.raises(Untrusted):
         require(approved(first_id_at(MIGRATED + timedelta(seconds=1)), signed_by=None))
+    with pytest.raises(Untrusted):
+        require(approved(new_id().upper(), signed_by=None))  # "A" is less than "a"
+
+
+def test_the_exception_for_the_release_before_ends() -> None:
+    """A hotel that is new has none, and after a month there is none any more."""
+    key, older = VerifyKey(KEY.public), first_id_at(MIGRATED - timedelta(seconds=1))
+
+    with pytest.raises(Untrusted):
+        ordered(key, unsigned_before=None, clock=now)(approved(older, signed_by=None))
+    with pytest.raises(Untrusted):
+        ordered(key, unsigned_before=MIGRATED, clock=lambda: now() + timedelta(days=30))(
+            approved(older, signed_by=None)
+        )

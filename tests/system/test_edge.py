@@ -7,7 +7,9 @@ import json
 import resource
 import socket
 import stat
+import struct
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -185,3 +187,39 @@ def test_headers_that_are_too_large_get_one_clear_answer(guest: Client, where: s
     assert answer.status_code == 431
     assert answer.json()["details"][0]["reason"] == "HEADERS_TOO_LARGE"
     assert "x-" not in answer.text
+
+
+@pytest.mark.usefixtures("many_sockets")
+def test_large_answers_that_are_not_taken_hold_little_memory(hotel: Hotel) -> None:
+    """700 requests for the largest file, whose answers nobody reads: a few are under way, the others get 503."""
+    settings = b"\0\0\x06\x04\0\0\0\0\0" + struct.pack(">HI", 4, 4)  # SETTINGS_INITIAL_WINDOW_SIZE = 4
+    path = b"/docs/swagger-ui-bundle.js"
+    fields = b"\x82\x86\x04" + bytes([len(path)]) + path + b"\x01\x09localhost"  # GET, http, :path, :authority
+    with honest(hotel), ExitStack() as opened:
+        for _ in range(7):
+            raw = opened.enter_context(socket.create_connection(("127.0.0.1", hotel.stack.ports["gateway"])))
+            raw.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + settings)
+            for number in range(100):
+                head = len(fields).to_bytes(3, "big") + b"\x01\x05" + (2 * number + 1).to_bytes(4, "big")
+                raw.sendall(head + fields)
+        time.sleep(3)
+        held = statistic(hotel.stack, "server.memory_allocated")
+        overflowed = statistic(hotel.stack, "cluster.pages.upstream_rq_pending_overflow") + statistic(
+            hotel.stack, "cluster.pages.upstream_cx_overflow"
+        )
+
+    assert held < 300 * 1024**2
+    assert overflowed > 0
+
+
+def test_who_asks_for_the_health_takes_no_place_from_others(hotel: Hotel) -> None:
+    """A flood of /healthz asks order_svc once a second, and every answer says SERVING."""
+    before = statistic(hotel.stack, "cluster.order_svc.upstream_rq_total")
+    with honest(hotel), httpx.Client(base_url=hotel.stack.gateway_url) as client:
+        began = time.monotonic()
+        answers = Counter(client.get("/healthz").text for _ in range(1000))
+        seconds = time.monotonic() - began
+        asked = statistic(hotel.stack, "cluster.order_svc.upstream_rq_total") - before
+
+    assert set(answers) == {'{"status":"SERVING"}'}
+    assert asked < 300 + 40 * seconds  # the honest guest's, and one a second

@@ -1,5 +1,6 @@
 """Who may call whom inside the hotel: certificates, and what order_svc has signed."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,8 @@ from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
 from gotohotel.rpc.tls import client_credentials
 from gotohotel.signatures import SigningKey
 from ops import certificates
+from ops.credentials import Credentials
+from ops.errors import StackError
 from ops.services import ORDER_SIGNING
 from ops.stack import Stack
 from pay_svc.sandbox import APPROVED
@@ -116,20 +119,64 @@ def test_only_what_order_svc_has_signed_is_charged(hotel: Hotel, guest: Client, 
     assert query(hotel, "sandbox", CHARGES, order["id"]) == 0
 
 
+def read(folder: Path, part: str) -> bytes:
+    """A part's certificate."""
+    return (folder / part / "tls.crt").read_bytes()
+
+
 def test_certificates_are_kept_until_they_expire_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A new start makes those that are missing, damaged or due, and leaves the others as they are."""
-
-    def read(part: str) -> bytes:
-        return (tmp_path / part / "tls.crt").read_bytes()
-
+    """A new start makes those that are missing or due, and leaves the others as they are."""
     certificates.make(tmp_path, ["order", "pay"])
-    first = read("order"), read("pay")
-    (tmp_path / "pay" / "tls.crt").unlink()
+    first = read(tmp_path, "order")
     certificates.make(tmp_path, ["order", "pay", "gateway"])
-    assert (read("order"), read("gateway") != b"") == (first[0], True)
-    assert read("pay") != first[1]
+    assert read(tmp_path, "order") == first
 
     monkeypatch.setattr(certificates, "RENEW_BEFORE", certificates.LIFETIME)
     certificates.make(tmp_path, ["order"])
-    assert read("order") != first[0]
+
+    assert read(tmp_path, "order") != first
     assert (tmp_path / "order" / "tls.key").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    "damage", ["no certificate", "empty certificate", "empty key", "another's", "another authority"]
+)
+def test_a_damaged_certificate_is_made_anew(tmp_path: Path, damage: str) -> None:
+    """Whatever has happened to it, the next start repairs it, and touches no other."""
+    certificates.make(tmp_path, ["order", "pay"])
+    first, other, folder = read(tmp_path, "order"), read(tmp_path, "pay"), tmp_path / "order"
+    if damage == "no certificate":
+        (folder / "tls.crt").unlink()
+    elif damage.startswith("empty"):
+        (folder / ("tls.key" if "key" in damage else "tls.crt")).write_bytes(b"")
+    elif damage == "another's":
+        for name in ("tls.crt", "tls.key"):
+            (folder / name).write_bytes((tmp_path / "pay" / name).read_bytes())
+    else:
+        certificates.make(tmp_path / "elsewhere", ["order"])
+        for name in ("tls.crt", "tls.key", "ca.crt"):
+            (folder / name).write_bytes((tmp_path / "elsewhere" / "order" / name).read_bytes())
+
+    certificates.make(tmp_path, ["order", "pay"])
+
+    assert read(tmp_path, "order") not in (first, other)
+    assert read(tmp_path, "pay") == other
+    client_credentials(folder)
+
+
+def test_a_lost_signing_key_is_not_replaced(tmp_path: Path) -> None:
+    """Payments on their way to the desk are signed with it. A home of the release before has none yet."""
+    held = Credentials(tmp_path)
+    held.mint()
+    (tmp_path / "postgres").mkdir()
+    made = json.loads((tmp_path / "secrets.json").read_text())
+    del made[ORDER_SIGNING]
+    (tmp_path / "secrets.json").write_text(json.dumps(made))
+
+    Credentials(tmp_path).mint()
+    assert ORDER_SIGNING in json.loads((tmp_path / "secrets.json").read_text())
+
+    (tmp_path / "secrets.json").write_text(json.dumps(made))
+    (tmp_path / "tls").mkdir()
+    with pytest.raises(StackError, match=ORDER_SIGNING):
+        Credentials(tmp_path).mint()

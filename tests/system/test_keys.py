@@ -149,14 +149,19 @@ def test_a_key_that_the_gateway_does_not_take_is_not_used(
 ) -> None:
     """Tokens go on being signed with the key that is accepted."""
     with configured_gateway(hotel.stack, tmp_path) as twin:
+        before = twin.token(subject="a", role="guest")
+        twin.rotate_token_key()
         old = tokens.key_id(twin.home)
+        write_keys = configuration.write_keys
         monkeypatch.setattr(configuration, "write_keys", lambda _: None)
         with pytest.raises(StackError, match="does not accept the new key"):
             twin.rotate_token_key()
 
         assert tokens.key_id(twin.home) == old
+        write_keys(twin)  # as any later command does
         with httpx.Client(base_url=twin.gateway_url) as client:
-            assert client.get("/orders", headers=bearer(twin.token(subject="a", role="guest"))).status_code == 200
+            for token in (before, twin.token(subject="a", role="guest")):
+                assert client.get("/orders", headers=bearer(token)).status_code == 200
 
 
 @contextmanager
@@ -216,6 +221,10 @@ def test_tokens_of_another_issuer_are_accepted(
         with configured_gateway(hotel.stack, home) as twin, httpx.Client(base_url=twin.gateway_url) as client:
             wait_for(lambda: client.get("/orders", headers=signed()).status_code == 200)
             assert client.get("/orders", headers=bearer(twin.token(subject="a", role="guest"))).status_code == 200
+            for name in ("ISSUER", "KEYS_URL", "AUTHORITY"):
+                monkeypatch.delenv(f"GOTOHOTEL_OIDC_{name}")  # the operator's other shell
+            twin.rotate_token_key()
+            wait_for(lambda: client.get("/orders", headers=signed()).status_code == 200)
             for wrong in ({"aud": "another"}, {"iss": tokens.ISSUER}, {"exp": int(time.time()) - 600}, {"sub": "\n"}):
                 assert client.get("/orders", headers=signed(**wrong)).status_code == 401, wrong
             assert client.get("/reservations", headers=signed()).status_code == 403

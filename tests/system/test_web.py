@@ -2,12 +2,14 @@
 
 import base64
 import json
+import re
 import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
+from google.rpc import code_pb2, status_pb2
 
 from gotohotel.order.v1.order_service_pb2 import CreateOrderRequest, SearchRoomsRequest, SearchRoomsResponse
 from ops.errors import StackError
@@ -101,7 +103,11 @@ def test_browsers_call_with_grpc_web(hotel: Hotel, guest: Client, kind: str) -> 
             content=content,
             headers={"content-type": kind, "accept": kind, "x-grpc-web": "1", **headers},
         )
-        return answer, base64.b64decode(answer.content) if kind.endswith("text") else answer.content
+        if not kind.endswith("text"):
+            return answer, answer.content
+        # Each piece of an answer is encoded by itself, and may be padded.
+        pieces = re.findall(rb"[A-Za-z0-9+/]+=*", answer.content)
+        return answer, b"".join(base64.b64decode(piece) for piece in pieces)
 
     answer, body = call(SEARCH, SearchRoomsRequest(guest_cnt=2).SerializeToString())
     (flag, message), (trailers_flag, trailers) = frames(body)
@@ -138,11 +144,13 @@ def test_head_is_get_without_the_body(hotel: Hotel, guest: Client, path: str, ht
 def test_options_names_the_methods_of_a_path(hotel: Hotel) -> None:
     """Without a token; a path that does not exist is 404."""
     with httpx.Client(base_url=hotel.stack.gateway_url) as client:
-        orders, one, nowhere = (client.options(path) for path in ("/orders", "/orders/42", "/nowhere"))
+        paths = ("/orders", "/orders/42", "/nowhere", "/healthz")
+        orders, one, nowhere, health = (client.options(path) for path in paths)
 
     assert (orders.status_code, orders.content) == (204, b"")
     assert set(orders.headers["allow"].split(", ")) == {"GET", "HEAD", "POST", "OPTIONS"}
     assert set(one.headers["allow"].split(", ")) == {"GET", "HEAD", "DELETE", "OPTIONS"}
+    assert set(health.headers["allow"].split(", ")) == {"GET", "HEAD", "OPTIONS"}
     assert nowhere.status_code == 404
     assert nowhere.json()["details"][0]["reason"] == "NO_SUCH_PATH"
 
@@ -180,3 +188,25 @@ def test_the_documentation_page_loads_nothing_from_elsewhere(hotel: Hotel) -> No
         assert part.status_code == 200, path
         assert path in page.text, path
     assert parts["/docs/swagger-ui-bundle.js"].content == (ROOT / "envoy/docs/swagger-ui-bundle.js").read_bytes()
+
+
+@pytest.mark.parametrize("method", ["GET", "PUT", "DELETE", "HEAD"])
+def test_grpc_web_is_a_post(hotel: Hotel, guest: Client, method: str) -> None:
+    """Another method, or a query, does not reach a service."""
+    headers = {"content-type": "application/grpc-web+proto", **bearer(guest.token)}
+    path = "/gotohotel.order.v1.OrderService/ListOrders"
+    with httpx.Client(base_url=hotel.stack.gateway_url) as client:
+        wrong = client.request(method, path, headers=headers, content=framed(b""))
+        with_query = client.post(f"{path}?x=1", headers=headers, content=framed(b""))
+        flagged = client.post(path, headers=headers, content=b"\x80" + framed(b"")[1:])
+
+    for answer in (wrong, with_query, flagged):
+        status = google_status(answer)
+        assert status.code == code_pb2.INVALID_ARGUMENT, answer.headers
+
+
+def google_status(answer: httpx.Response) -> status_pb2.Status:
+    """The google.rpc.Status in a header, or in the trailers."""
+    found = re.search(r"grpc-status-details-bin:? ?([\w+/=]+)", f"{dict(answer.headers)}".replace("'", ""))
+    encoded = found[1] if found else re.findall(r"grpc-status-details-bin:([\w+/=]+)", answer.text)[0]
+    return status_pb2.Status.FromString(base64.b64decode(encoded + "=="))
