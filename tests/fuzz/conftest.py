@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 
 import pytest
 
-from tests.conftest import Client, Hotel, honest
+from tests.conftest import Client, Hotel
+from tests.honest import honest
 from tests.system.test_journey import query
 
 R = TypeVar("R")

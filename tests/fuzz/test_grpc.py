@@ -12,8 +12,9 @@ from gotohotel.order.v1 import order_service_pb2 as order_pb
 from gotohotel.pay.v1 import pay_service_pb2 as pay_pb
 from gotohotel.reservation.v1 import reservation_service_pb2 as reservation_pb
 from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER
-from tests.conftest import Hotel, grpc_channel
+from tests.conftest import Hotel
 from tests.fuzz.conftest import CASES, HOSTILE_TEXTS, Truth, patiently
+from tests.gateways import grpc_channel
 
 SERVICES = {
     "order": order_pb.DESCRIPTOR.services_by_name["OrderService"],

@@ -27,7 +27,7 @@ from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller
 from gotohotel.rpc.tls import client_credentials
 from gotohotel.settings import SettingRefused, Settings, read_settings
 from ops.stack import Stack
-from tests.conftest import named
+from tests.gateways import named
 from tests.gotohotel.test_bus import Seen
 from tests.gotohotel.test_rpc import CANCEL, SERVICE, implementation
 

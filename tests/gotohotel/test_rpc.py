@@ -29,7 +29,7 @@ from gotohotel.rpc.status import Unavailable, status_of
 from gotohotel.rpc.tls import AUTHORITY, CERTIFICATE, EGRESS, GATEWAY, KEY, client_credentials
 from gotohotel.wire import parse_page
 from ops import certificates
-from tests.conftest import named
+from tests.gateways import named
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
 CANCEL = "/gotohotel.order.v1.OrderService/CancelOrder"

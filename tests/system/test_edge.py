@@ -21,7 +21,8 @@ import httpx
 import pytest
 
 from ops.stack import Stack
-from tests.conftest import Client, Hotel, honest, wait_for
+from tests.conftest import Client, Hotel, wait_for
+from tests.honest import honest
 
 SOCKETS = 1100
 SEARCH = "/gotohotel.order.v1.OrderService/SearchRooms"

@@ -24,7 +24,8 @@ from gotohotel.rpc.server import RpcServer
 from gotohotel.rpc.status import Unavailable
 from gotohotel.rpc.tls import client_credentials
 from ops.stack import Stack
-from tests.conftest import Hotel, named, running_envoy, wait_for
+from tests.conftest import Hotel, wait_for
+from tests.gateways import named, running_envoy
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"

@@ -26,7 +26,8 @@ from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
 from ops.tokens import AUDIENCE, ISSUER, key_id
 from pay_svc.sandbox import APPROVED
-from tests.conftest import Client, Hotel, another_gateway, grpc_channel, wait_for
+from tests.conftest import Client, Hotel, wait_for
+from tests.gateways import another_gateway, grpc_channel
 from tests.system.test_journey import query
 
 NOBODYS_ORDER = "00000000-0000-7000-8000-000000000000"

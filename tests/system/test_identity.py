@@ -24,7 +24,8 @@ from ops.errors import StackError
 from ops.services import ORDER_SIGNING
 from ops.stack import Stack
 from pay_svc.sandbox import APPROVED
-from tests.conftest import Client, Hotel, named
+from tests.conftest import Client, Hotel
+from tests.gateways import named
 from tests.system.test_journey import CHARGES, query
 
 CANCEL = "/gotohotel.pay.v1.PayService/CancelPayment"

