@@ -153,7 +153,7 @@ def test_no_other_spelling_of_a_path_gets_past_the_check(hotel: Hotel, guest: Cl
 @pytest.mark.parametrize(
     ("kind", "status"),
     [
-        ("application/grpc-web", 404),  # gRPC from a browser, which has no such path
+        ("application/grpc-web", 400),  # gRPC from a browser, which is a POST
         ("application/grpc-web-text", 400),  # the body is not base64
         ("application/grpcX", 415),
         ("application/grpc;x", 415),
