@@ -154,7 +154,7 @@ def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
     well = (200, {"status": "SERVING"})
     assert healthz(hotel) == well
     with stopped(hotel, "order_svc"):
-        assert healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["order_svc"]})
+        wait_for(lambda: healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["order_svc"]}))
     wait_for(lambda: healthz(hotel) == well)
     with stopped(hotel, "postgres"):
         wait_for(lambda: healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["postgres"]}))
