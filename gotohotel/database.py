@@ -2,12 +2,14 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
+
+from gotohotel.batches import LOCK_TIMEOUT, Batches
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +49,8 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 
+BATCHING_CONNECTIONS = 3  # a service has about as many statements whose calls share transactions
+
 
 Row = asyncpg.Record
 
@@ -54,18 +58,48 @@ Row = asyncpg.Record
 class Connection(Protocol):
     """What stores use: a connection inside a transaction, or the pool, where each statement is its own transaction."""
 
+    async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:
+        """Runs a statement that returns exactly one row.
+
+        On the pool, concurrent calls of the same statement may share a transaction, in which they run in the order of
+        `lock_order`, so that transactions do not deadlock.
+        """
+        ...
+
     async def fetch(self, query: str, *args: object) -> list[Row]: ...
     async def fetchrow(self, query: str, *args: object) -> Row | None: ...
     async def fetchval(self, query: str, *args: object) -> Any: ...
     async def execute(self, query: str, *args: object) -> str: ...
 
 
-class _Autocommit:
-    """The pool as a Connection: each statement takes a connection of its own."""
+class _Session(asyncpg.Connection):
+    """A connection as a Connection: inside a transaction nothing is shared."""
 
-    def __init__(self, pool: "asyncpg.Pool[Row]", committed: Callable[[], None]) -> None:
+    async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:  # noqa: ARG002
+        [row] = await self.fetch(query, *args)
+        return row
+
+
+class _Autocommit:
+    """The pool as a Connection: each statement takes a connection of its own, unless it shares a transaction."""
+
+    def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]", committed: Callable[[], None]) -> None:
         self._pool = pool
+        self._batching = batching
+        self._batches = Batches(self._send, unknown=TRANSIENT)
         self._committed = committed
+
+    async def _send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
+        async with _acquired(self._batching) as connection:
+            return await connection.fetchmany(query, arguments)
+
+    async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:
+        row: Row | None = await self._batches.fetch_one(query, args, lock_order)
+        if row is None:
+            async with _acquired(self._pool) as connection:
+                [row] = await connection.fetch(query, *args)
+        self._committed()
+        return row
 
     async def fetch(self, query: str, *args: object) -> list[Row]:
         async with _acquired(self._pool) as connection:
@@ -102,9 +136,9 @@ class Database:
     Waiting for a connection, running a statement and returning the connection each have a time limit.
     """
 
-    def __init__(self, pool: "asyncpg.Pool[Row]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]") -> None:
         self._pool = pool
-        self._autocommit = _Autocommit(pool, self._committed)
+        self._autocommit = _Autocommit(pool, batching, self._committed)
         self._listeners: list[Callable[[], None]] = []
 
     def after_commits(self, listener: Callable[[], None]) -> None:
@@ -124,7 +158,7 @@ class Database:
     async def transaction(self) -> AsyncIterator[Connection]:
         """Opens a transaction: committed at the end, rolled back on an exception."""
         async with _acquired(self._pool) as connection, connection.transaction():
-            yield connection
+            yield cast(Connection, connection)
         self._committed()
 
 
@@ -144,24 +178,32 @@ async def _keep_session(_: object) -> None:
 
 @asynccontextmanager
 async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator[Database]:
-    """Opens the pool. Raises OSError or asyncpg's errors if the server can't be reached."""
-    pool = await asyncpg.create_pool(
-        url,
-        min_size=2,
-        max_size=pool_size,
-        timeout=3,
-        command_timeout=COMMAND_SECONDS,
-        reset=_keep_session,
-        server_settings={"application_name": name, **SESSION},
-    )
+    """Opens the pools. Raises OSError or asyncpg's errors if the server can't be reached."""
+
+    def pool(size: int, **session: str) -> "asyncpg.Pool[Row]":
+        return asyncpg.create_pool(
+            url,
+            min_size=min(2, size),
+            max_size=size,
+            timeout=3,
+            command_timeout=COMMAND_SECONDS,
+            reset=_keep_session,
+            connection_class=_Session,
+            server_settings={"application_name": name, **SESSION, **session},
+        )
+
+    calls, batching = pool(pool_size), pool(BATCHING_CONNECTIONS, lock_timeout=LOCK_TIMEOUT)
     try:
-        yield Database(pool)
+        await calls
+        await batching
+        yield Database(calls, batching)
     finally:
         try:
             async with asyncio.timeout(5):
-                await pool.close()
+                await asyncio.gather(calls.close(), batching.close())
         except TimeoutError:
-            pool.terminate()
+            calls.terminate()
+            batching.terminate()
 
 
 async def delete_in_batches(database: Database, statement: str, *before: object) -> None:

@@ -69,12 +69,16 @@ WHERE subject = $1
 """
 
 ANSWER = """
-UPDATE requests
-SET response = $4
-WHERE subject = $1
-  AND method = $2
-  AND request_id = $3
-  AND response IS NULL
+WITH answered AS (
+    UPDATE requests
+    SET response = $4
+    WHERE subject = $1
+      AND method = $2
+      AND request_id = $3
+      AND response IS NULL
+    RETURNING request_id
+)
+SELECT count(*) FROM answered
 """
 
 R = TypeVar("R", bound=Message)
@@ -232,7 +236,7 @@ class IdempotencyStore:
     async def answer(self, connection: Connection, claim: IdempotencyKey | None, response: Message) -> None:
         """Stores the answer for repetitions."""
         if claim is not None:
-            await connection.execute(ANSWER, *claim.key, response.SerializeToString())
+            await connection.fetch_one(ANSWER, *claim.key, response.SerializeToString(), lock_order=claim.key)
 
     async def replay(self, claim: IdempotencyKey, response_type: type[R]) -> R | None:
         """Returns the answer stored under a taken id, and waits for it while another call works on it.

@@ -247,7 +247,9 @@ class PostgresPayments:
             **COLUMNS.values(payment),
             **outbox_values(wire.outbox_rows(payment)),
         }
-        [row] = await self._connection.fetch(*statement.bind(values))
+        # By guest, then by order: the rows that these statements lock.
+        lock_order = (values["owner"], payment.order_id)
+        row = await self._connection.fetch_one(*statement.bind(values), lock_order=lock_order)
         if limits and not row["admitted"]:
             raise TooManyAttempts(retry_after_seconds=limits.window.total_seconds())
         return bool(row["stored"])

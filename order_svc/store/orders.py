@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Mapping, Sequence
+from datetime import date
 from operator import attrgetter
 
 import asyncpg
@@ -198,7 +199,7 @@ released AS (
 announced AS (
     {INSERT_OUTBOX} WHERE (SELECT count(*) FROM saved) = (SELECT count(*) FROM change)
 )
-SELECT count(*) FROM saved
+SELECT count(*) AS saved FROM saved
 """)
 
 
@@ -219,7 +220,7 @@ class PostgresOrders(PostgresExpiry):
         """
         claim = (*request.key, request.fingerprint) if request else (None, None, None, None)
         try:
-            [row] = await self._connection.fetch(
+            row = await self._connection.fetch_one(
                 *PLACE.bind(
                     {
                         **dict(zip(CLAIM_COLUMNS, claim, strict=True)),
@@ -232,6 +233,7 @@ class PostgresOrders(PostgresExpiry):
                         **outbox_values(wire.outbox_rows(order)),
                     }
                 ),
+                lock_order=_lock_order(order),
             )
         except asyncpg.UniqueViolationError as error:
             if error.constraint_name == "requests_once":
@@ -275,8 +277,15 @@ class PostgresOrders(PostgresExpiry):
         # Two batches that save the same orders wait for one another instead of deadlocking.
         orders = tuple(sorted(orders, key=lambda order: order.id))
         events = outbox_values(row for order in orders for row in wire.outbox_rows(order))
-        saved = await self._connection.fetchval(*SAVE.bind({**CHANGES.columns(orders), **events}))
-        if saved != len(orders):
+        row = await self._connection.fetch_one(
+            *SAVE.bind({**CHANGES.columns(orders), **events}), lock_order=_lock_order(orders[0])
+        )
+        if row["saved"] != len(orders):
             raise OrderChanged()
         for order in orders:
             order.revision += 1
+
+
+def _lock_order(order: Order) -> tuple[str, date, str]:
+    """By room type and first night: then nights are locked in one order, also those of several orders."""
+    return order.booking.room_type, order.booking.stay.check_in, order.id

@@ -28,12 +28,18 @@ ANSWER_IS_LOST = "4000000000000259"
 
 MIGRATIONS = Path(__file__).parent / "migrations"
 
-# The first outcome of a key is final: repeating a charge, or charging a closed key, changes nothing.
+# The first outcome of a key is final: repeating a charge, or charging a closed key, changes nothing. `kind` is null if
+# there was an outcome before.
 ENTER = """
-INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
-VALUES ($1, $2, $3, $4, $5, $6, $7)
-ON CONFLICT DO NOTHING
-RETURNING kind, reason, approval_no
+WITH entered AS (
+    INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
+    ON CONFLICT DO NOTHING
+    RETURNING kind, reason, approval_no
+)
+SELECT kind, reason, approval_no
+FROM (SELECT) AS one
+LEFT JOIN entered ON true
 """
 
 TRUTH = """
@@ -113,8 +119,9 @@ class SandboxProcessor:
         entry = (key, kind, order_id, reason or "", amount.currency, amount.amount, approval_no)
         connection = self._ledger.autocommit
         try:
-            entered = await connection.fetch(ENTER, *entry)
-            [row] = entered or await connection.fetch(TRUTH, key)
+            row = await connection.fetch_one(ENTER, *entry, lock_order=(key,))
+            if row["kind"] is None:
+                [row] = await connection.fetch(TRUTH, key)
         except TRANSIENT as error:
             raise ProcessorUnavailable(repr(error)) from error
         return _outcome(row)

@@ -1,0 +1,113 @@
+"""Statements of concurrent calls share a round trip and a commit.
+
+While a statement is running, further calls of the same statement wait, and then go to the server together, as one
+transaction. If that fails, none of it has happened, and each call runs its statement again by itself: no call sees
+another's error. A call that has to wait for a lock is taken out of the batch in the same way, so that it delays nobody.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+
+MAX_CALLS = 32
+GATHER_SECONDS = 0.008  # after a batch of several calls; a first call goes at once
+LOCK_TIMEOUT = "100ms"  # shorter than PostgreSQL's deadlock_timeout
+
+T = TypeVar("T")
+
+
+class Sender(Protocol):
+    """Runs a statement once for each of some parameter lists, in one transaction; returns all rows."""
+
+    async def __call__(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    arguments: Sequence[object]
+    lock_order: tuple[Any, ...]
+    row: "asyncio.Future[Any]"
+
+
+class Batches:
+    """The calls that wait to share a transaction, by statement.
+
+    `unknown`: errors after which a batch may have been committed or not.
+    """
+
+    def __init__(self, send: Sender, *, unknown: tuple[type[Exception], ...]) -> None:
+        self._send = send
+        self._unknown = unknown
+        self._waiting: dict[str, list[_Call]] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def fetch_one(self, query: str, arguments: Sequence[object], lock_order: tuple[Any, ...]) -> Any:
+        """The one row that the statement returns, or None if it was not run and the caller has to run it alone.
+
+        Raises the statement's own error.
+        """
+        call = _Call(arguments, lock_order, asyncio.get_running_loop().create_future())
+        if query in self._waiting:
+            self._waiting[query].append(call)
+        else:
+            self._waiting[query] = [call]
+            task = asyncio.create_task(self._run(query))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+        return await call.row
+
+    async def _run(self, query: str) -> None:
+        """Sends batches until no call waits."""
+        waiting = self._waiting[query]
+        batch: list[_Call] = []
+        try:
+            while waiting:
+                first, waiting[:MAX_CALLS] = waiting[:MAX_CALLS], []
+                # Every batch, in every replica, locks its rows in the same order.
+                batch = sorted((call for call in first if not call.row.done()), key=lambda call: call.lock_order)
+                if batch:
+                    await self._send_batch(query, batch)
+                if len(batch) > 1:
+                    await asyncio.sleep(GATHER_SECONDS)
+        finally:
+            del self._waiting[query]
+            for call in (*batch, *waiting):
+                call.row.cancel()  # does nothing to those that have their row
+
+    async def _send_batch(self, query: str, batch: list[_Call]) -> None:
+        try:
+            rows = await self._send(query, [call.arguments for call in batch])
+        except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError):
+            self._leave_alone(batch)
+        except self._unknown as error:
+            # The server is away or slow. Those that wait have waited long enough.
+            waiting = self._waiting[query]
+            for call in (*batch, *waiting):
+                _fail(call, error)
+            waiting.clear()
+        except Exception as error:  # noqa: BLE001 - belongs to the call that caused it
+            if len(batch) == 1:
+                _fail(batch[0], error)
+            else:
+                self._leave_alone(batch)
+        else:
+            if len(rows) != len(batch):  # committed, but nobody knows whose rows these are
+                for call in batch:
+                    _fail(call, TypeError("a statement that shares transactions returns exactly one row"))
+                return
+            for call, row in zip(batch, rows, strict=True):
+                if not call.row.done():
+                    call.row.set_result(row)
+
+    def _leave_alone(self, batch: list[_Call]) -> None:
+        for call in batch:
+            if not call.row.done():
+                call.row.set_result(None)
+
+
+def _fail(call: _Call, error: Exception) -> None:
+    if not call.row.done():
+        call.row.set_exception(error)
