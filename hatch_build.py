@@ -1,4 +1,4 @@
-"""Compiles protos/ into gotohotel/ at every build; the generated files are never committed."""
+"""Compiles protos/ into gotohotel/, and the texts in */locale/, at every build; generated files are never committed."""
 
 import subprocess
 import sys
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import google.api
+from babel.messages.mofile import write_mo
+from babel.messages.pofile import read_po
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 ROOT = Path(__file__).parent
@@ -30,14 +32,23 @@ def compile_protos() -> None:
     openapi.write(ROOT / "gotohotel" / "descriptors.binpb", ROOT / "gotohotel" / "openapi.json")
 
 
+def compile_texts() -> None:
+    """Writes a catalogue in gettext's binary form beside each .po file."""
+    for source in ROOT.glob("*/locale/*.po"):
+        with source.open("rb") as texts, source.with_suffix(".mo").open("wb") as compiled:
+            write_mo(compiled, read_po(texts, abort_invalid=True))
+
+
 class CompileProtos(BuildHookInterface[Any]):
     """Hatchling's hook, run before a wheel or an editable install is built."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002 - the hook's signature
         compile_protos()
+        compile_texts()
         build_data["artifacts"] += ["gotohotel/**/*_pb2.py", "gotohotel/**/*_pb2.pyi", "gotohotel/**/*_pb2_grpc.py*"]
-        build_data["artifacts"] += ["gotohotel/descriptors.binpb", "gotohotel/openapi.json"]
+        build_data["artifacts"] += ["gotohotel/descriptors.binpb", "gotohotel/openapi.json", "*/locale/*.mo"]
 
 
 if __name__ == "__main__":
     compile_protos()
+    compile_texts()

@@ -240,7 +240,6 @@ end
 local function fault_of_token(headers)
   local expiry, subject = headers:get("x-gotohotel-expiry"), headers:get("x-gotohotel-subject")
   if expiry ~= nil then
-    headers:remove("x-gotohotel-expiry")
     local seconds = tonumber(expiry)
     if seconds == nil or seconds > os.time() + MAX_LIFETIME_SECONDS then
       return "the token is valid for too long"

@@ -84,6 +84,26 @@ local function normalize_authorization(headers)
   end
 end
 
+-- A browser's EventSource can't set headers. On a watch the token may be in the query (RFC 6750, 2.3), and the id of the
+-- last event, which EventSource sends by itself, is the etag that the caller has.
+local function prepare_watch(headers)
+  local path, query = headers:get(":path"):match("^([^?]*:watch)%??([^?]*)$")
+  if path == nil then
+    return
+  end
+  local last = (headers:get("last-event-id") or ""):match("^%x+$")
+  local kept = {last and "etag=" .. last}
+  for parameter in query:gmatch("[^&]+") do
+    local token = parameter:match("^access_token=(.*)$")
+    if token == nil and not (last and parameter:find("^etag=")) then
+      kept[#kept + 1] = parameter
+    elseif token ~= nil and headers:get("authorization") == nil then
+      headers:add("authorization", "Bearer " .. token)
+    end
+  end
+  headers:replace(":path", path .. (#kept > 0 and "?" .. table.concat(kept, "&") or ""))
+end
+
 local function has_id_in_query(path)
   local query = path:match("%?(.*)$")
   if query == nil then
@@ -108,6 +128,7 @@ local GRPC_WEB = {
 
 local function check(handle)
   local headers = handle:headers()
+  prepare_watch(headers)
   local content_type = headers:get("content-type") or ""
   local path = headers:get(":path") or ""
   local is_web = GRPC_WEB[content_type] ~= nil
@@ -171,7 +192,8 @@ local function answer(handle)
     -- RFC 6797: for a year, browsers use TLS only.
     headers:replace("strict-transport-security", "max-age=31536000")
   end
-  if headers:get("content-type") == "application/json" then
+  local content_type = headers:get("content-type")
+  if content_type == "application/json" or content_type == "text/event-stream" then
     -- Answers are about guests: no cache keeps them. What gRPC says in headers is in the body.
     headers:replace("cache-control", "no-store")
     headers:remove("grpc-accept-encoding")

@@ -16,7 +16,7 @@ import nats.errors
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
 
-from gotohotel import idempotency, inbox, log, outbox
+from gotohotel import idempotency, inbox, language, log, outbox
 from gotohotel.bus.connection import Bus
 from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, Requirement
 from gotohotel.bus.pull import ConsumerLost
@@ -234,6 +234,7 @@ def run(
         log.configure("INFO")
         settings = read_settings(settings_type, prefix, others=others)
         log.configure(settings.log_level)
+        language.use(folder / "locale")
         uvloop.run(_main(name, settings, compose, folder))
     except (SettingRefused, SchemaBehind) as error:
         sys.exit(f"{name}: {error}")

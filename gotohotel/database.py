@@ -72,7 +72,7 @@ class Connection(Protocol):
     async def execute(self, query: str, *args: object) -> str: ...
 
 
-class _Session(asyncpg.Connection):
+class Session(asyncpg.Connection):
     """A connection as a Connection: inside a transaction nothing is shared."""
 
     async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:  # noqa: ARG002
@@ -179,31 +179,34 @@ async def _keep_session(_: object) -> None:
 @asynccontextmanager
 async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator[Database]:
     """Opens the pools. Raises OSError or asyncpg's errors if the server can't be reached."""
+    session = {"application_name": name, **SESSION}
+    async with (
+        _open_pool(url, pool_size, session) as pool,
+        _open_pool(url, BATCHING_CONNECTIONS, {**session, "lock_timeout": LOCK_TIMEOUT}) as batching,
+    ):
+        yield Database(pool, batching)
 
-    def pool(size: int, **session: str) -> "asyncpg.Pool[Row]":
-        return asyncpg.create_pool(
-            url,
-            min_size=min(2, size),
-            max_size=size,
-            timeout=3,
-            command_timeout=COMMAND_SECONDS,
-            reset=_keep_session,
-            connection_class=_Session,
-            server_settings={"application_name": name, **SESSION, **session},
-        )
 
-    calls, batching = pool(pool_size), pool(BATCHING_CONNECTIONS, lock_timeout=LOCK_TIMEOUT)
+@asynccontextmanager
+async def _open_pool(url: str, size: int, session: dict[str, str]) -> AsyncIterator["asyncpg.Pool[Row]"]:
+    pool = await asyncpg.create_pool(
+        url,
+        min_size=2,
+        max_size=size,
+        timeout=3,
+        command_timeout=COMMAND_SECONDS,
+        reset=_keep_session,
+        connection_class=Session,
+        server_settings=session,
+    )
     try:
-        await calls
-        await batching
-        yield Database(calls, batching)
+        yield pool
     finally:
         try:
             async with asyncio.timeout(5):
-                await asyncio.gather(calls.close(), batching.close())
+                await pool.close()
         except TimeoutError:
-            calls.terminate()
-            batching.terminate()
+            pool.terminate()
 
 
 async def delete_in_batches(database: Database, statement: str, *before: object) -> None:

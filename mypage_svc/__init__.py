@@ -3,5 +3,6 @@
 server    RPCs in
 policies  events in
 domain    how facts become a page (pure)
+watches   who is told when a page has changed
 store     SQL
 """

@@ -7,15 +7,20 @@ from gotohotel.mypage.v1 import mypage_service_pb2
 from gotohotel.settings import Settings
 from mypage_svc.policies import policies
 from mypage_svc.server import MyPageServer
+from mypage_svc.store import PostgresPages
+from mypage_svc.watches import open_watches
 
 
 class MyPageSettings(Settings):
     """MYPAGE_… in the environment."""
 
 
-async def compose(app: App, _: MyPageSettings) -> None:
+async def compose(app: App, settings: MyPageSettings) -> None:
     """Wires the service together."""
-    app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], MyPageServer(app.database))
+    pages = PostgresPages(app.database.autocommit, settings.database_url)
+    watches = await app.resources.enter_async_context(open_watches(pages))
+    server = MyPageServer(pages, watches, clock=app.clock.now)
+    app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], server)
     app.listen(policies)
 
 

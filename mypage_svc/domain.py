@@ -4,12 +4,15 @@ A page is stored as the set of its facts, so neither the order nor the repetitio
 is derived from the set.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+import hashlib
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Protocol
 
 from gotohotel.domain import Money, NotFound
+
+FINAL = frozenset({"CANCELED", "REJECTED", "EXPIRED"})
 
 
 class MyPageNotFound(NotFound):
@@ -67,6 +70,17 @@ class MyPage:
         return "PAID" if self._has("PaymentApproved") else "PAYMENT_PENDING"
 
     @property
+    def as_of(self) -> datetime:
+        """When the newest event happened that the page knows of."""
+        return max(fact.time for fact in self.facts)
+
+    @property
+    def etag(self) -> str:
+        """Identifies the content: a fact never changes, so its key stands for it."""
+        keys = ",".join(sorted(fact.key for fact in self.facts))
+        return hashlib.sha256(keys.encode()).hexdigest()[:32]
+
+    @property
     def payment_status(self) -> str:
         """The state of the payment; "" while no attempt was made."""
         if self._has("PaymentCanceled"):
@@ -113,3 +127,30 @@ class MyPage:
 
     def _all(self, event: str) -> Iterator[Fact]:
         return (fact for fact in self.facts if fact.event == event)
+
+
+class Pages(Protocol):
+    """Stored pages."""
+
+    async def get(self, order_id: str, *, owner: str | None) -> MyPage:
+        """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
+        ...
+
+    async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
+        """The existing pages of these orders, whoever they belong to."""
+        ...
+
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
+        """Pages, newest order first."""
+        ...
+
+    async def merge(self, facts: dict[str, list[Fact]]) -> None:
+        """Adds facts to the pages of their orders. Safe to repeat."""
+        ...
+
+    def changes(self, *, seconds: float) -> AsyncIterator[Set[str] | None]:
+        """The orders whose pages have changed, whichever replica changed them, until the connection breaks.
+
+        None at the beginning, and whenever there was no change for this long: then any page may have changed.
+        """
+        ...

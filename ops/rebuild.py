@@ -12,6 +12,7 @@ from nats.js.api import AckPolicy, ConsumerConfig
 import mypage_svc
 from gotohotel.bus.consumer import is_poison
 from gotohotel.bus.streams import EVENTS
+from gotohotel.database import Session
 from gotohotel.policies import ReceivedEvent
 from gotohotel.schema import statements_of
 from mypage_svc.policies import policies
@@ -67,7 +68,8 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
     the rebuild, is the old table locked. Raises StackError, and leaves the old pages as they are, if another rebuild
     runs, if the lock can't be had, or if the stream has lost events. `advance` is called with the size of each batch.
     """
-    owner = await asyncpg.connect(stack.database_url(SERVICE, f"{SERVICE}_owner"), timeout=3)
+    url = stack.database_url(SERVICE, f"{SERVICE}_owner")
+    owner: Session = await asyncpg.connect(url, timeout=3, connection_class=Session)
     try:
         if not await owner.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
             raise StackError("My page is being rebuilt already.")
@@ -93,7 +95,7 @@ async def rebuild(stack: Stack, *, advance: Callable[[int], None]) -> tuple[int,
         await owner.close()
 
 
-async def _swap(owner: "asyncpg.Connection[asyncpg.Record]", events: "_Events") -> None:
+async def _swap(owner: Session, events: "_Events") -> None:
     async with owner.transaction():
         await owner.execute(HOLD)
         # Whatever the service had handled before the lock is in the stream; this reads all that is there now.
@@ -113,14 +115,12 @@ async def _swap(owner: "asyncpg.Connection[asyncpg.Record]", events: "_Events") 
         await owner.execute(SWAP)
 
 
-async def _catch_up(connection: "asyncpg.Connection[asyncpg.Record]", events: "_Events") -> None:
+async def _catch_up(connection: Session, events: "_Events") -> None:
     while arrivals := await events.next_batch():
         await _apply(connection, arrivals, events)
 
 
-async def _apply(
-    connection: "asyncpg.Connection[asyncpg.Record]", arrivals: Sequence[ReceivedEvent], events: "_Events"
-) -> None:
+async def _apply(connection: Session, arrivals: Sequence[ReceivedEvent], events: "_Events") -> None:
     try:
         async with connection.transaction():
             await policies.apply(connection, arrivals)
@@ -131,7 +131,7 @@ async def _apply(
             events.skipped += await _is_skipped(connection, arrival)
 
 
-async def _is_skipped(connection: "asyncpg.Connection[asyncpg.Record]", arrival: ReceivedEvent) -> bool:
+async def _is_skipped(connection: Session, arrival: ReceivedEvent) -> bool:
     try:
         async with connection.transaction():
             await policies.apply(connection, [arrival])

@@ -52,10 +52,12 @@ def use_next_key(folder: Path) -> None:
     _write_key_set(folder, [before, _public(folder / KEY)])
 
 
-def mint(folder: Path, *, subject: str, role: str, key: str = KEY) -> str:
-    """A token for this subject and role, valid for twelve hours. Raises FileNotFoundError before the first start."""
+def mint(folder: Path, *, subject: str, role: str, key: str = KEY, seconds: int = LIFETIME_SECONDS) -> str:
+    """A token for this subject and role, valid for twelve hours or as long as given. Raises FileNotFoundError before
+    the first start.
+    """
     now = int(time.time())
-    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + LIFETIME_SECONDS}
+    claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + seconds}
     return jwt.encode(claims, (folder / key).read_text(), "ES256", headers={"kid": key_id(folder, key)})
 
 

@@ -19,6 +19,7 @@ SHAPE = {
     "store",
     "policies",
     "service",
+    "watches",
     "wire",
     "clients",
     "processor",
@@ -26,7 +27,7 @@ SHAPE = {
 }
 KNOW_PROTOBUF = {"server", "wire", "policies", "clients", "__main__"}
 PURE = ("gotohotel.domain", "gotohotel.cards", "gotohotel.ids", "gotohotel.texts")
-STANDARD_LIBRARY_OF_A_DOMAIN = {"collections", "dataclasses", "datetime", "decimal", "enum", "re", "typing"}
+STANDARD_LIBRARY_OF_A_DOMAIN = {"hashlib", "collections", "dataclasses", "datetime", "decimal", "enum", "re", "typing"}
 
 
 def imports(path: Path) -> set[str]:

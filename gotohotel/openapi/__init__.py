@@ -215,7 +215,7 @@ def _describe(operation: _Operation, messages: dict[str, _Message], path_names: 
         "description": operation.comment,
         "parameters": parameters,
         "responses": {
-            "200": _json_of({"$ref": f"#/components/schemas/{_short(operation.response)}"}, "As asked."),
+            "200": _answer(operation),
             **{str(status): _refusal(status) for status in _refusals(operation)},
         },
     }
@@ -225,6 +225,13 @@ def _describe(operation: _Operation, messages: dict[str, _Message], path_names: 
     if not operation.needs_token:
         described["security"] = []
     return described
+
+
+def _answer(operation: _Operation) -> dict[str, Any]:
+    if operation.response == "google.api.HttpBody":
+        events = {"text/event-stream": {"schema": {"type": "string"}}}
+        return {"description": "Server-sent events.", "content": events}
+    return _json_of({"$ref": f"#/components/schemas/{_short(operation.response)}"}, "As asked.")
 
 
 def _refusals(operation: _Operation) -> list[int]:

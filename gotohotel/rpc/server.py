@@ -2,8 +2,10 @@
 
 import asyncio
 import socket
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import aclosing
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,7 @@ from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
-from gotohotel import trace
+from gotohotel import language, trace
 from gotohotel.domain import Invalid
 from gotohotel.rpc import deadline
 from gotohotel.rpc.access import SERVICE, allowed_roles, has_side_effects
@@ -30,6 +32,7 @@ from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abor
 from gotohotel.rpc.tls import peer_name, server_credentials
 
 DATABASE = "database"  # the name for which a health check asks about the database
+EXPIRY_HEADER = "x-gotohotel-expiry"  # when the caller's token expires, in seconds since 1970
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 MESSAGE_LIMIT_BYTES = 1024 * 1024
 REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -37,8 +40,7 @@ REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
 SERVER_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
     ("grpc.max_receive_message_length", MESSAGE_LIMIT_BYTES),
-    ("grpc.max_connection_age_ms", 300_000),
-    ("grpc.max_connection_age_grace_ms", 30_000),
+    ("grpc.max_connection_age_ms", 300_000),  # without a limit of grace: a stream keeps its connection
     ("grpc.keepalive_permit_without_calls", 1),
     ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
     ("grpc.so_reuseport", 0),
@@ -49,19 +51,32 @@ class RpcServer:
     """Serves implementations of services described by protobuf, with health and reflection."""
 
     def __init__(
-        self, *, port: int, host: str, tls_folder: Path, max_calls: int = 600, max_calls_of_one: int = 64
+        self,
+        *,
+        port: int,
+        host: str,
+        tls_folder: Path,
+        max_calls: int = 600,
+        max_calls_of_one: int = 64,
+        max_streams: int = 2000,
+        max_streams_of_one: int = 20,
     ) -> None:
         self._address = f"{host}:{port}"
         self._tls_folder = tls_folder
         # gRPC's own limit answers without details; it only backs up ours.
-        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * max_calls)
+        self._server = grpc.aio.server(options=SERVER_OPTIONS, maximum_concurrent_rpcs=2 * (max_calls + max_streams))
         self._max_calls = max_calls
         self._max_calls_of_one = max_calls_of_one
+        self._max_streams = max_streams
+        self._max_streams_of_one = max_streams_of_one
         self._reads = 0
         self._calls_of: Counter[str] = Counter()  # concurrent calls, by the caller's subject
         self._health = HealthServicer()
         self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
         self._mutations: set[asyncio.Task[Any]] = set()
+        self._streams: dict[object, asyncio.Timeout] = {}
+        self._streams_of: Counter[str] = Counter()
+        self._is_stopping = False
 
     def add(self, service: ServiceDescriptor, implementation: object) -> None:
         """Registers every RPC of a service.
@@ -72,9 +87,12 @@ class RpcServer:
         handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {}
         for method in service.methods:
             function = getattr(implementation, method.name)
-            handlers[method.name] = grpc.unary_unary_rpc_method_handler(
-                self._edge(method, function),  # parses the request itself, so that a malformed one gets our error
-                response_serializer=GetMessageClass(method.output_type).SerializeToString,
+            # The edge parses the request itself, so that a malformed one gets our error.
+            serialize = GetMessageClass(method.output_type).SerializeToString
+            handlers[method.name] = (
+                grpc.unary_stream_rpc_method_handler(self._stream_edge(method, function), response_serializer=serialize)
+                if method.server_streaming
+                else grpc.unary_unary_rpc_method_handler(self._edge(method, function), response_serializer=serialize)
             )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
         self._names.append(service.full_name)
@@ -118,7 +136,12 @@ class RpcServer:
         await self._health.set(DATABASE, _serving_status(has_database))
 
     async def stop(self, *, grace_seconds: float) -> None:
-        """Accepts no new calls and waits for running ones, including mutations whose callers have disconnected."""
+        """Accepts no new calls, ends streams, and waits for running calls, including mutations whose callers have
+        disconnected.
+        """
+        self._is_stopping = True
+        for limit in self._streams.values():
+            limit.reschedule(asyncio.get_running_loop().time())
         await self._server.stop(grace_seconds)
         if self._mutations:
             await asyncio.wait(self._mutations, timeout=grace_seconds)
@@ -163,6 +186,7 @@ class RpcServer:
             metadata = dict(context.invocation_metadata())
             deadline.enter(context.time_remaining())
             trace.enter(metadata.get("traceparent"))
+            language.enter(metadata.get("accept-language"))
             try:
                 caller = identify(peer_name(context), metadata, roles)
                 busy = self._reads + len(self._mutations) >= self._max_calls
@@ -178,6 +202,59 @@ class RpcServer:
 
         return handle
 
+    def _stream_edge(self, method: Any, function: Any) -> Callable[[Any, Any], Awaitable[None]]:
+        """Wraps an implementation that returns an asynchronous iterator.
+
+        A stream has no deadline but the caller's own. It ends when the caller's token expires, or when this process
+        stops: then with UNAVAILABLE, so that the caller connects to another one.
+        """
+        roles = allowed_roles(method.GetOptions())
+        read = GetMessageClass(method.input_type).FromString
+        required = _required_fields(method.input_type)
+
+        async def send(request_bytes: bytes, context: Any, caller: Caller, limit: asyncio.Timeout) -> None:
+            request = read(request_bytes)
+            _refuse_missing(request, required)
+            async with limit, aclosing(function(request, caller)) as messages:
+                async for message in messages:
+                    await context.write(message)
+
+        async def handle(request_bytes: bytes, context: Any) -> None:
+            metadata = dict(context.invocation_metadata())
+            trace.enter(metadata.get("traceparent"))
+            language.enter(metadata.get("accept-language"))
+            limit, key = asyncio.timeout(_seconds_until(metadata.get(EXPIRY_HEADER))), object()
+            subject = ""
+            try:
+                caller = identify(peer_name(context), metadata, roles)
+                if self._is_stopping:
+                    raise Unavailable("this instance stops; connect again")
+                if (
+                    len(self._streams) >= self._max_streams
+                    or self._streams_of[caller.subject] >= self._max_streams_of_one
+                ):
+                    raise Overloaded
+                subject = caller.subject
+                self._streams[key] = limit
+                self._streams_of[subject] += 1
+                await send(request_bytes, context, caller, limit)
+                return
+            except asyncio.CancelledError:
+                raise  # the caller has disconnected
+            except Exception as error:  # noqa: BLE001 - the edge: the caller gets a status and no internals
+                status = status_of(self._end_of_stream() if limit.expired() else error)
+            finally:
+                if self._streams.pop(key, None) is not None:
+                    self._streams_of[subject] -= 1
+                    if not self._streams_of[subject]:
+                        del self._streams_of[subject]
+            await abort(context, status)
+
+        return handle
+
+    def _end_of_stream(self) -> Exception:
+        return Unavailable("this instance stops; connect again") if self._is_stopping else Unauthenticated()
+
     async def _read(self, answer: Coroutine[Any, Any, Any]) -> Any:
         self._reads += 1
         try:
@@ -191,6 +268,10 @@ class RpcServer:
         self._mutations.add(task)
         task.add_done_callback(self._mutations.discard)
         return await asyncio.shield(task)
+
+
+def _seconds_until(expiry: object) -> float | None:
+    return float(str(expiry)) - time.time() if expiry else None
 
 
 def _serving_status(serving: bool) -> Any:

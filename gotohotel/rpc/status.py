@@ -8,6 +8,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from gotohotel import language
 from gotohotel.database import TRANSIENT
 from gotohotel.domain import AlreadyExists, Conflict, DomainError, Invalid, NotFound, TooMany, WrongState
 from gotohotel.ids import new_id
@@ -114,4 +115,7 @@ def _status(code: int, reason: str, message: str, *details: Message, retryable: 
     metadata = {"retryable": str(retryable).lower()}  # whether the same call may succeed later
     for detail in (error_details_pb2.ErrorInfo(reason=reason, domain="gotohotel", metadata=metadata), *details):
         status.details.add().Pack(detail)
+    if text := language.of_error(reason):
+        localized = error_details_pb2.LocalizedMessage(locale=language.current(), message=text)
+        status.details.add().Pack(localized)
     return status

@@ -23,7 +23,7 @@ from ops.services import SERVICES, part
 __all__ = ["render", "render_jwt"]
 
 # How many calls may be at a service at once.
-MAX_CALLS, MAX_ANONYMOUS_CALLS = 320, 64
+MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
 ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
 
 CLUSTER = """\
@@ -43,7 +43,10 @@ CLUSTER = """\
           "@type": type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.UpstreamTlsContext
           common_tls_context: {tls}
       circuit_breakers:
-        thresholds: [{{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}]
+        thresholds:
+          - {{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}
+          # Streams: they have connections and places of their own.
+          - {{priority: HIGH, max_connections: 64, max_pending_requests: {max_streams}, max_requests: {max_streams}}}
       load_assignment:
         cluster_name: {name}
         endpoints:
@@ -72,6 +75,7 @@ def render(
             host=host,
             port=port,
             max_requests=max_requests,
+            max_streams=MAX_STREAMS,
             tls=mutual_tls(values["GATEWAY_TLS"], peers=[part(name)]),
         )
         for name, (host, port) in services.items()
@@ -107,16 +111,17 @@ def _origin(origin: str) -> dict[str, object]:
 
 
 def _route(rpc: PublicRpc) -> str:
-    route = {
-        "name": rpc.name,
-        "match": {"path": rpc.paths[0]},
-        "route": {
-            # Calls without a token have few places of their own: they never use up those of the others.
-            "cluster": rpc.cluster + (ANONYMOUS if rpc.needs_no_token else ""),
-            "timeout": "12s",
-            "max_stream_duration": {"grpc_timeout_header_max": "10s"},
-        },
-    }
+    # Calls without a token have few places of their own: they never use up those of the others.
+    cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
+    route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
+    if rpc.is_stream:
+        route["route"] = {"cluster": cluster, "priority": "HIGH", "timeout": "0s", "idle_timeout": "0s"}
+    else:
+        # A call without a deadline gets one, and nobody gets a longer one.
+        limit = {"grpc_timeout_header_max": "10s"}
+        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit}
+        deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
+        route["request_headers_to_add"] = [deadline]
     return f"                        - {json.dumps(route)}"
 
 

@@ -25,6 +25,7 @@ class PublicRpc:
     service: str  # full name
     name: str
     needs_no_token: bool
+    is_stream: bool
     bindings: list[access.Binding]
     request: str  # full name of the message
 
@@ -46,6 +47,7 @@ def public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
                         f"{file.package}.{service.name}",
                         method.name,
                         access.ANYBODY in access.allowed_roles(method.options),
+                        method.server_streaming,
                         list(access.bindings(method.options)),
                         method.input_type.removeprefix("."),
                     )

@@ -1,5 +1,7 @@
 """MyPageService over real PostgreSQL."""
 
+from datetime import UTC, datetime
+
 import pytest
 
 from gotohotel.database import Database
@@ -12,9 +14,17 @@ from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
 from gotohotel.rpc.identity import Caller
 from mypage_svc.domain import MyPageNotFound
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PostgresMyPages
+from mypage_svc.store import PostgresPages
+from mypage_svc.watches import Watches
 from tests.mypage_svc.test_domain import STORY
 from tests.mypage_svc.test_store import stored
+
+
+def server_of(database: Database) -> MyPageServer:
+    """The server over this database; nobody watches."""
+    pages = PostgresPages(database.autocommit)
+    return MyPageServer(pages, Watches(pages), clock=lambda: datetime.now(tz=UTC))
+
 
 ALICE, MALLORY, DESK = Caller("alice", "guest"), Caller("mallory", "guest"), Caller("desk", "desk")
 
@@ -22,9 +32,9 @@ ALICE, MALLORY, DESK = Caller("alice", "guest"), Caller("mallory", "guest"), Cal
 async def test_a_page_shows_what_all_three_services_said(mypage_database: Database) -> None:
     """The page has all three states, the confirmation number and the timeline, sorted by time."""
     order = new_id()
-    await PostgresMyPages(mypage_database.autocommit).merge({order: list(STORY)})
+    await PostgresPages(mypage_database.autocommit).merge({order: list(STORY)})
 
-    page = await MyPageServer(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
+    page = await server_of(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
 
     assert page.order_id == order
     assert page.status == Order.CONFIRMED
@@ -39,7 +49,7 @@ async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_da
     """The other states are STATUS_UNSPECIFIED until there is a payment or a reservation."""
     [order] = await stored(mypage_database, "alice")
 
-    page = await MyPageServer(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
+    page = await server_of(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
 
     assert page.status == Order.PAYMENT_PENDING
     assert (page.payment_status, page.reservation_status) == (0, 0)
@@ -48,7 +58,7 @@ async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_da
 async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> None:
     """Another guest's page raises MyPageNotFound; the desk sees every page."""
     [order] = await stored(mypage_database, "alice")
-    server = MyPageServer(mypage_database)
+    server = server_of(mypage_database)
 
     with pytest.raises(MyPageNotFound):
         await server.GetMyPage(pb.GetMyPageRequest(order_id=order), MALLORY)
@@ -58,7 +68,7 @@ async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> No
 async def test_pages_are_listed_newest_first_and_in_parts(mypage_database: Database) -> None:
     """A token returns the next part of the list; the last part has no token."""
     orders = await stored(mypage_database, "alice", "mallory", "alice", "alice")
-    server = MyPageServer(mypage_database)
+    server = server_of(mypage_database)
 
     first = await server.ListMyPages(pb.ListMyPagesRequest(page_size=2), ALICE)
     rest = await server.ListMyPages(pb.ListMyPagesRequest(page_size=2, page_token=first.next_page_token), ALICE)
@@ -71,4 +81,4 @@ async def test_pages_are_listed_newest_first_and_in_parts(mypage_database: Datab
 async def test_an_id_that_is_none_is_refused(mypage_database: Database) -> None:
     """The error names the field by its JSON name."""
     with pytest.raises(Invalid, match="orderId"):
-        await MyPageServer(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id="1"), ALICE)
+        await server_of(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id="1"), ALICE)

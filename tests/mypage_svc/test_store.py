@@ -8,13 +8,13 @@ from gotohotel.database import Database
 from gotohotel.ids import new_id
 from gotohotel.wire import LAST_ID
 from mypage_svc.domain import MyPageNotFound
-from mypage_svc.store import PostgresMyPages
+from mypage_svc.store import PostgresPages
 from tests.mypage_svc.test_domain import STORY
 
 
 async def test_what_a_newer_release_wrote_into_a_page_stays(mypage_database: Database) -> None:
     """Facts and keys that only the newer release knows are kept, even if the event is delivered again."""
-    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
+    pages, order = PostgresPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY[:3])})
     newer = """
     UPDATE mypages
@@ -36,13 +36,13 @@ async def stored(mypage_database: Database, *owners: str) -> list[str]:
     orders = [new_id() for _ in owners]
     for order, owner in zip(orders, owners, strict=True):
         booking = {**(STORY[0].booking or {}), "owner": owner}
-        await PostgresMyPages(mypage_database.autocommit).merge({order: [replace(STORY[0], booking=booking)]})
+        await PostgresPages(mypage_database.autocommit).merge({order: [replace(STORY[0], booking=booking)]})
     return orders
 
 
 async def test_facts_that_come_again_change_nothing(mypage_database: Database) -> None:
     """Events are delivered at least once, so merging a fact again leaves the page as it is."""
-    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
+    pages, order = PostgresPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY)})
     once = await pages.get(order, owner=None)
 
@@ -53,7 +53,7 @@ async def test_facts_that_come_again_change_nothing(mypage_database: Database) -
 
 async def test_a_page_is_there_once_its_owner_is_known(mypage_database: Database) -> None:
     """Other facts may arrive before the owner is known; until then the page is not found."""
-    pages, order = PostgresMyPages(mypage_database.autocommit), new_id()
+    pages, order = PostgresPages(mypage_database.autocommit), new_id()
     without_owner = next(fact for fact in STORY if fact.booking is None)
     await pages.merge({order: [without_owner]})
 
@@ -67,7 +67,7 @@ async def test_a_page_is_there_once_its_owner_is_known(mypage_database: Database
 
 async def test_a_guest_sees_only_her_own_pages(mypage_database: Database) -> None:
     """Another guest's page raises MyPageNotFound, like a page that does not exist."""
-    pages = PostgresMyPages(mypage_database.autocommit)
+    pages = PostgresPages(mypage_database.autocommit)
     first, hers, last = await stored(mypage_database, "alice", "mallory", "alice")
 
     assert [page.order_id for page in await pages.page(owner="alice", before=LAST_ID, size=10)] == [last, first]

@@ -81,7 +81,7 @@ console.log(JSON.stringify({ order, again, read, refusal, paid: OrderStatusEnum.
 
 def test_a_typescript_client_is_generated_from_the_description(hotel: Hotel, guest: Client, tmp_path: Path) -> None:
     """It books a room, reads it back, and gets an error with its reason."""
-    generator = [Path(sys.executable).with_name("openapi-generator-cli"), "generate", "-g", "typescript-fetch"]
+    generator = [str(Path(sys.executable).with_name("openapi-generator-cli")), "generate", "-g", "typescript-fetch"]
     source = ["-i", str(ROOT / "gotohotel" / "openapi.json"), "-o", str(tmp_path)]
     options = ["--additional-properties", "importFileExtension=.ts"]
     subprocess.run([*generator, *source, *options], check=True, capture_output=True)

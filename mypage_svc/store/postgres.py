@@ -1,15 +1,18 @@
 """My pages in PostgreSQL: one row per order, with its facts as JSON."""
 
+import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
 from typing import Any
 
-from gotohotel.database import Connection, Row
+import asyncpg
+
+from gotohotel.database import SESSION, Connection, Row
 from gotohotel.domain import Money
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound
@@ -17,14 +20,24 @@ from mypage_svc.domain import Fact, MyPage, MyPageNotFound
 # || merges by key. A fact that is stored already wins, with whatever a newer release has added to it; no row has to be
 # read first.
 MERGE = """
-INSERT INTO mypages (order_id, owner, facts, updated_at)
-SELECT order_id, owner, facts, updated_at
-FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[]) AS page (order_id, owner, facts, updated_at)
-ORDER BY order_id
-ON CONFLICT (order_id) DO UPDATE
-SET owner = coalesce(mypages.owner, excluded.owner),
-    facts = excluded.facts || mypages.facts,
-    updated_at = greatest(mypages.updated_at, excluded.updated_at)
+WITH merged AS (
+    INSERT INTO mypages (order_id, owner, facts, updated_at)
+    SELECT order_id, owner, facts, updated_at
+    FROM unnest($1::uuid[], $2::text[], $3::jsonb[], $4::timestamptz[]) AS page (order_id, owner, facts, updated_at)
+    ORDER BY order_id
+    ON CONFLICT (order_id) DO UPDATE
+    SET owner = coalesce(mypages.owner, excluded.owner),
+        facts = excluded.facts || mypages.facts,
+        updated_at = greatest(mypages.updated_at, excluded.updated_at)
+    RETURNING order_id
+),
+numbered AS (
+    SELECT order_id, row_number() OVER () / 200 AS part  -- a notification has at most 8000 bytes
+    FROM merged
+)
+SELECT pg_notify('mypages', string_agg(order_id::text, ','))
+FROM numbered
+GROUP BY part
 """
 
 GET = """
@@ -33,6 +46,13 @@ FROM mypages
 WHERE order_id = $1
   AND owner IS NOT NULL
   AND ($2::text IS NULL OR owner = $2)
+"""
+
+FIND = """
+SELECT order_id, facts
+FROM mypages
+WHERE order_id = ANY($1::uuid[])
+  AND owner IS NOT NULL
 """
 
 LIST = """
@@ -55,11 +75,12 @@ LIMIT $2
 """
 
 
-class PostgresMyPages:
-    """Stores pages."""
+class PostgresPages:
+    """The Pages port. `listen_url` is needed for `changes` only."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, listen_url: str = "") -> None:
         self._connection = connection
+        self._listen_url = listen_url
 
     async def get(self, order_id: str, *, owner: str | None) -> MyPage:
         """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
@@ -73,6 +94,33 @@ class PostgresMyPages:
         statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
         return [page_of(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
+    async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
+        """The existing pages of these orders, whoever they belong to."""
+        return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
+
+    async def changes(self, *, seconds: float) -> AsyncIterator[Set[str] | None]:
+        """The orders whose pages have changed, whichever replica changed them, until the connection breaks.
+
+        None at the beginning, and whenever there was no change for this long: then any page may have changed.
+        """
+        news: asyncio.Queue[str] = asyncio.Queue()
+        # A direct connection of its own: notifications belong to a session.
+        connection = await asyncpg.connect(self._listen_url, timeout=3, command_timeout=5, server_settings=SESSION)
+        try:
+            await connection.add_listener("mypages", lambda *notice: news.put_nowait(notice[3]))
+            connection.add_termination_listener(lambda _: news.put_nowait(""))
+            yield None
+            while not connection.is_closed():
+                try:
+                    async with asyncio.timeout(seconds):
+                        changed = await news.get()
+                except TimeoutError:
+                    yield None
+                else:
+                    yield set(changed.split(","))
+        finally:
+            await connection.close(timeout=2)
+
     async def merge(self, facts: dict[str, list[Fact]]) -> None:
         """Adds facts to the pages of their orders. Safe to repeat."""
         if not facts:
@@ -83,7 +131,7 @@ class PostgresMyPages:
             columns[1].append(next((fact.booking["owner"] for fact in added if fact.booking), None))
             columns[2].append(json.dumps({fact.key: _to_json(fact) for fact in added}))
             columns[3].append(max(fact.time for fact in added))
-        await self._connection.execute(MERGE, *columns)
+        await self._connection.fetch(MERGE, *columns)
 
 
 @dataclass
@@ -98,7 +146,7 @@ async def open_work(connection: Connection, _: Sequence[ReceivedEvent]) -> Async
     """Collects facts and merges them in one statement."""
     work = UnitOfWork()
     yield work
-    await PostgresMyPages(connection).merge(work.facts)
+    await PostgresPages(connection).merge(work.facts)
 
 
 def _to_json(fact: Fact) -> dict[str, Any]:

@@ -1,0 +1,280 @@
+"""Watching a page: server-sent events and gRPC through the gateway, from the order to its last state."""
+
+import json
+import os
+import queue
+import signal
+import socket
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+
+from gotohotel.mypage.v1 import mypage_service_pb2 as pb
+from gotohotel.mypage.v1.mypage_service_pb2_grpc import MyPageServiceStub
+from ops import tokens
+from tests.conftest import GOOD_CARD, WAIT_SECONDS, Client, Hotel, wait_for
+from tests.honest import honest
+
+Event = tuple[str, str, Any]  # id, name, data
+
+
+class Watcher:
+    """Reads server-sent events in the background."""
+
+    def __init__(self) -> None:
+        self.head: httpx.Response | None = None
+        self.comments = 0
+        self._events: queue.Queue[Event | None] = queue.Queue()
+
+    def next(self) -> Event:
+        """The next event. Fails the test if none comes, or if the stream has ended."""
+        try:
+            event = self._events.get(timeout=WAIT_SECONDS)
+        except queue.Empty:
+            pytest.fail("no event has come")
+        if event is None:
+            pytest.fail("the stream has ended")
+        return event
+
+    def until(self, **expected: str) -> Event:
+        """The first event whose page has these values."""
+        while True:
+            event = self.next()
+            if all(event[2].get(name) == value for name, value in expected.items()):
+                return event
+
+    def next_or_end(self) -> Event | None:
+        """The next event, or None at the end of the stream."""
+        return self._events.get(timeout=2 * WAIT_SECONDS)
+
+    def rest(self) -> list[Event]:
+        """The events that are still to come; waits for the end of the stream."""
+        return list(iter(lambda: self._events.get(timeout=WAIT_SECONDS), None))
+
+    def has_news(self) -> bool:
+        """Whether an event has come that was not taken yet."""
+        return not self._events.empty()
+
+    def read(self, lines: Iterator[str]) -> None:
+        """Reads until the end of the stream."""
+        fields: dict[str, str] = {}
+        with suppress(httpx.HTTPError):
+            for line in lines:
+                if line.startswith(":"):
+                    self.comments += 1
+                elif line:
+                    name, _, value = line.partition(": ")
+                    fields[name] = value
+                elif "data" in fields:
+                    self._events.put((fields.get("id", ""), fields.get("event", ""), json.loads(fields["data"])))
+                    fields = {}
+        self._events.put(None)
+
+
+@contextmanager
+def watching(
+    hotel: Hotel, order_id: str, token: str = "", *, query: str = "", headers: Mapping[str, str] | None = None
+) -> Iterator[Watcher]:
+    """Watches a page during the block."""
+    watcher = Watcher()
+    own = {"Authorization": f"Bearer {token}"} if token else {}
+    url = f"{hotel.stack.gateway_url}/mypages/{order_id}:watch{query}"
+    with httpx.stream("GET", url, headers={**own, **(headers or {})}, timeout=60) as answer:
+        watcher.head = answer
+        if answer.status_code != httpx.codes.OK:
+            answer.read()
+            yield watcher
+            return
+        reading = threading.Thread(target=watcher.read, args=[answer.iter_lines()], daemon=True)
+        reading.start()
+        try:
+            yield watcher
+        finally:
+            with suppress(OSError):  # to close the answer would not wake the thread that reads it
+                answer.extensions["network_stream"].get_extra_info("socket").shutdown(socket.SHUT_RDWR)
+            reading.join(timeout=WAIT_SECONDS)
+
+
+def test_a_booking_is_followed_from_order_to_confirmation(hotel: Hotel, guest: Client) -> None:
+    """The page comes at once, and again at every change; no page comes twice."""
+    order = hotel.order(guest, card=None)
+    with watching(hotel, order["id"], guest.token) as watcher:
+        first = watcher.next()
+        assert watcher.head is not None
+        assert watcher.head.headers["content-type"] == "text/event-stream"
+        assert watcher.head.headers["cache-control"] == "no-store"
+        assert first[2]["status"] == "PAYMENT_PENDING"
+
+        guest.post(f"/orders/{order['id']}:pay", {"cardNo": GOOD_CARD})
+        received = watcher.until(reservationStatus="RECEIVED")
+        hotel.desk.post(f"/reservations/{order['id']}:confirm")
+        confirmed = watcher.until(status="CONFIRMED")
+
+    assert len({first[0], received[0], confirmed[0]}) == 3
+    assert confirmed[2] == guest.get(f"/mypages/{order['id']}")
+    assert confirmed[0] == confirmed[2]["etag"]
+    assert confirmed[2]["asOfTime"] == confirmed[2]["timeline"][-1]["time"]
+
+
+def test_a_client_that_connects_again_loses_nothing_and_gets_nothing_twice(hotel: Hotel, guest: Client) -> None:
+    """EventSource sends the id of the last event by itself; the page that it has is not sent again."""
+    order = hotel.order(guest, card=None)
+    with watching(hotel, order["id"], guest.token) as watcher:
+        last, _, _ = watcher.next()
+    with watching(hotel, order["id"], guest.token, headers={"Last-Event-ID": last}) as watcher:
+        wait_for(lambda: watcher.comments > 0)
+        assert not watcher.has_news()
+        guest.post(f"/orders/{order['id']}:pay", {"cardNo": GOOD_CARD})
+        last, _, page = watcher.until(status="PAID", reservationStatus="RECEIVED")
+    hotel.desk.post(f"/reservations/{order['id']}:confirm")
+    with watching(hotel, order["id"], guest.token, query=f"?etag={last}") as watcher:
+        assert watcher.until(status="CONFIRMED")[0] != last
+    assert page["status"] == "PAID"
+
+
+def test_a_page_may_be_watched_before_its_first_event_has_arrived(hotel: Hotel, guest: Client) -> None:
+    """The call waits for it; somebody else's page, and one that never comes, are not found."""
+    order = guest.post("/orders", hotel.booking(**hotel.stay()))
+    with watching(hotel, order["id"], guest.token) as watcher:
+        assert watcher.next()[2]["orderId"] == order["id"]
+    with watching(hotel, order["id"], hotel.caller().token) as watcher:
+        assert watcher.head is not None
+        assert watcher.head.status_code == 404
+        assert watcher.head.json()["details"][0]["reason"] == "MY_PAGE_NOT_FOUND"
+    with watching(hotel, order["id"], hotel.desk.token) as watcher:
+        assert watcher.next()[2]["orderId"] == order["id"]
+
+
+def test_a_browser_gives_the_token_in_the_query_of_a_watch_only(hotel: Hotel, guest: Client) -> None:
+    """EventSource can't set headers. No other path takes a token there, and a wrong one is refused."""
+    order = hotel.order(guest, card=None)
+    with watching(hotel, order["id"], query=f"?access_token={guest.token}") as watcher:
+        assert watcher.next()[2]["orderId"] == order["id"]
+    with watching(hotel, order["id"], query=f"?access_token={guest.token[:-9]}") as watcher:
+        assert watcher.head is not None
+        assert watcher.head.status_code == 401
+    page = httpx.get(f"{hotel.stack.gateway_url}/mypages/{order['id']}?access_token={guest.token}")
+    assert page.status_code == 401
+    logs = [path.read_text() for path in (hotel.stack.home / "log").iterdir()]
+    assert logs
+    assert all(guest.token not in log for log in logs)
+
+
+def test_a_watch_ends_with_the_token(hotel: Hotel, guest: Client) -> None:
+    """The stream ends when the token expires, and is refused afterwards."""
+    order = hotel.order(guest, card=None)
+    token = tokens.mint(hotel.stack.home, subject=guest.subject, role="guest", seconds=3)
+    with watching(hotel, order["id"], token) as watcher:
+        watcher.next()
+        assert watcher.rest() == []
+    wait_for(lambda: _status(hotel, order["id"], token) == 401)
+
+
+def _status(hotel: Hotel, order_id: str, token: str) -> int:
+    with watching(hotel, order_id, token) as watcher:
+        return watcher.head.status_code if watcher.head else 0
+
+
+def test_grpc_clients_watch_too(hotel: Hotel, guest: Client) -> None:
+    """The stream has pages; the sentences are in the caller's language, Korean by default."""
+    order = hotel.order(guest, card=None)
+    with _stub(hotel) as stub:
+        request = pb.WatchMyPageRequest(order_id=order["id"])
+        english = stub.WatchMyPage(request, metadata=(*_bearer(guest), ("accept-language", "de, en;q=0.5")))
+        korean = stub.WatchMyPage(request, metadata=_bearer(guest))
+        assert next(english).timeline[0].text == "We have received your booking."
+        assert next(korean).timeline[0].text == "예약이 접수되었습니다."
+        guest.post(f"/orders/{order['id']}:cancel")
+        assert next(english).timeline[-1].event == "OrderCanceled"
+        english.cancel()
+        korean.cancel()
+
+
+@contextmanager
+def _stub(hotel: Hotel) -> Iterator[MyPageServiceStub]:
+    with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports['gateway']}") as channel:
+        yield MyPageServiceStub(channel)
+
+
+def _bearer(caller: Client) -> tuple[tuple[str, str | bytes], ...]:
+    return (("authorization", f"Bearer {caller.token}"),)
+
+
+def test_twenty_watches_of_one_caller_are_the_limit(hotel: Hotel, guest: Client) -> None:
+    """The next one is refused with the time to wait; calls, and other guests' watches, are not affected."""
+    order = hotel.order(guest, card=None)
+    other = hotel.caller()
+    others = hotel.order(other, card=None)
+    with honest(hotel), _stub(hotel) as stub:
+        open_ones = [
+            stub.WatchMyPage(pb.WatchMyPageRequest(order_id=order["id"]), metadata=_bearer(guest)) for _ in range(20)
+        ]
+        for each in open_ones:
+            next(each)
+        with watching(hotel, order["id"], guest.token) as refused:
+            assert refused.head is not None
+            assert refused.head.status_code == 429
+            assert refused.head.headers["retry-after"] == "1"
+        assert guest.get(f"/mypages/{order['id']}")["orderId"] == order["id"]
+        with watching(hotel, others["id"], other.token) as watcher:
+            watcher.next()
+        for each in open_ones:
+            each.cancel()
+    wait_for(lambda: _status(hotel, order["id"], guest.token) == 200)
+
+
+def test_a_watch_survives_restarts_and_kills_of_the_service(hotel: Hotel, guest: Client) -> None:
+    """A stop ends it with UNAVAILABLE; a kill breaks it. A client that connects again ends with the true page."""
+    order = hotel.order(guest, card=None)
+    with _stub(hotel) as stub:
+        stream = stub.WatchMyPage(pb.WatchMyPageRequest(order_id=order["id"]), metadata=_bearer(guest))
+        next(stream)
+        stopping = threading.Thread(target=hotel.stack.stop, args=["mypage_svc"])
+        stopping.start()
+        with pytest.raises(grpc.RpcError) as ended:
+            next(stream)
+        assert ended.value.code() == grpc.StatusCode.UNAVAILABLE
+        stopping.join()
+    hotel.stack.start("mypage_svc")
+
+    done = threading.Event()
+
+    def follow() -> None:
+        last = ""
+        while not done.is_set():
+            with suppress(httpx.HTTPError), watching(hotel, order["id"], guest.token, query=f"?etag={last}") as watcher:
+                if watcher.head is not None and watcher.head.status_code == httpx.codes.OK:
+                    for identifier, _, page in iter(watcher.next_or_end, None):
+                        last = identifier or last
+                        seen.append(page)
+            time.sleep(0.1)
+
+    seen: list[Any] = []
+    following = threading.Thread(target=follow, daemon=True)
+    following.start()
+    wait_for(lambda: len(seen) == 1)
+    [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "mypage_svc"]
+    os.kill(pid, signal.SIGKILL)
+    guest.post(f"/orders/{order['id']}:pay", {"cardNo": GOOD_CARD})
+    wait_for(lambda: seen[-1]["reservationStatus"] == "RECEIVED")
+    [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "envoy"]
+    os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: _confirmed(hotel, order["id"]))
+    wait_for(lambda: seen[-1]["status"] == "CONFIRMED")
+    done.set()
+
+    etags = [page["etag"] for page in seen]
+    assert len(etags) == len(set(etags))
+    assert seen[-1] == guest.get(f"/mypages/{order['id']}")
+
+
+def _confirmed(hotel: Hotel, order_id: str) -> bool:
+    with suppress(httpx.HTTPError):
+        return hotel.desk.request("POST", f"/reservations/{order_id}:confirm").is_success
+    return False
