@@ -87,8 +87,8 @@ end
 -- A browser's EventSource can't set headers. On a watch the token may be in the query (RFC 6750, 2.3), and the id of the
 -- last event, which EventSource sends by itself, is the etag that the caller has.
 local function prepare_watch(headers)
-  local path, query = headers:get(":path"):match("^([^?]*:watch)%??([^?]*)$")
-  if path == nil then
+  local path, query = headers:get(":path"):match("^([^?]*)%??(.*)$")
+  if not path:find(":watch$") then
     return
   end
   local last = (headers:get("last-event-id") or ""):match("^%x+$")

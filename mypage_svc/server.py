@@ -15,11 +15,12 @@ from gotohotel.ids import parse_id
 from gotohotel.language import Texts
 from gotohotel.mypage.v1 import mypage_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
+from gotohotel.texts import parse_text
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from mypage_svc.domain import FINAL, Fact, MyPage, MyPageNotFound, Pages
 from mypage_svc.watches import Watches
 
-APPEARS_WITHIN_SECONDS = 5.0  # the first event of an order may still be on its way
+APPEARS_WITHIN_SECONDS = 3.0  # the first event of an order may still be on its way
 HEARTBEAT_SECONDS = 15.0
 WATCHED_WHEN_FINAL = timedelta(minutes=1)
 EVENT_STREAM = "text/event-stream"
@@ -64,7 +65,7 @@ class MyPageServer:
         self, request: pb.WatchMyPageRequest | pb.StreamMyPageRequest, caller: Caller
     ) -> AsyncGenerator[MyPage | None, None]:
         """The page, and again whenever it changes; None if it has not changed for HEARTBEAT_SECONDS."""
-        order_id, etag = parse_id(request.order_id, "orderId"), request.etag
+        order_id, etag = parse_id(request.order_id, "orderId"), parse_text(request.etag, "etag", limit=64)
         with self._watches.open(order_id) as watch:  # before the page is read, so that no change is missed
             page = await self._appeared(order_id, caller.owner)
             while True:

@@ -166,6 +166,32 @@ def test_a_browser_gives_the_token_in_the_query_of_a_watch_only(hotel: Hotel, gu
     assert all(guest.token not in log for log in logs)
 
 
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("x:watch", {400}),
+        (f"{'0' * 2000}:watch", {400}),
+        ("{order}:watch?etag=%00", {400}),
+        ("{order}:watch?etag=" + "f" * 3000, {400}),
+        ("{order}:watch?etag=1&etag=2", {200, 400}),
+        ("{order}:watch?unknown=1", {400}),
+        ("{order}:watch?orderId=x", {400}),
+        ("{order}:watch?access_token=&access_token=%00", {200}),  # the header counts
+        ("{order}:watch?access_token", {200, 400}),
+        ("{order}:watch/", {404}),
+        ("{order}:watch:watch", {404}),
+        ("{order}%3Awatch", {404, 400}),
+    ],
+)
+def test_hostile_input_to_a_watch(hotel: Hotel, guest: Client, path: str, expected: set[int]) -> None:
+    """Refused, or a watch; never a failure of the server."""
+    order = hotel.order(guest, card=None)
+    url = f"{hotel.stack.gateway_url}/mypages/{path.format(order=order['id'])}"
+    headers = {"Authorization": f"Bearer {guest.token}", "Last-Event-ID": "\"x'"}
+    with httpx.stream("GET", url, headers=headers, timeout=60) as answer:
+        assert answer.status_code in expected
+
+
 def test_a_watch_ends_with_the_token(hotel: Hotel, guest: Client) -> None:
     """The stream ends when the token expires, and is refused afterwards."""
     order = hotel.order(guest, card=None)
