@@ -13,6 +13,7 @@ import httpx
 from ops.stack import Stack
 
 GOOD = "4242 4242 4242 4242"
+PHONE, PHONE_OF_A_LOST_ANSWER, PHONE_OF_A_LATE_ANSWER = "010-1234-0000", "010-1234-0001", "010-1234-1005"
 LOST_ANSWER, ERROR, DECLINED = "4000000000000259", "4000000000000119", "4000000000000002"
 DECLINES = ("CARD_DECLINED", "INSUFFICIENT_FUNDS", "EXPIRED_CARD")
 ROOMS, FEW_ROOMS = "ChaosRooms", "ChaosFew"
@@ -139,7 +140,7 @@ class Caller:
     async def book(self, card: str | None = GOOD, *, attempts: int = 2, **booking: Any) -> Operation:
         """Places an order under a request id of its own."""
         label = f"{self.subject} {next(self._numbers)}"
-        body = {"name": label, "roomType": ROOMS, "guestCnt": 1, "requestId": label, **booking}
+        body = {"name": label, "phoneNo": PHONE, "roomType": ROOMS, "guestCnt": 1, "requestId": label, **booking}
         if card:
             body["cardNo"] = card
         return await self.call("book", "POST", "/orders", body, attempts=attempts, label=label)

@@ -206,7 +206,7 @@ class Nemesis:
     async def _comes_back(self, name: str, old_pid: int) -> None:
         # Asks its port, not the supervisor: a question would make the supervisor check its children sooner than it does
         # by itself.
-        port = self.stack.ports[PROCESSES[name]]
+        port = self.stack.ports[PROCESSES.get(name, name)]
 
         def is_back() -> bool:
             return not psutil.pid_exists(old_pid) and accepts(port)

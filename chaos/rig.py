@@ -47,7 +47,8 @@ def running_stack() -> Iterator[tuple[Stack, Links]]:
         stack = dataclasses.replace(plain, detours=links.open())
         resources.callback(links.close)
         resources.callback(stack.down)
-        for name, value in WITHOUT_LIMITS.items():
+        # Messages go to a provider of the stack's own, whose log the audit counts.
+        for name, value in {**WITHOUT_LIMITS, "KAKAO": "fake"}.items():
             os.environ[name] = value
             resources.callback(os.environ.pop, name)
         stack.up()

@@ -1,28 +1,64 @@
 """Puts mypage_svc together and runs it."""
 
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from datetime import time
 from pathlib import Path
+from typing import Annotated
+from zoneinfo import ZoneInfo
+
+from pydantic import Field
 
 from gotohotel.app import App, run
 from gotohotel.mypage.v1 import mypage_service_pb2
 from gotohotel.settings import Settings
+from mypage_svc.jobs import Jobs
+from mypage_svc.kakao import Provider
+from mypage_svc.kakao.console import open_console
+from mypage_svc.kakao.nhn import open_nhn
 from mypage_svc.policies import policies
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PostgresPages
+from mypage_svc.store import PostgresMessages, PostgresPages
 from mypage_svc.watches import open_watches
+
+PROVIDERS: dict[str, Callable[[], AbstractAsyncContextManager[Provider]]] = {
+    "console": open_console,
+    "nhn": open_nhn,
+}
 
 
 class MyPageSettings(Settings):
     """MYPAGE_… in the environment."""
+
+    kakao: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "console"  # an adapter has its own settings
+    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # of numbers without a country code
+    time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
+    quiet_from: time | None = None  # no message is sent from then
+    quiet_until: time = time(8)  # until then
 
 
 async def compose(app: App, settings: MyPageSettings) -> None:
     """Wires the service together."""
     pages = PostgresPages(app.database.autocommit, settings.database_url)
     watches = await app.resources.enter_async_context(open_watches(pages))
+    provider = await app.resources.enter_async_context(PROVIDERS[settings.kakao]())
+    jobs = Jobs(
+        pages,
+        PostgresMessages(app.database.autocommit),
+        provider,
+        clock=app.clock.now,
+        region=settings.phone_region,
+        time_zone=settings.time_zone,
+        quiet_hours=(settings.quiet_from, settings.quiet_until) if settings.quiet_from else None,
+    )
     server = MyPageServer(pages, watches, clock=app.clock.now)
     app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], server)
     app.listen(policies)
+    app.every(1, jobs.send_messages, follows_commits=True)
+    app.every(2, jobs.note_results)
+    app.every(300, jobs.note_missed)
 
 
 if __name__ == "__main__":
-    run(MyPageSettings, "MYPAGE", compose, folder=Path(__file__).parent)
+    adapters = tuple(f"MYPAGE_{name.upper()}_" for name in PROVIDERS)
+    run(MyPageSettings, "MYPAGE", compose, folder=Path(__file__).parent, others=adapters)

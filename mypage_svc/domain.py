@@ -13,6 +13,18 @@ from typing import Any, Protocol
 from gotohotel.domain import Money, NotFound
 
 FINAL = frozenset({"CANCELED", "REJECTED", "EXPIRED"})
+CANCELED = "GTH_CANCELED"
+# The template of the message that follows an event. That of CANCELED depends on more than one.
+TEMPLATES = {
+    "Ordered": "GTH_ORDERED",
+    "PaymentDeclined": "GTH_PAY_LATER",
+    "PaymentApproved": "GTH_PAID",
+    "ReservationConfirmed": "GTH_CONFIRMED",
+    "ReservationRejected": "GTH_REJECTED",
+    "OrderCanceled": "GTH_CANCELING",
+    "OrderExpired": "GTH_EXPIRED",
+}
+HAPPENS_AGAIN = frozenset({"PaymentDeclined"})
 
 
 class MyPageNotFound(NotFound):
@@ -38,22 +50,41 @@ class Fact:
         return f"{self.source}/{self.version}"
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of state that the guest is told of. Of a page, each change has another key."""
+
+    key: str
+    template: str
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """The message about a change, and what became of it."""
+
+    template: str
+    status: str  # PENDING, ACCEPTED, DELIVERED, FAILED, SKIPPED
+    time: datetime  # when it reached that state
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MyPage:
     """What a guest sees of an order."""
 
     order_id: str
     facts: tuple[Fact, ...] = field(default=())
+    notifications: tuple[Notification, ...] = field(default=())
 
     @classmethod
-    def of(cls, order_id: str, facts: Iterable[Fact]) -> "MyPage":
+    def of(cls, order_id: str, facts: Iterable[Fact], notifications: Iterable[Notification] = ()) -> "MyPage":
         """The page that these facts make; facts are sorted, oldest first.
 
         Ordered is always the first: the clocks of two services may differ by the few milliseconds until the payment.
         """
         distinct = {fact.key: fact for fact in facts}.values()
         in_order = sorted(distinct, key=lambda fact: (fact.event != "Ordered", fact.time, fact.key))
-        return cls(order_id=order_id, facts=tuple(in_order))
+        return cls(order_id=order_id, facts=tuple(in_order), notifications=tuple(notifications))
 
     @property
     def status(self) -> str:
@@ -75,10 +106,29 @@ class MyPage:
         return max(fact.time for fact in self.facts)
 
     @property
+    def updated_at(self) -> datetime:
+        """When the page last changed."""
+        return max(self.as_of, *(each.time for each in self.notifications)) if self.notifications else self.as_of
+
+    @property
     def etag(self) -> str:
         """Identifies the content: a fact never changes, so its key stands for it."""
-        keys = ",".join(sorted(fact.key for fact in self.facts))
-        return hashlib.sha256(keys.encode()).hexdigest()[:32]
+        content = sorted(fact.key for fact in self.facts), [(each.template, each.status) for each in self.notifications]
+        return hashlib.sha256(repr(content).encode()).hexdigest()[:32]
+
+    @property
+    def changes(self) -> list[Change]:
+        """The changes of state so far. Like the status, they depend on the set of facts only, so that each is found
+        once, whatever the order of events.
+        """
+        found = []
+        for fact in self.facts:
+            if template := TEMPLATES.get(fact.event):
+                key = f"{template}/{fact.version}" if fact.event in HAPPENS_AGAIN else template
+                found.append(Change(key, template, fact.time))
+        if self.status == "CANCELED":
+            found.append(Change(CANCELED, CANCELED, self.as_of))
+        return found
 
     @property
     def payment_status(self) -> str:
@@ -144,8 +194,8 @@ class Pages(Protocol):
         """Pages, newest order first."""
         ...
 
-    async def merge(self, facts: dict[str, list[Fact]]) -> None:
-        """Adds facts to the pages of their orders. Safe to repeat."""
+    async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
+        """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""
         ...
 
     def changes(self, *, seconds: float) -> AsyncIterator[Set[str] | None]:

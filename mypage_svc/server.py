@@ -112,7 +112,11 @@ def _page(page: MyPage) -> pb.MyPage:
         reservation_status=page.reservation_status or "STATUS_UNSPECIFIED",
         confirmation_no=page.confirmation_no,
         timeline=map(_entry, page.facts),
-        update_time=timestamp(page.as_of),
+        notifications=[
+            pb.Notification(template=each.template, status=each.status, time=timestamp(each.time))
+            for each in page.notifications
+        ],
+        update_time=timestamp(page.updated_at),
         as_of_time=timestamp(page.as_of),
         etag=page.etag,
     )

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gotohotel.signatures import SigningKey
-from ops import tokens
+from ops import kakao, tokens
 from ops.credentials import Credentials
 from ops.errors import StackError
 from ops.services import OPERATOR, ORDER_SIGNING, SANDBOX, SERVICES, fingerprint_key, nats_password, part
@@ -85,4 +85,13 @@ class Addresses:
             settings["ORDER_KEY"] = SigningKey(self.credentials[ORDER_SIGNING]).public
         if service.has_card_processor:
             settings["SANDBOX_DATABASE_URL"] = self.database_url(SANDBOX, SANDBOX, caller=name)
+        if service.sends_messages and kakao.is_wanted():
+            settings |= {
+                "KAKAO": "nhn",
+                "NHN_URL": f"http://127.0.0.1:{self.port('kakao', name)}",
+                "NHN_APP_KEY": kakao.APP_KEY,
+                "NHN_SECRET_KEY": kakao.SECRET_KEY,
+                "NHN_SENDER_KEY": kakao.SENDER_KEY,
+                "NHN_SMS_SENDER_NO": "0212345678",
+            }
         return {f"{prefix}_{key}": value for key, value in settings.items()}

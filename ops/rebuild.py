@@ -16,6 +16,7 @@ from gotohotel.database import Session
 from gotohotel.policies import ReceivedEvent
 from gotohotel.schema import statements_of
 from mypage_svc.policies import policies
+from mypage_svc.store import PostgresPages, UnitOfWork
 from ops.errors import StackError
 from ops.stack import Stack
 from ops.stream import archived_until, archives, jetstream
@@ -57,7 +58,7 @@ WHERE new.order_id IS NULL
 SWAP = """
 DROP TABLE public.mypages;
 ALTER TABLE rebuilt.mypages SET SCHEMA public;
-DROP SCHEMA rebuilt;
+DROP SCHEMA rebuilt CASCADE;  -- with the other tables of the migrations
 """
 
 
@@ -123,7 +124,7 @@ async def _catch_up(connection: Session, events: "_Events") -> None:
 async def _apply(connection: Session, arrivals: Sequence[ReceivedEvent], events: "_Events") -> None:
     try:
         async with connection.transaction():
-            await policies.apply(connection, arrivals)
+            await _merge(connection, arrivals)
     except Exception as error:
         if not is_poison(error):
             raise
@@ -131,10 +132,17 @@ async def _apply(connection: Session, arrivals: Sequence[ReceivedEvent], events:
             events.skipped += await _is_skipped(connection, arrival)
 
 
+async def _merge(connection: Session, arrivals: Sequence[ReceivedEvent]) -> None:
+    """The policies' facts alone: what happened before is told to nobody again."""
+    work = UnitOfWork()
+    policies.run(arrivals, work)
+    await PostgresPages(connection).merge(work.facts)
+
+
 async def _is_skipped(connection: Session, arrival: ReceivedEvent) -> bool:
     try:
         async with connection.transaction():
-            await policies.apply(connection, [arrival])
+            await _merge(connection, [arrival])
     except Exception as error:
         if not is_poison(error):
             raise

@@ -14,6 +14,7 @@ class Service:
     has_fingerprint_key: bool = False  # stores keyed hashes: of request bodies, or of card numbers
     has_card_processor: bool = False  # gets the password of the sandbox processor's ledger
     signs_orders: bool = False  # gets the key that signs what may be charged
+    sends_messages: bool = False  # tells guests of changes
     checks_orders: bool = False  # gets the public half of that key
 
 
@@ -27,7 +28,7 @@ SERVICES: dict[str, Service] = {
     "reservation_svc": Service(
         port=8082, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True, checks_orders=True
     ),
-    "mypage_svc": Service(port=8084, listens=True),
+    "mypage_svc": Service(port=8084, listens=True, sends_messages=True),
 }
 PUBLISHERS = tuple(name for name, service in SERVICES.items() if service.publishes)
 LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)

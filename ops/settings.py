@@ -15,6 +15,7 @@ PORTS = {
     "gateway": 8088,
     **{part(name): service.port for name, service in SERVICES.items()},
     "egress": 8085,
+    "kakao": 8086,
     "nats": 8087,
     "postgres": 8089,
 }

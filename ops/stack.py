@@ -17,7 +17,7 @@ import httpx
 from ops import configuration, postgres, provisioning, tokens
 from ops.addresses import Addresses
 from ops.catalogue import open_catalogue
-from ops.configuration import LISTENS_TOO, PROCESSES
+from ops.configuration import KAKAO, LISTENS_TOO, PROCESSES
 from ops.errors import StackError
 from ops.services import SERVICES
 from ops.settings import PORTS, home_setting, port_setting, stream_bytes
@@ -81,6 +81,8 @@ class Stack(Addresses):
                 self._wait(name, ready)
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
                 self._migrate()  # never while services run, perhaps of the previous release
+            if KAKAO in self._known_processes():
+                self._start(KAKAO)
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
@@ -127,10 +129,11 @@ class Stack(Addresses):
             state = "ORPHANED" if self._supervisor.orphans() else "STOPPED"  # `down` ends orphans
             return [(name, state, 0, self.ports[port]) for name, port in PROCESSES.items()]
         known = self._known_processes()
+        by_choice = {KAKAO: KAKAO} if KAKAO in known else {}
         unknown = {"statename": "UNKNOWN", "pid": 0}  # of a release that is newer than the running stack
         return [
             (name, known.get(name, unknown)["statename"], known.get(name, unknown)["pid"], self.ports[port])
-            for name, port in PROCESSES.items()
+            for name, port in {**PROCESSES, **by_choice}.items()
         ]
 
     def rotate_token_key(self) -> None:
@@ -155,7 +158,7 @@ class Stack(Addresses):
         """Starts one process and waits until it answers."""
         self._refuse_unknown(name)
         self._start(name)
-        self._wait(name, lambda: accepts(self.ports[PROCESSES[name]]))
+        self._wait(name, lambda: accepts(self.ports[PROCESSES.get(name, name)]))
 
     def stop(self, name: str) -> None:
         """Stops one process; it stays stopped until it is started again."""
@@ -182,7 +185,8 @@ class Stack(Addresses):
             )
 
     def _refuse_unknown(self, name: str) -> None:
-        if name not in PROCESSES:
+        by_choice = [KAKAO] if name == KAKAO and self.is_up and KAKAO in self._known_processes() else []
+        if name not in (*PROCESSES, *by_choice):
             raise StackError(f"There is no process {name!r}; there are {', '.join(PROCESSES)}.")
         if not self.is_up:
             raise StackError("The stack is not up: run `make up` first.")
@@ -194,7 +198,7 @@ class Stack(Addresses):
                     f"Port {number} is set twice: GOTOHOTEL_{twin.upper()}_PORT and GOTOHOTEL_{port.upper()}_PORT."
                 )
         for name in names:
-            for port in (PROCESSES[name], *LISTENS_TOO.get(name, ())):
+            for port in (PROCESSES.get(name, name), *LISTENS_TOO.get(name, ())):
                 if not _is_free(self.ports[port]):
                     raise StackError(
                         f"Port {self.ports[port]} for {name} is in use; "

@@ -20,6 +20,7 @@ SHAPE = {
     "policies",
     "service",
     "watches",
+    "kakao",
     "wire",
     "clients",
     "processor",

@@ -7,8 +7,9 @@ races      many at once
 parts      parts that fail
 callers    callers who give up or attack
 processes  each process and each connection
+messages   told once
 """
 
-from chaos.scenarios import callers, events, money, parts, processes, races, releases
+from chaos.scenarios import callers, events, messages, money, parts, processes, races, releases
 
-__all__ = ["callers", "events", "money", "parts", "processes", "races", "releases"]
+__all__ = ["callers", "events", "messages", "money", "parts", "processes", "races", "releases"]

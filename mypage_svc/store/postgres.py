@@ -15,7 +15,8 @@ import asyncpg
 from gotohotel.database import SESSION, Connection, Row
 from gotohotel.domain import Money
 from gotohotel.policies import ReceivedEvent
-from mypage_svc.domain import Fact, MyPage, MyPageNotFound
+from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
+from mypage_svc.store.messages import PostgresMessages
 
 # || merges by key. A fact that is stored already wins, with whatever a newer release has added to it; no row has to be
 # read first.
@@ -29,34 +30,49 @@ WITH merged AS (
     SET owner = coalesce(mypages.owner, excluded.owner),
         facts = excluded.facts || mypages.facts,
         updated_at = greatest(mypages.updated_at, excluded.updated_at)
-    RETURNING order_id
+    RETURNING order_id, facts
 ),
 numbered AS (
     SELECT order_id, row_number() OVER () / 200 AS part  -- a notification has at most 8000 bytes
     FROM merged
+),
+notified AS (
+    SELECT pg_notify('mypages', string_agg(order_id::text, ','))
+    FROM numbered
+    GROUP BY part
 )
-SELECT pg_notify('mypages', string_agg(order_id::text, ','))
-FROM numbered
-GROUP BY part
+SELECT order_id, facts, NULL AS notifications
+FROM merged, (SELECT count(*) FROM notified) AS told
 """
 
-GET = """
-SELECT order_id, facts
+# A page with its messages.
+PAGE = """
+    order_id,
+    facts,
+    (
+        SELECT jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change)
+        FROM messages
+        WHERE messages.order_id = mypages.order_id
+    ) AS notifications
+"""
+
+GET = f"""
+SELECT {PAGE}
 FROM mypages
 WHERE order_id = $1
   AND owner IS NOT NULL
   AND ($2::text IS NULL OR owner = $2)
 """
 
-FIND = """
-SELECT order_id, facts
+FIND = f"""
+SELECT {PAGE}
 FROM mypages
 WHERE order_id = ANY($1::uuid[])
   AND owner IS NOT NULL
 """
 
-LIST = """
-SELECT order_id, facts
+LIST = f"""
+SELECT {PAGE}
 FROM mypages
 WHERE owner IS NOT NULL
   AND order_id < $1
@@ -65,8 +81,8 @@ LIMIT $2
 """
 
 # Two statements, with and without owner: a combined one could not use the index on owner.
-LIST_OF_OWNER = """
-SELECT order_id, facts
+LIST_OF_OWNER = f"""
+SELECT {PAGE}
 FROM mypages
 WHERE owner = $3
   AND order_id < $1
@@ -121,17 +137,17 @@ class PostgresPages:
         finally:
             await connection.close(timeout=2)
 
-    async def merge(self, facts: dict[str, list[Fact]]) -> None:
-        """Adds facts to the pages of their orders. Safe to repeat."""
+    async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
+        """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""
         if not facts:
-            return
+            return []
         columns: tuple[list[str], list[str | None], list[str], list[datetime]] = ([], [], [], [])
         for order_id, added in facts.items():
             columns[0].append(order_id)
             columns[1].append(next((fact.booking["owner"] for fact in added if fact.booking), None))
             columns[2].append(json.dumps({fact.key: _to_json(fact) for fact in added}))
             columns[3].append(max(fact.time for fact in added))
-        await self._connection.fetch(MERGE, *columns)
+        return [page_of(row) for row in await self._connection.fetch(MERGE, *columns)]
 
 
 @dataclass
@@ -143,10 +159,10 @@ class UnitOfWork:
 
 @asynccontextmanager
 async def open_work(connection: Connection, _: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Collects facts and merges them in one statement."""
+    """Collects facts, merges them in one statement, and writes a message for each change that they make."""
     work = UnitOfWork()
     yield work
-    await PostgresPages(connection).merge(work.facts)
+    await PostgresMessages(connection).note(await PostgresPages(connection).merge(work.facts))
 
 
 def _to_json(fact: Fact) -> dict[str, Any]:
@@ -164,7 +180,11 @@ def _to_json(fact: Fact) -> dict[str, Any]:
 
 def page_of(row: Row) -> MyPage:
     """The page stored in a row."""
-    return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()))
+    notifications = [
+        Notification(template, status, datetime.fromisoformat(time))
+        for template, status, time in json.loads(row["notifications"] or "[]")
+    ]
+    return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()), notifications)
 
 
 def _fact(key: str, value: dict[str, Any]) -> Fact:

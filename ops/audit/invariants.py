@@ -1,4 +1,7 @@
-"""The invariants, each a function that yields a sentence for each violation."""
+"""The invariants, each a function that yields a sentence for each violation.
+
+Long because all of them are in one list, in the order of their numbers.
+"""
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
@@ -8,9 +11,11 @@ from typing import Any
 
 from gotohotel import inbox
 from gotohotel.policies import Policies
+from mypage_svc.kakao import message_key
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.services import LISTENERS
 
+OLDEST_MESSAGE = timedelta(hours=25)  # a day later it is not sent any more
 OLDEST_SAGA = timedelta(minutes=5)
 INBOX_REACHES_BACK = inbox.KEEP - timedelta(days=1)
 POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
@@ -205,6 +210,36 @@ def _my_page_agrees(snapshot: AuditSnapshot) -> Iterator[str]:
                 yield f"My page {order_id}: {what} is {shown[what]!r}, its owner says {value!r}"
     for order_id in set(snapshot.pages) - set(snapshot.orders):
         yield f"My page {order_id} has no order"
+
+
+@invariant("A8", "one message for each change of state, none twice")
+def _changes_are_told(snapshot: AuditSnapshot) -> Iterator[str]:
+    if snapshot.messages is None or snapshot.messages_since is None:
+        return
+    handed_over = snapshot.handed_over
+    keys: set[str] = set()
+    for order_id, page in snapshot.pages.items():
+        wanted = {change.key for change in page.changes if change.time >= snapshot.messages_since and page.booking}
+        found = {row["change"]: row for row in snapshot.messages.get(order_id, [])}
+        for change in wanted - set(found):
+            yield f"order {order_id}: there is no message about {change}"
+        for change in set(found) - {each.key for each in page.changes}:
+            yield f"order {order_id}: there is a message about {change}, which has not happened"
+        for change, row in found.items():
+            if row["status"] == "PENDING" and row["occurred_at"] < snapshot.now - OLDEST_MESSAGE:
+                yield f"order {order_id}: the message about {change} was never sent"
+            attempts = [message_key(order_id, change, number + 1) for number in range(row["attempt"])]
+            keys.update(attempts)
+            has_it = row["status"] in ("ACCEPTED", "DELIVERED")
+            if has_it and handed_over is not None and not handed_over[attempts[-1]]:
+                yield f"order {order_id}: the message about {change} is {row['status']}, but the provider has none"
+    for order_id in set(snapshot.messages) - set(snapshot.pages):
+        yield f"order {order_id} has messages, but no page"
+    for key, count in (handed_over or {}).items():
+        if count > 1:
+            yield f"the provider has message {key} {count} times"
+        if key not in keys:
+            yield f"the provider has message {key}, which no change asks for"
 
 
 @invariant("A9", "no saga is older than 5 minutes in a middle state")

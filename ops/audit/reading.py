@@ -1,6 +1,8 @@
 """Reads the snapshot from databases, ledger, stream and logs."""
 
+import json
 import re
+from collections import Counter, defaultdict
 from typing import Any
 
 import asyncpg
@@ -11,6 +13,7 @@ from gotohotel.cards import find_card_numbers, passes_luhn
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.outbox import VERSION_HEADER
 from mypage_svc.store import page_of
+from ops import kakao
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.events import TYPES
 from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
@@ -46,10 +49,14 @@ async def read_snapshot(stack: Stack) -> AuditSnapshot:
             await connection.close()
     await _read_stream(stack, snapshot)
     _search_logs(stack, snapshot)
+    if (log := stack.home / kakao.LOG).exists():
+        taken = [json.loads(line) for line in log.read_text().splitlines()]
+        snapshot.handed_over = Counter(each["recipientGroupingKey"] for each in taken)
     return snapshot
 
 
 ACTORS_SINCE = "SELECT applied_at FROM schema_migrations WHERE component = $1 AND name LIKE '%_actors.sql'"
+MESSAGES_SINCE = "SELECT applied_at FROM schema_migrations WHERE component = 'mypage_svc' AND number = 2"
 CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
 
 
@@ -77,7 +84,14 @@ async def _read_reservations(connection: "asyncpg.Connection[asyncpg.Record]", s
 
 
 async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
-    snapshot.pages = {str(row["order_id"]): page_of(row) for row in await connection.fetch("SELECT * FROM mypages")}
+    async with connection.transaction(isolation="repeatable_read"):  # pages and their messages are written together
+        rows = await connection.fetch("SELECT order_id, facts, NULL AS notifications FROM mypages")
+        snapshot.pages = {str(row["order_id"]): page_of(row) for row in rows}
+        snapshot.messages_since = await connection.fetchval(MESSAGES_SINCE)
+        if snapshot.messages_since is not None:
+            snapshot.messages = defaultdict(list)
+            for row in await connection.fetch("SELECT * FROM messages"):
+                snapshot.messages[str(row["order_id"])].append(row)
 
 
 async def _read_ledger(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:

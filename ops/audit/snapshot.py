@@ -1,6 +1,6 @@
 """The data that the invariants are checked on, read one after the other."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -40,6 +40,10 @@ class AuditSnapshot:
     payments: dict[str, Any] = field(default_factory=dict)
     reservations: dict[str, Any] = field(default_factory=dict)
     pages: dict[str, MyPage] = field(default_factory=dict)
+    # order → its messages; None: a release without messages
+    messages: dict[str, list[Any]] | None = None
+    messages_since: datetime | None = None  # earlier changes have none
+    handed_over: Counter[str] | None = None  # key of a message → how often the provider has it; None without its log
     charges: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     allotment: list[Any] = field(default_factory=list)
     capacities: dict[str, int] = field(default_factory=dict)

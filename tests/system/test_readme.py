@@ -64,7 +64,9 @@ def test_make_demo(stack: Stack) -> None:
     """The demo starts its own stack and stops it again. `make test` is this test run itself."""
     told = bash(stack, "make demo")
 
-    assert told.count("holds") == 11
+    assert told.count("holds") == 12
+    assert "KakaoTalk to ****5678: [고투호텔] 예약이 확정되었습니다." in told
+    assert "watched: PAID → CONFIRMED → CANCELING → CANCELED" in told
     assert "SOLD_OUT" in told
     assert not stack.is_up
 

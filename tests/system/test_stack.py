@@ -27,7 +27,7 @@ from nats.aio.client import Client as NatsClient
 
 import gotohotel as gotohotel_package
 from ops import services
-from ops.configuration import PROCESSES
+from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
 from ops.stack import Stack, accepts
 from tests.conftest import ROOT, Client, Hotel, wait_for
@@ -107,7 +107,7 @@ def test_status_shows_every_process(hotel: Hotel) -> None:
     """`status` prints name, state, pid and port of each."""
     lines = gotohotel(hotel.stack, "status").stdout.splitlines()[1:]
 
-    assert [line.split()[:2] for line in lines] == [[name, "RUNNING"] for name in PROCESSES]
+    assert [line.split()[:2] for line in lines] == [[name, "RUNNING"] for name in (*PROCESSES, KAKAO)]
     assert all(line.split()[2].isdigit() and line.split()[3].isdigit() for line in lines)
 
 

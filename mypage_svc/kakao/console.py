@@ -1,0 +1,32 @@
+"""The default provider: writes messages to the log, with the number masked."""
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from mypage_svc.kakao import Accepted, Message, Result, masked
+
+logger = logging.getLogger(__name__)
+
+
+class ConsoleProvider:
+    """The Provider port without a provider. A process that dies after a line and before it is stored repeats it."""
+
+    async def send(self, message: Message, recipient: str) -> Accepted:
+        """Writes the message."""
+        logger.info("KakaoTalk to %s: %s", masked(recipient), message.text.replace("\n", " "))
+        return Accepted(message.key, 1)
+
+    async def find(self, _: Message) -> Accepted | None:
+        """Nothing is kept."""
+        return None
+
+    async def result(self, _: Accepted) -> Result | None:
+        """Written is delivered."""
+        return Result("DELIVERED", "0", "KAKAO")
+
+
+@asynccontextmanager
+async def open_console() -> AsyncIterator[ConsoleProvider]:
+    """Needs no settings."""
+    yield ConsoleProvider()
