@@ -12,11 +12,13 @@ import typer
 from rich.table import Table
 
 from bench import load, pgbench, usage
+from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
 from ops.errors import StackError
 from ops.stack import Stack
 
 CATCH_UP_SECONDS = 120
+IDLE_SECONDS = 5
 
 
 def main(
@@ -45,7 +47,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     await _caught_up(stack)
 
     cpu = usage.cpu_seconds(pids)
-    with console.progress("full load, half load, pgbench", 3) as advance:
+    with console.progress("full load, half load, watches, pgbench", 4) as advance:
         memory, full = await asyncio.gather(
             _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
         )
@@ -56,7 +58,19 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
 
         half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
         half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
+        advance(1)
 
+        watching = Watching(stack, pgbench.ROOM_TYPE)
+        await watching.open()
+        idle = usage.cpu_seconds(pids)
+        await asyncio.sleep(IDLE_SECONDS)
+        idle = {name: after - idle[name] for name, after in usage.cpu_seconds(pids).items()}
+        await asyncio.gather(
+            load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2),
+            watching.pay(seconds),
+        )
+        watched_memory = usage.memory_bytes(pids)
+        await watching.close()
         advance(1)
         transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
         advance(1)
@@ -70,8 +84,16 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     results.add_row(f"all on My page after {drain_seconds:.1f} s")
     results.add_row(f"orders, half load: {half.rate:.0f} /s")
     _add_times(results, half, half_lag)
+    results.add_row(f"{GUESTS * WATCHES_OF_ONE} watches, half load")
+    delays = watching.delays
+    results.add_row(
+        "  from an event to the watch", f"{delays.percentile(50):.0f} ms", f"{delays.percentile(99):.0f} ms"
+    )
     console.show(results)
-    print()
+    part = ("mypage_svc", "envoy", "postgres")
+    shares = ", ".join(f"{name} {100 * idle[name] / IDLE_SECONDS:.1f} %" for name in part)
+    megabytes = ", ".join(f"{name} {watched_memory[name] / 1e6:.0f}" for name in part)
+    print(f"\nthe same watches without load: {shares} of a core; MB under load: {megabytes}\n")
     per_process = console.table("process", "CPU ms/order", "peak MB", right=("CPU ms/order", "peak MB"))
     for name, value in (*used.items(), ("all", sum(used.values()))):
         megabytes = f"{memory[name] / 1e6:.0f}" if name in memory else "-"

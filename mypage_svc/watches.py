@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import AsyncIterator, Collection, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from gotohotel.database import TRANSIENT
 from mypage_svc.domain import MyPage, Pages
@@ -61,8 +61,9 @@ class Watches:
         """Follows the changes of all pages, for ever."""
         while True:
             try:
-                async for changed in self._pages.changes(seconds=READ_AGAIN_SECONDS):
-                    await self._tell(self._watching.keys() if changed is None else changed & self._watching.keys())
+                async with aclosing(self._pages.changes(seconds=READ_AGAIN_SECONDS)) as changes:
+                    async for changed in changes:
+                        await self._tell(self._watching.keys() if changed is None else changed & self._watching.keys())
             except TRANSIENT as error:
                 logger.warning("watches: the pages can't be read: %r", error)
             except Exception:  # Outermost handler of a loop: the streams go on, and it begins again.

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections import defaultdict
-from collections.abc import AsyncIterator, Sequence, Set
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence, Set
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -114,7 +114,7 @@ class PostgresPages:
         """The existing pages of these orders, whoever they belong to."""
         return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
 
-    async def changes(self, *, seconds: float) -> AsyncIterator[Set[str] | None]:
+    async def changes(self, *, seconds: float) -> AsyncGenerator[Set[str] | None, None]:
         """The orders whose pages have changed, whichever replica changed them, until the connection breaks.
 
         None at the beginning, and whenever there was no change for this long: then any page may have changed.

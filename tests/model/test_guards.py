@@ -21,6 +21,7 @@ from gotohotel import claims, clock, idempotency, inbox, log, outbox
 from gotohotel.bus import connection, consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Database
+from mypage_svc import jobs as mypage_jobs
 from order_svc import clients as order_clients
 from order_svc import domain as orders
 from order_svc import server as order_server
@@ -39,6 +40,7 @@ from tests.gotohotel import test_bus, test_clock, test_database, test_idempotenc
 from tests.gotohotel.test_bus import Server
 from tests.model import test_fakes
 from tests.model.test_model import TheHotel
+from tests.mypage_svc import test_messages
 from tests.order_svc import test_clients, test_guests, test_store
 from tests.order_svc import test_domain as test_orders
 from tests.order_svc import test_server as test_order_server
@@ -341,6 +343,14 @@ GUARDS = [
         test=test_database.test_a_migration_behind_a_long_read_holds_nobody_up,
     ),
     Guard(
+        name="a message whose answer was lost is looked up before it is sent again",
+        owner=mypage_jobs.Jobs,
+        attribute="_taken_before",
+        line="if message.tries > 1 else None",
+        without="if message.tries > 1000 else None",
+        test=test_messages.test_a_sender_that_died_before_it_stored_the_answer_sends_nothing_twice,
+    ),
+    Guard(
         name="the database's clock decides",
         owner=clock.Clock,
         attribute="now",
@@ -385,6 +395,7 @@ CONSTRAINTS = {
     "entries_one_refund": ("entries", test_payments.test_a_charge_is_given_back_once_and_that_can_be_counted),
     "outbox_aggregate_id_aggregate_version_key": ("outbox", test_bus.test_a_version_is_announced_once),
     "payments_pkey": ("payments", test_payments.test_an_approved_payment_is_never_charged_again),
+    "messages_pkey": ("messages", test_messages.test_each_change_is_told_once_by_however_many_replicas),
 }
 
 # The error of a second guard, which refuses what the dropped constraint would have refused.
@@ -443,14 +454,18 @@ def at_hand(
     order_database: Database,
     pay_database: Database,
     reservation_database: Database,
+    mypage_database: Database,
     scratch_url: str,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
 ) -> dict[str, Any]:
-    """The arguments of the guards' tests. The schemas of order_svc and pay_svc are in one scratch database."""
+    """The arguments of the guards' tests. The schemas of order_svc, pay_svc and mypage_svc are in one scratch
+    database.
+    """
     return {
         "reservation_database": reservation_database,
+        "mypage_database": mypage_database,
         "server": server,
         "order_database": order_database,
         "pay_database": pay_database,
