@@ -133,7 +133,8 @@ local function check(handle)
   local path = headers:get(":path") or ""
   local is_web = GRPC_WEB[content_type] ~= nil
   local is_grpc = is_web or content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
-  if headers:get(":method") == "HEAD" and not is_grpc then
+  local is_endless = path:find("^[^?]*:watch$") or path:find("^[^?]*:watch%?")
+  if headers:get(":method") == "HEAD" and not is_grpc and not is_endless then
     -- Answered like GET, without the body.
     headers:replace(":method", "GET")
     handle:streamInfo():dynamicMetadata():set("gotohotel", "head", true)

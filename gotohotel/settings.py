@@ -4,10 +4,19 @@ import logging
 import os
 from typing import Annotated, Literal, TypeVar
 
-from pydantic import DirectoryPath, Field, ValidationError
+import phonenumbers
+from pydantic import AfterValidator, DirectoryPath, Field, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 logger = logging.getLogger(__name__)
+
+
+def _supported_region(region: str) -> str:
+    """The region, if the rules for its phone numbers are known. Raises ValueError."""
+    if region not in phonenumbers.SUPPORTED_REGIONS:
+        raise ValueError("is not an ISO 3166 code of a country with known phone numbers")
+    return region
+
 
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
@@ -17,6 +26,7 @@ PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?://.")]
 NatsUrl = Annotated[str, Field(pattern=r"^(nats|tls)://.")]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]  # host:port
 PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # Ed25519, hexadecimal
+PhoneRegion = Annotated[str, AfterValidator(_supported_region)]  # ISO 3166, of numbers without a country code
 Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
 

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gotohotel.app import App, run
 from gotohotel.mypage.v1 import mypage_service_pb2
-from gotohotel.settings import Settings
+from gotohotel.settings import PhoneRegion, Settings
 from mypage_svc.jobs import Jobs
 from mypage_svc.kakao import Provider
 from mypage_svc.kakao.console import open_console
@@ -31,7 +31,7 @@ class MyPageSettings(Settings):
     """MYPAGE_… in the environment."""
 
     kakao: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "console"  # an adapter has its own settings
-    phone_region: Annotated[str, Field(pattern=r"^[A-Z]{2}$")] = "KR"  # of numbers without a country code
+    phone_region: PhoneRegion = "KR"
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
     quiet_from: time | None = None  # no message is sent from then
     quiet_until: time = time(8)  # until then
@@ -56,7 +56,7 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     app.listen(policies)
     app.every(1, jobs.send_messages, follows_commits=True)
     app.every(2, jobs.note_results)
-    app.every(300, jobs.note_missed)
+    app.every(1800, jobs.note_missed)
 
 
 if __name__ == "__main__":

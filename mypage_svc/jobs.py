@@ -17,6 +17,7 @@ from mypage_svc.kakao import (
     Provider,
     Refused,
     Result,
+    TemplateRefused,
     TryLater,
     Undelivered,
     recipient_of,
@@ -26,7 +27,8 @@ from mypage_svc.store import PostgresMessages
 logger = logging.getLogger(__name__)
 
 BATCH, PAGES = 20, 500
-UPGRADE_LASTS = timedelta(minutes=30)
+UPGRADE_LASTS = timedelta(days=1)
+CLAIM_HOLDS = timedelta(seconds=45)  # shorter than the claim itself (CLAIM in store/messages.py)
 TOO_OLD = timedelta(hours=24)  # news that nobody needs any more
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 ALARM_SECONDS = 60.0
@@ -72,13 +74,14 @@ class Jobs:
     async def send_messages(self) -> None:
         """Hands over the messages that are due."""
         while not self._is_quiet() and (batch := await self._messages.claim(limit=BATCH)):
+            claimed_at = self._clock()
             async with asyncio.TaskGroup() as tasks:
                 for message in batch:
-                    tasks.create_task(self._send(message))
+                    tasks.create_task(self._send(message, claimed_at))
 
     async def note_results(self) -> None:
         """Asks what became of the messages that the provider has."""
-        while batch := await self._messages.unknown(limit=BATCH):
+        while batch := await self._messages.unknown(limit=BATCH, provider=self._provider.name):
             async with asyncio.TaskGroup() as tasks:
                 for message, accepted in batch:
                     tasks.create_task(self._note_result(message, accepted))
@@ -90,47 +93,67 @@ class Jobs:
         now = self._clock().astimezone(self._time_zone).time()
         return begins <= now < ends if begins <= ends else now >= begins or now < ends
 
-    async def _send(self, message: Message) -> None:
+    async def _send(self, message: Message, claimed_at: datetime) -> None:
         trace.about(message.order_id)
         recipient = recipient_of(message.phone_no, self._region)
         try:
             if not recipient:
                 await self._messages.end(message, Result("SKIPPED", "NO_MOBILE_NUMBER"))
             elif (accepted := await self._taken_before(message)) is not None:
-                await self._messages.accept(message, accepted)
-            elif self._clock() - message.occurred_at > TOO_OLD:
+                await self._accept(message, accepted)
+            elif self._age(message) > TOO_OLD:
                 await self._messages.end(message, Result("FAILED", "TOO_OLD"))
-            else:
-                await self._messages.accept(message, await self._provider.send(message, recipient))
+            elif self._clock() - claimed_at < CLAIM_HOLDS:  # a process that was frozen may no longer send it
+                await self._accept(message, await self._provider.send(message, recipient))
         except Refused as error:
             logger.warning("message %s: refused: %s", message.change, error)
             await self._messages.end(message, Result("FAILED", str(error)))
+        except TemplateRefused as error:
+            logger.critical("the template %s is refused: %s", message.template, error)
+            await self._messages.hold(message, code=str(error), seconds=ALARM_SECONDS)
         except Misconfigured as error:
             logger.critical("no KakaoTalk message can be sent: %s", error)
-            await self._messages.postpone(message, seconds=ALARM_SECONDS)
+            await self._postpone(message, ALARM_SECONDS)
         except TryLater as error:
             logger.warning("message %s: not sent yet: %s", message.change, error)
-            await self._messages.postpone(message, seconds=_pause(message.tries))
+            await self._postpone(message, _pause(message.tries))
         except TRANSIENT as error:
             logger.warning("message %s: the database is away: %r", message.change, error)
+        except Exception:  # Outermost handler of a message: a failure must not end the sending of others.
+            logger.exception("message %s can't be sent, and is tried again", message.change)
 
     async def _taken_before(self, message: Message) -> Accepted | None:
         """What an earlier try came to, if its answer was lost: it is looked up before the message is sent again."""
         return await self._provider.find(message) if message.tries > 1 else None
 
+    async def _accept(self, message: Message, accepted: Accepted) -> None:
+        await self._messages.accept(message, accepted, provider=self._provider.name)
+
+    async def _postpone(self, message: Message, seconds: float) -> None:
+        """Tries again later; after two days nobody will know any more whether the provider has it."""
+        if self._age(message) > 2 * TOO_OLD:
+            await self._messages.end(message, Result("FAILED", "UNKNOWN"))
+        else:
+            await self._messages.postpone(message, seconds=seconds)
+
     async def _note_result(self, message: Message, accepted: Accepted) -> None:
         trace.about(message.order_id)
         try:
             result = await self._provider.result(accepted)
-            if result is None and self._clock() - message.occurred_at > 2 * TOO_OLD:
-                result = Result("FAILED", "NO_RESULT")
-            if result is not None:
-                await self._messages.end(message, result)
         except Undelivered as error:
             await self._messages.repeat(message, code=str(error), seconds=_pause(message.attempt))
-        except (TryLater, Refused, Misconfigured, *TRANSIENT) as error:
+            return
+        except Exception as error:  # noqa: BLE001 - asked again; a failure must not end the questions about others
             logger.warning("message %s: its result is not known yet: %r", message.change, error)
+            result = None
+        if result is None and self._age(message) > 2 * TOO_OLD:
+            result = Result("FAILED", "NO_RESULT")
+        if result is not None:
+            await self._messages.end(message, result)
+
+    def _age(self, message: Message) -> timedelta:
+        return self._clock() - message.occurred_at
 
 
 def _pause(tries: int) -> float:
-    return float(min(FIRST_PAUSE_SECONDS * 2 ** (tries - 1), LONGEST_PAUSE_SECONDS))
+    return float(min(FIRST_PAUSE_SECONDS * 2 ** min(tries - 1, 10), LONGEST_PAUSE_SECONDS))

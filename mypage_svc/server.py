@@ -24,7 +24,7 @@ APPEARS_WITHIN_SECONDS = 3.0  # the first event of an order may still be on its 
 HEARTBEAT_SECONDS = 15.0
 WATCHED_WHEN_FINAL = timedelta(minutes=1)
 EVENT_STREAM = "text/event-stream"
-AS_THE_GATEWAY_WRITES: Any = {"indent": None, "ensure_ascii": False, "always_print_fields_with_no_presence": True}
+JSON_OPTIONS: Any = {"indent": None, "ensure_ascii": False, "always_print_fields_with_no_presence": True}
 TEXTS = Texts(Path(__file__).parent / "locale")
 
 
@@ -51,12 +51,12 @@ class MyPageServer:
                 yield _page(page)
 
     async def StreamMyPage(self, request: pb.StreamMyPageRequest, caller: Caller) -> AsyncGenerator[HttpBody, None]:
-        begin = "retry: 1000\n"
+        begin = "retry: 3000\n"
         async for page in self._watch(request, caller):
             if page is None:
                 yield _event_stream(":\n\n")
                 continue
-            data = MessageToJson(_page(page), **AS_THE_GATEWAY_WRITES)
+            data = MessageToJson(_page(page), **JSON_OPTIONS)
             yield _event_stream(f"{begin}id: {page.etag}\ndata: {data}\n\n")
             begin = ""
         yield _event_stream("event: end\ndata: {}\n\n")
@@ -76,7 +76,9 @@ class MyPageServer:
                     if left <= 0:
                         return
                     seconds = min(seconds, left)
-                page = await watch.next(seconds=seconds) or page
+                newer = await watch.next(seconds=seconds)
+                # A read that began earlier may end later: a page never goes back.
+                page = newer if newer is not None and len(newer.facts) >= len(page.facts) else page
 
     async def _appeared(self, order_id: str, owner: str | None) -> MyPage:
         """The page, which may appear while the caller waits."""

@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
 
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from gotohotel.app import App, run
 from gotohotel.claims import RENEW_SECONDS
 from gotohotel.idempotency import IdempotencyStore
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.rpc.client import open_client
-from gotohotel.settings import Address, Settings, Text, Timeout
+from gotohotel.settings import Address, PhoneRegion, Settings, Text, Timeout
 from gotohotel.signatures import SigningKey
 from order_svc.clients import GrpcPayments
 from order_svc.domain import MAX_NIGHTS, UnpaidLimits
 from order_svc.jobs import Jobs
 from order_svc.policies import policies
-from order_svc.server import OrderServer, supported_region
+from order_svc.server import OrderServer
 from order_svc.store import PostgresOrders, PostgresRoomTypes
 
 
@@ -34,7 +34,7 @@ class OrderSettings(Settings):
     max_in_progress: Annotated[int, Field(ge=1, le=10_000)] = 10  # payments in progress of one guest
     max_unpaid_nights: Annotated[int, Field(ge=MAX_NIGHTS, le=1_000_000)] = MAX_NIGHTS  # room nights of one guest
     expiry_every_seconds: Timeout = 5.0
-    phone_region: Annotated[str, AfterValidator(supported_region)] = "KR"  # country of numbers without a country code
+    phone_region: PhoneRegion = "KR"
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
 
 

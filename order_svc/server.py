@@ -172,13 +172,6 @@ def _required_text(value: str, field: str) -> str:
     return text
 
 
-def supported_region(region: str) -> str:
-    """The region, if the rules for its phone numbers are known. Raises ValueError."""
-    if region not in phonenumbers.SUPPORTED_REGIONS:
-        raise ValueError("is not an ISO 3166 code of a country with known phone numbers")
-    return region
-
-
 def _phone_number(value: str, region: str) -> str:
     """The number as typed. Its country is the region's, unless it begins with + and another country code."""
     text = parse_text(value, "phoneNo", limit=20)

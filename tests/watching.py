@@ -42,8 +42,11 @@ class Watcher:
                 return event
 
     def next_or_end(self) -> Event | None:
-        """The next event, or None at the end of the stream."""
-        return self._events.get(timeout=2 * WAIT_SECONDS)
+        """The next event; None at the end of the stream, and if none comes for a long time."""
+        try:
+            return self._events.get(timeout=2 * WAIT_SECONDS)
+        except queue.Empty:
+            return None
 
     def rest(self) -> list[Event]:
         """The events that are still to come; waits for the end of the stream."""

@@ -80,16 +80,24 @@ class Refused(Exception):
 
 
 class Misconfigured(Exception):
-    """The provider refuses every message: a key, the sender or a template is wrong."""
+    """The provider refuses every message: a key or the sender is wrong."""
+
+
+class TemplateRefused(Exception):
+    """The provider refuses the message's template: it is missing, not approved, or has other variables. The argument
+    is the code.
+    """
 
 
 class Provider(Protocol):
-    """Sends messages."""
+    """Sends messages. `name` is stored with those that it has."""
+
+    name: str
 
     async def send(self, message: Message, recipient: str) -> Accepted:
         """Hands a message over. The same message is taken once.
 
-        Raises TryLater, Refused or Misconfigured.
+        Raises TryLater, Refused, TemplateRefused or Misconfigured.
         """
         ...
 
@@ -109,8 +117,11 @@ def message_key(order_id: str, change: str, attempt: int) -> str:
 
 @cache
 def template_text(name: str) -> str:
-    """The text of a template, with #{variables}."""
-    return (_TEMPLATES / f"{name}.txt").read_text().rstrip("\n")
+    """The text of a template, with #{variables}. Raises LookupError for one that only another release has."""
+    try:
+        return (_TEMPLATES / f"{name}.txt").read_text().rstrip("\n")
+    except FileNotFoundError:
+        raise LookupError(f"there is no template {name}") from None
 
 
 def recipient_of(phone_no: str, region: str) -> str:

@@ -12,6 +12,8 @@ logger = logging.getLogger(__name__)
 class ConsoleProvider:
     """The Provider port without a provider. A process that dies after a line and before it is stored repeats it."""
 
+    name = "console"
+
     async def send(self, message: Message, recipient: str) -> Accepted:
         """Writes the message."""
         logger.info("KakaoTalk to %s: %s", masked(recipient), message.text.replace("\n", " "))

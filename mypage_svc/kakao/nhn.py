@@ -1,8 +1,8 @@
 """NHN Cloud KakaoTalk Bizmessage, AlimTalk API v2.3 (its public API guide and table of codes)."""
 
 import logging
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Annotated, Any
 
@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gotohotel.settings import Text, Timeout, read_settings
-from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TryLater, Undelivered
+from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TemplateRefused, TryLater, Undelivered
 
 logger = logging.getLogger(__name__)
 
@@ -52,6 +52,8 @@ class NhnSettings(BaseSettings):
 class NhnProvider:
     """The Provider port over HTTP."""
 
+    name = "nhn"
+
     def __init__(self, client: httpx.AsyncClient, settings: NhnSettings) -> None:
         self._client = client
         self._settings = settings
@@ -67,34 +69,38 @@ class NhnProvider:
         }
         body = {"senderKey": self._settings.sender_key, "templateCode": message.template, "recipientList": [to]}
         answer = await self._call("POST", "/messages", json=body, headers={"X-NC-API-IDEMPOTENCY-KEY": message.key})
-        code = int(answer["header"]["resultCode"])
+        code = answer["header"]["resultCode"]
         if code == USED_ALREADY:
             found = await self.find(message)
             if found is None:
                 raise TryLater("taken before, but not listed yet")
             return found
         _refuse(code, answer["header"].get("resultMessage", ""))
-        [sent] = answer["message"]["sendResults"]
-        _refuse(int(sent["resultCode"]), sent.get("resultMessage", ""))
-        return Accepted(answer["message"]["requestId"], int(sent["recipientSeq"]))
+        with _read():
+            [sent] = answer["message"]["sendResults"]
+            code, accepted = int(sent["resultCode"]), (answer["message"]["requestId"], int(sent["recipientSeq"]))
+        _refuse(code, sent.get("resultMessage", ""))
+        return Accepted(*accepted)
 
     async def find(self, message: Message) -> Accepted | None:
         """The message with this key among those of the last two days."""
         now = datetime.now(UTC).astimezone(SEOUL)
         dates = {"startRequestDate": _date(now - LOOK_BACK), "endRequestDate": _date(now + timedelta(minutes=1))}
         answer = await self._ask("/messages", params={**dates, "recipientGroupingKey": message.key})
-        for found in answer.get("messageSearchResultResponse", {}).get("messages", []):
-            if found.get("recipientGroupingKey") == message.key:
-                return Accepted(found["requestId"], int(found["recipientSeq"]))
+        with _read():
+            for found in answer["messageSearchResultResponse"]["messages"]:
+                if found["recipientGroupingKey"] == message.key:
+                    return Accepted(found["requestId"], int(found["recipientSeq"]))
         return None
 
     async def result(self, accepted: Accepted) -> Result | None:
         """The result of one message."""
         answer = await self._ask(f"/messages/{accepted.request_id}/{accepted.recipient_seq}")
-        message = answer["message"]
-        if message["messageStatus"] not in ("COMPLETED", "FAILED", "CANCEL"):
-            return None
-        code = int(message["resultCode"])
+        with _read():
+            message = answer["message"]
+            if message["messageStatus"] not in ("COMPLETED", "FAILED", "CANCEL"):
+                return None
+            code = int(message["resultCode"] or 0)  # none for a message that was canceled
         if code in DELIVERED:
             return Result("DELIVERED", str(code), "KAKAO")
         if code in TEMPLATE_DIFFERS:
@@ -121,7 +127,7 @@ class NhnProvider:
     async def _ask(self, path: str, **options: Any) -> dict[str, Any]:
         """A call that changes nothing."""
         answer = await self._call("GET", path, **options)
-        _refuse(int(answer["header"]["resultCode"]), answer["header"].get("resultMessage", ""))
+        _refuse(answer["header"]["resultCode"], answer["header"].get("resultMessage", ""))
         return answer
 
     async def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -129,18 +135,30 @@ class NhnProvider:
             answer = await self._client.request(method, self._path + path, **options)
             if answer.status_code >= httpx.codes.INTERNAL_SERVER_ERROR or answer.status_code == 429:
                 raise TryLater(f"HTTP {answer.status_code}")
-            parsed: dict[str, Any] = answer.json()
-            parsed["header"]["resultCode"]
-        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            raise TryLater(f"{type(error).__name__}") from error
+            with _read():
+                parsed: dict[str, Any] = answer.json()
+                parsed["header"]["resultCode"] = int(parsed["header"]["resultCode"])
+        except httpx.HTTPError as error:
+            raise TryLater(type(error).__name__) from error
         return parsed
+
+
+@contextmanager
+def _read() -> Iterator[None]:
+    """What is no answer of this API is asked again."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise TryLater(f"not an answer of this API: {error!r}") from None
 
 
 def _refuse(code: int, text: str) -> None:
     if code == ACCEPTED:
         return
-    if code in REFUSE_EVERYTHING or code in TEMPLATE_IS_WRONG:
+    if code in REFUSE_EVERYTHING:
         raise Misconfigured(f"{code}: {text}")
+    if code in TEMPLATE_IS_WRONG:
+        raise TemplateRefused(str(code))
     if code in SYSTEM_ERROR:
         raise TryLater(str(code))
     raise Refused(str(code))

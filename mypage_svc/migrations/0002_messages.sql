@@ -12,6 +12,7 @@ CREATE TABLE messages (
     attempt bigint NOT NULL DEFAULT 1, -- counts messages that the provider took and could not deliver
     tries bigint NOT NULL DEFAULT 0, -- of handing this attempt over
     next_try_at timestamptz NOT NULL DEFAULT now(),
+    provider text NOT NULL DEFAULT '', -- which has it
     request_id text NOT NULL DEFAULT '', -- the provider's, and the recipient's number in it
     recipient_seq bigint NOT NULL DEFAULT 0,
     updated_at timestamptz NOT NULL DEFAULT now(),
@@ -19,4 +20,5 @@ CREATE TABLE messages (
 ) WITH (fillfactor = 80);
 
 CREATE INDEX messages_pending ON messages (next_try_at) WHERE status = 'PENDING';
+CREATE INDEX messages_in_order ON messages (order_id, occurred_at, change) WHERE status = 'PENDING';
 CREATE INDEX messages_accepted ON messages (next_try_at) WHERE status = 'ACCEPTED';

@@ -29,30 +29,35 @@ ON CONFLICT DO NOTHING
 """
 
 # Each message is postponed for longer than sending takes, so that replicas do not send the same one. Of an order only
-# the first one is taken: the next one follows when the provider has it.
+# the first one is taken: the next one follows when the provider has it. One that the provider has answered with a code
+# (its template is refused, or it could not be delivered) holds up no other.
 CLAIM = """
 UPDATE messages
 SET next_try_at = now() + interval '60 seconds',
     tries = tries + 1
 WHERE (order_id, change) IN (
-    SELECT order_id, change
+    SELECT message.order_id, message.change
     FROM messages AS message
-    WHERE status = 'PENDING'
-      AND next_try_at <= now()
-      AND NOT EXISTS (
-        SELECT FROM messages AS earlier
+    LEFT JOIN LATERAL (
+        SELECT change
+        FROM messages AS earlier
         WHERE earlier.order_id = message.order_id
           AND earlier.status = 'PENDING'
-          AND (earlier.occurred_at, earlier.change) < (message.occurred_at, message.change)
-      )
-    ORDER BY next_try_at
+          AND earlier.code = ''
+        ORDER BY occurred_at, change
+        LIMIT 1
+    ) AS first ON true
+    WHERE message.status = 'PENDING'
+      AND message.next_try_at <= now()
+      AND (message.code <> '' OR first.change = message.change)
+    ORDER BY message.next_try_at
     LIMIT $1
-    FOR UPDATE SKIP LOCKED
+    FOR UPDATE OF message SKIP LOCKED
 )
 RETURNING order_id, change, template, phone_no, variables, occurred_at, attempt, tries
 """
 
-# Whoever watches the page is told.
+# Whoever watches the page is told, and the next message of the order is due.
 _CHANGED = """
 WITH changed AS (
     UPDATE messages
@@ -63,12 +68,22 @@ WITH changed AS (
       AND attempt = $3
       AND status IN ('PENDING', 'ACCEPTED')
     RETURNING order_id
+),
+released AS (
+    UPDATE messages
+    SET next_try_at = now()
+    FROM changed
+    WHERE messages.order_id = changed.order_id
+      AND messages.change <> $2
+      AND messages.status = 'PENDING'
+      AND messages.code = ''
 )
 SELECT pg_notify('mypages', order_id::text)
 FROM changed
 """
 ACCEPT = _CHANGED.format(
-    changes="status = 'ACCEPTED', request_id = $4, recipient_seq = $5, next_try_at = now() + interval '5 seconds'"
+    changes="status = 'ACCEPTED', code = '', provider = $4, request_id = $5, recipient_seq = $6, "
+    "next_try_at = now() + interval '5 seconds'"
 )
 END = _CHANGED.format(changes="status = $4, code = $5, channel = $6")
 REPEAT = _CHANGED.format(
@@ -76,16 +91,28 @@ REPEAT = _CHANGED.format(
     "next_try_at = now() + make_interval(secs => $5)"
 )
 
+# The messages that wait for it are postponed too: a claim does not look at them in vain.
 POSTPONE = """
 UPDATE messages
-SET next_try_at = now() + make_interval(secs => $4)
+SET next_try_at = now() + make_interval(secs => $2)
+WHERE order_id = $1
+  AND status = 'PENDING'
+  AND code = ''
+"""
+
+# The provider refuses the message's template: it waits, and holds up no other.
+HOLD = """
+UPDATE messages
+SET code = $4,
+    next_try_at = now() + make_interval(secs => $5)
 WHERE order_id = $1
   AND change = $2
   AND attempt = $3
   AND status = 'PENDING'
 """
 
-# Accepted messages whose result is due; each is due again later, at growing intervals.
+# Accepted messages whose result is due; each is due again later, at growing intervals. Another provider's messages are
+# not asked for, unless it is too late for a result anyway.
 UNKNOWN = """
 UPDATE messages
 SET next_try_at = now() + least(interval '10 minutes', greatest(interval '5 seconds', now() - updated_at))
@@ -94,6 +121,7 @@ WHERE (order_id, change) IN (
     FROM messages
     WHERE status = 'ACCEPTED'
       AND next_try_at <= now()
+      AND (provider = $2 OR occurred_at < now() - interval '48 hours')
     ORDER BY next_try_at
     LIMIT $1
     FOR UPDATE SKIP LOCKED
@@ -111,7 +139,7 @@ class PostgresMessages:
     async def note(self, pages: Iterable[MyPage]) -> None:
         """Writes a message for each change of these pages that has none yet."""
         rows = [
-            (page.order_id, change.key, change.template, page.booking["phone_no"], variables, change.time)
+            (page.order_id, change.key, change.template, page.booking.get("phone_no", ""), variables, change.time)
             for page in pages
             if page.booking
             for variables in [json.dumps(_variables(page))]
@@ -124,9 +152,9 @@ class PostgresMessages:
         """Messages that are due, for this caller alone; of an order its first one."""
         return [_message(row) for row in await self._connection.fetch(CLAIM, limit)]
 
-    async def accept(self, message: Message, accepted: Accepted) -> None:
-        """The provider has the message."""
-        await self._connection.fetch(ACCEPT, *_key(message), accepted.request_id, accepted.recipient_seq)
+    async def accept(self, message: Message, accepted: Accepted, *, provider: str) -> None:
+        """This provider has the message."""
+        await self._connection.fetch(ACCEPT, *_key(message), provider, accepted.request_id, accepted.recipient_seq)
 
     async def end(self, message: Message, result: Result) -> None:
         """The message is delivered, or will never be."""
@@ -137,12 +165,16 @@ class PostgresMessages:
         await self._connection.fetch(REPEAT, *_key(message), code, seconds)
 
     async def postpone(self, message: Message, *, seconds: float) -> None:
-        """The provider can't be reached, or did not say whether it has the message."""
-        await self._connection.execute(POSTPONE, *_key(message), seconds)
+        """The provider can't be reached, or did not say whether it has the message. The order's next ones wait too."""
+        await self._connection.execute(POSTPONE, message.order_id, seconds)
 
-    async def unknown(self, *, limit: int) -> list[tuple[Message, Accepted]]:
-        """Accepted messages whose result is due, for this caller alone."""
-        rows = await self._connection.fetch(UNKNOWN, limit)
+    async def hold(self, message: Message, *, code: str, seconds: float) -> None:
+        """The provider refuses the message's template. The order's next messages do not wait for it."""
+        await self._connection.execute(HOLD, *_key(message), code, seconds)
+
+    async def unknown(self, *, limit: int, provider: str) -> list[tuple[Message, Accepted]]:
+        """Messages that this provider has accepted and whose result is due, for this caller alone."""
+        rows = await self._connection.fetch(UNKNOWN, limit, provider)
         return [(_message(row), Accepted(row["request_id"], row["recipient_seq"])) for row in rows]
 
 

@@ -15,7 +15,7 @@ from mypage_svc.kakao import message_key
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.services import LISTENERS
 
-OLDEST_MESSAGE = timedelta(hours=25)  # a day later it is not sent any more
+OLDEST_MESSAGE = timedelta(hours=49)  # after two days nothing is asked any more
 OLDEST_SAGA = timedelta(minutes=5)
 INBOX_REACHES_BACK = inbox.KEEP - timedelta(days=1)
 POLICIES: dict[str, Policies[Any]] = {name: import_module(f"{name}.policies").policies for name in LISTENERS}
@@ -226,11 +226,13 @@ def _changes_are_told(snapshot: AuditSnapshot) -> Iterator[str]:
         for change in set(found) - {each.key for each in page.changes}:
             yield f"order {order_id}: there is a message about {change}, which has not happened"
         for change, row in found.items():
-            if row["status"] == "PENDING" and row["occurred_at"] < snapshot.now - OLDEST_MESSAGE:
-                yield f"order {order_id}: the message about {change} was never sent"
+            if row["status"] in ("PENDING", "ACCEPTED") and row["occurred_at"] < snapshot.now - OLDEST_MESSAGE:
+                yield f"order {order_id}: the message about {change} is {row['status']} for ever"
+            if not _is_plausible(row):
+                yield f"order {order_id}: the message about {change} is {row['status']} ({row['code']}) without reason"
             attempts = [message_key(order_id, change, number + 1) for number in range(row["attempt"])]
             keys.update(attempts)
-            has_it = row["status"] in ("ACCEPTED", "DELIVERED")
+            has_it = row["status"] in ("ACCEPTED", "DELIVERED") and row["provider"] == "nhn"
             if has_it and handed_over is not None and not handed_over[attempts[-1]]:
                 yield f"order {order_id}: the message about {change} is {row['status']}, but the provider has none"
     for order_id in set(snapshot.messages) - set(snapshot.pages):
@@ -240,6 +242,20 @@ def _changes_are_told(snapshot: AuditSnapshot) -> Iterator[str]:
             yield f"the provider has message {key} {count} times"
         if key not in keys:
             yield f"the provider has message {key}, which no change asks for"
+
+
+def _is_plausible(row: Any) -> bool:
+    """Whether a message that was not sent has a reason."""
+    match row["status"], row["code"]:
+        case "SKIPPED", "NO_PHONE_NUMBER":
+            return bool(row["phone_no"] == "")
+        case "SKIPPED", code:
+            return bool(code == "NO_MOBILE_NUMBER" and row["phone_no"] != "")
+        case "FAILED", "TOO_OLD":
+            return bool(row["updated_at"] - row["occurred_at"] >= timedelta(hours=24))
+        case "FAILED", code:
+            return bool(code)
+    return True
 
 
 @invariant("A9", "no saga is older than 5 minutes in a middle state")

@@ -115,7 +115,14 @@ def _route(rpc: PublicRpc) -> str:
     cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
     route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
     if rpc.is_stream:
-        route["route"] = {"cluster": cluster, "priority": "HIGH", "timeout": "0s", "idle_timeout": "0s"}
+        # A browser gives up for good when a stream is refused: a restart of the service is waited for.
+        again = {
+            "retry_on": "connect-failure,reset-before-request",
+            "num_retries": 6,
+            "retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"},
+        }
+        unlimited = {"timeout": "0s", "idle_timeout": "0s"}
+        route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": again}
     else:
         # A call without a deadline gets one, and nobody gets a longer one.
         limit = {"grpc_timeout_header_max": "10s"}

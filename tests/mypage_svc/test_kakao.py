@@ -18,6 +18,7 @@ from mypage_svc.kakao import (
     Misconfigured,
     Refused,
     Result,
+    TemplateRefused,
     TryLater,
     Undelivered,
     masked,
@@ -143,9 +144,9 @@ async def test_a_busy_provider_is_tried_again(nhn: NhnProvider, end: str) -> Non
     assert await nhn.send(message(), f"0101234{end}")
 
 
-async def test_a_template_that_is_not_approved_stops_the_sender(nhn: NhnProvider) -> None:
-    """So does a wrong secret: an operator has to act, and no message is given up."""
-    with pytest.raises(Misconfigured):
+async def test_a_template_that_is_not_approved_is_refused(nhn: NhnProvider) -> None:
+    """An operator has to act; messages of other templates go on."""
+    with pytest.raises(TemplateRefused):
         await nhn.send(message(), "01012343004")
 
 
@@ -183,19 +184,23 @@ async def test_a_message_that_could_not_be_delivered_is_attempted_again(nhn: Nhn
 
 async def test_a_provider_that_is_away_or_talks_nonsense_is_tried_again() -> None:
     """Nothing is given up because of it."""
+    good = b'"header": {"resultCode": 0}'
+    answers = iter((b"[]", b"{}", b"{%s}" % good, b'{%s, "message": {"requestId": "r", "sendResults": null}}' % good))
 
     async def nonsense(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(OSError):
             await reader.read(100)
-            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]")
+            answer = next(answers)
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(answer), answer))
             await writer.drain()
             writer.close()
 
     server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     async with client_of(url, "") as client:
-        with pytest.raises(TryLater):
-            await NhnProvider(client, settings_of(url)).send(message(), "01012340000")
+        for _ in range(4):
+            with pytest.raises(TryLater):
+                await NhnProvider(client, settings_of(url)).send(message(), "01012340000")
         server.close()
         await server.wait_closed()
         with pytest.raises(TryLater):

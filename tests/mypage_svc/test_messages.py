@@ -13,7 +13,7 @@ from gotohotel.database import Database
 from gotohotel.ids import new_id
 from mypage_svc.domain import Fact, MyPage
 from mypage_svc.jobs import Jobs
-from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TryLater, Undelivered
+from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TemplateRefused, TryLater, Undelivered
 from mypage_svc.store import PostgresMessages, PostgresPages
 from tests.mypage_svc.test_domain import BOOKING, STORY, fact
 
@@ -62,6 +62,8 @@ async def states(database: Database, order: str) -> dict[str, tuple[str, str]]:
 class ScriptedProvider:
     """Answers as it is told, and keeps what it took. The real HTTP is in test_kakao.py and tests/system."""
 
+    name = "scripted"
+
     def __init__(self, *script: Exception | None) -> None:
         self.script: Iterator[Exception | None] = iter(script)
         self.taken: list[str] = []
@@ -75,7 +77,11 @@ class ScriptedProvider:
         self.taken.append(message.change)
         return Accepted(message.key, 1)
 
+    is_away = False
+
     async def find(self, message: Message) -> Accepted | None:
+        if self.is_away:
+            raise TryLater("away")
         return Accepted(message.key, 1) if message.change in self.taken else None
 
     async def result(self, _: Accepted) -> Result | None:
@@ -181,6 +187,53 @@ async def test_what_a_release_without_messages_has_stored_is_told(mypage_databas
 
     for order in orders:
         assert await states(mypage_database, order) == {"GTH_ORDERED": ("PENDING", "")}
+
+
+async def test_a_failure_of_one_message_ends_no_other(mypage_database: Database) -> None:
+    """Whatever the error is."""
+    provider = ScriptedProvider(ZeroDivisionError())
+    for _ in range(10):
+        await note(mypage_database, told(STORY[:1]))
+    await jobs_of(mypage_database, provider).send_messages()
+    assert len(provider.taken) == 9
+
+
+async def test_a_refused_template_holds_up_no_other_message(mypage_database: Database) -> None:
+    """It waits for an operator."""
+    provider = ScriptedProvider(TemplateRefused("-3004"))
+    order = await note(mypage_database, told(STORY))
+    await jobs_of(mypage_database, provider).send_messages()
+    assert provider.taken == ["GTH_PAY_LATER/1", "GTH_PAID", "GTH_CONFIRMED"]
+    assert (await states(mypage_database, order))["GTH_ORDERED"] == ("PENDING", "-3004")
+
+
+async def test_a_provider_that_is_away_for_days_ends_every_message(mypage_database: Database) -> None:
+    """One that was never handed over is too old; of one that was, nobody knows."""
+    provider = ScriptedProvider(*[TryLater("away")] * 10)
+    order = await note(mypage_database, told(STORY[:2]))
+    await jobs_of(mypage_database, provider).send_messages()
+    provider.is_away = True
+    for _ in range(2):
+        await mypage_database.autocommit.execute("UPDATE messages SET tries = 5000 WHERE tries > 0")
+        await due_now(mypage_database)
+        await jobs_of(mypage_database, provider, later=timedelta(hours=49)).send_messages()
+    assert await states(mypage_database, order) == {
+        "GTH_ORDERED": ("FAILED", "UNKNOWN"),
+        "GTH_PAY_LATER/1": ("FAILED", "TOO_OLD"),
+    }
+
+
+async def test_a_claim_is_quick_however_many_orders_wait(mypage_database: Database) -> None:
+    """Behind a first message that waits for the provider, without statistics of the table."""
+    await mypage_database.autocommit.execute(
+        """
+        INSERT INTO messages (order_id, change, template, phone_no, variables, occurred_at, status, next_try_at)
+        SELECT md5(number::text)::uuid, change, change, '1', '{}', now() + pause, 'PENDING', now() + wait
+        FROM generate_series(1, 5000) AS number,
+            (VALUES ('A', interval '0', interval '1 h'), ('B', interval '1 s', interval '0')) AS m (change, pause, wait)
+        """
+    )
+    assert await PostgresMessages(mypage_database.autocommit).claim(limit=20) == []  # within the statement's time limit
 
 
 async def test_old_news_are_not_sent(mypage_database: Database) -> None:

@@ -111,6 +111,12 @@ def test_hostile_input_to_a_watch(hotel: Hotel, guest: Client, path: str, expect
         assert answer.status_code in expected
 
 
+def test_a_watch_has_no_head(hotel: Hotel, guest: Client) -> None:
+    """It has no end, so there is no length that could be told."""
+    order = hotel.order(guest, card=None)
+    assert guest.request("HEAD", f"/mypages/{order['id']}:watch").status_code == 405
+
+
 def test_a_watch_ends_with_the_token(hotel: Hotel, guest: Client) -> None:
     """The stream ends when the token expires, and is refused afterwards."""
     order = hotel.order(guest, card=None)
@@ -217,6 +223,8 @@ def test_a_watch_survives_restarts_and_kills_of_the_service(hotel: Hotel, guest:
     etags = [page["etag"] for page in seen]
     assert len(etags) == len(set(etags))
     assert seen[-1] == guest.get(f"/mypages/{order['id']}")
+    # The next test finds everything as before: order_svc has to connect to the gateway again.
+    wait_for(lambda: hotel.order(hotel.caller())["status"] == "PAID")
 
 
 def _confirmed(hotel: Hotel, order_id: str) -> bool:
