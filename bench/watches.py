@@ -3,7 +3,7 @@
 import asyncio
 import json
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
 import httpx
 
@@ -35,7 +35,7 @@ class Watching:
         self._tokens = [stack.token(subject=f"watch-{number}", role="guest") for number in range(GUESTS)]
         self._orders: list[str] = []
         self._readers: list[asyncio.Task[None]] = []
-        self._opened = asyncio.Semaphore(0)
+        self._opened, self._paid = asyncio.Semaphore(0), asyncio.Semaphore(0)
         self.delays = Delays()
 
     async def open(self) -> None:
@@ -51,11 +51,13 @@ class Watching:
                 await self._opened.acquire()
 
     async def pay(self, seconds: float) -> None:
-        """Pays the bookings, spread over this time."""
+        """Pays the bookings, spread over this time; returns when every watch has seen it."""
         for token, order in zip(self._tokens, self._orders, strict=True):
             await self._post(token, f"/orders/{order}:pay", {"cardNo": load.CARD})
             await asyncio.sleep(seconds / GUESTS)
-        await asyncio.sleep(1)
+        async with asyncio.timeout(OPEN_SECONDS):
+            for _ in self._readers:
+                await self._paid.acquire()
 
     async def close(self) -> None:
         """Ends the watches."""
@@ -74,16 +76,17 @@ class Watching:
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 20)
         head = f"GET /mypages/{order}:watch HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n\r\n"
         writer.write(head.encode())
-        is_first = True
         try:
-            while line := await reader.readline():
-                if not line.startswith(b"data: {"):
-                    continue
-                if is_first:
-                    self._opened.release()
-                elif b'"PaymentApproved"' in line and b'"ReservationTaken"' not in line:
-                    happened = datetime.fromisoformat(json.loads(line[6:])["asOfTime"])
-                    self.delays.seconds.append((datetime.now(tz=happened.tzinfo) - happened).total_seconds())
-                is_first = False
+            while not (await reader.readuntil(b"\n")).startswith(b"data: {"):
+                pass
+            self._opened.release()
+            while b'"PaymentApproved"' not in (line := await reader.readuntil(b"\n")):
+                pass
+            arrived = datetime.now(tz=UTC)
+            [paid] = [each for each in json.loads(line[6:])["timeline"] if each["event"] == "PaymentApproved"]
+            self.delays.seconds.append((arrived - datetime.fromisoformat(paid["time"])).total_seconds())
+            self._paid.release()
+            while await reader.readline():
+                pass
         finally:
             writer.close()

@@ -1,6 +1,5 @@
 """mypage.v1.MyPageService: gRPC requests and responses."""
 
-import asyncio
 from collections.abc import AsyncGenerator, Callable
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -18,7 +17,7 @@ from gotohotel.rpc.identity import Caller
 from gotohotel.texts import parse_text
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from mypage_svc.domain import FINAL, Fact, MyPage, MyPageNotFound, Pages
-from mypage_svc.watches import Watches
+from mypage_svc.watches import Watch, Watches
 
 APPEARS_WITHIN_SECONDS = 3.0  # the first event of an order may still be on its way
 HEARTBEAT_SECONDS = 15.0
@@ -67,7 +66,7 @@ class MyPageServer:
         """The page, and again whenever it changes; None if it has not changed for HEARTBEAT_SECONDS."""
         order_id, etag = parse_id(request.order_id, "orderId"), parse_text(request.etag, "etag", limit=64)
         with self._watches.open(order_id) as watch:  # before the page is read, so that no change is missed
-            page = await self._appeared(order_id, caller.owner)
+            page = await self._appeared(watch, order_id, caller.owner)
             while True:
                 yield page if page.etag != etag else None
                 etag, seconds = page.etag, HEARTBEAT_SECONDS
@@ -80,17 +79,13 @@ class MyPageServer:
                 # A read that began earlier may end later: a page never goes back.
                 page = newer if newer is not None and len(newer.facts) >= len(page.facts) else page
 
-    async def _appeared(self, order_id: str, owner: str | None) -> MyPage:
+    async def _appeared(self, watch: Watch, order_id: str, owner: str | None) -> MyPage:
         """The page, which may appear while the caller waits."""
-        pause, waited = 0.05, 0.0
-        while True:
-            try:
-                return await self._pages.get(order_id, owner=owner)
-            except MyPageNotFound:
-                if waited > APPEARS_WITHIN_SECONDS:
-                    raise
-            await asyncio.sleep(pause)
-            waited, pause = waited + pause, pause * 2
+        try:
+            return await self._pages.get(order_id, owner=owner)
+        except MyPageNotFound:
+            await watch.next(seconds=APPEARS_WITHIN_SECONDS)
+            return await self._pages.get(order_id, owner=owner)
 
 
 def _event_stream(text: str) -> HttpBody:

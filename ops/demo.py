@@ -41,7 +41,6 @@ class Story:
 
     def _show_messages(self) -> None:
         """Prints the KakaoTalk messages that went out since the last look."""
-        time.sleep(0.3)  # they follow the commit
         with self._log.open("rb") as log:
             log.seek(self._read)
             lines = log.read().splitlines()
@@ -68,7 +67,9 @@ class Story:
             reader = Thread(target=read, daemon=True)
             reader.start()
             yield
-            time.sleep(0.5)
+            ends = time.monotonic() + WAIT_SECONDS
+            while seen[-1:] != ["CANCELED"] and time.monotonic() < ends:
+                time.sleep(0.05)
             print(f"         watched: {' → '.join(seen)}")
             self.expect("the last state that was watched", seen[-1:], ["CANCELED"])
 
@@ -106,7 +107,8 @@ class Story:
             page = self._client.get(f"/mypages/{order_id}", headers=headers).json()
             timeline = [(entry["event"], entry["detail"]) for entry in page.get("timeline", [])]
             news = [entry for entry in timeline if (order_id, *entry) not in self._shown]
-            if set(events) <= {event for event, _ in news}:
+            is_told = all(message["status"] != "PENDING" for message in page.get("notifications", []))
+            if set(events) <= {event for event, _ in news} and is_told:
                 break
             if time.monotonic() > ends:
                 raise NotAsPromised(f"{', '.join(events)} have not reached My page after {WAIT_SECONDS} s")

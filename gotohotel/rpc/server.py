@@ -141,7 +141,8 @@ class RpcServer:
         """
         self._is_stopping = True
         for limit in self._streams.values():
-            limit.reschedule(asyncio.get_running_loop().time())
+            if not limit.expired():
+                limit.reschedule(asyncio.get_running_loop().time())
         await self._server.stop(grace_seconds)
         if self._mutations:
             await asyncio.wait(self._mutations, timeout=grace_seconds)

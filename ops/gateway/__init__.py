@@ -45,8 +45,12 @@ CLUSTER = """\
       circuit_breakers:
         thresholds:
           - {{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}
-          # Streams: they have connections and places of their own.
-          - {{priority: HIGH, max_connections: 64, max_pending_requests: {max_streams}, max_requests: {max_streams}}}
+          # Streams: they have connections and places of their own, and after a restart all of them are tried again.
+          - priority: HIGH
+            max_connections: 64
+            max_pending_requests: {max_streams}
+            max_requests: {max_streams}
+            max_retries: {max_streams}
       load_assignment:
         cluster_name: {name}
         endpoints:
@@ -118,7 +122,7 @@ def _route(rpc: PublicRpc) -> str:
         # A browser gives up for good when a stream is refused: a restart of the service is waited for.
         again = {
             "retry_on": "connect-failure,reset-before-request",
-            "num_retries": 6,
+            "num_retries": 15,
             "retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"},
         }
         unlimited = {"timeout": "0s", "idle_timeout": "0s"}

@@ -1,6 +1,5 @@
 """Who watches a page is told of its changes, by one read for all, whichever replica made them."""
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, aclosing, asynccontextmanager
 from dataclasses import replace
@@ -69,7 +68,8 @@ async def test_a_thousand_watches_cost_one_read_a_commit(mypage_database: Databa
     async with replica(mypage_database, scratch_url) as (pages, watches), within(20):
         with ExitStack() as opened:
             all_watches = [opened.enter_context(watches.open(order)) for _ in range(1000)]
-            await asyncio.sleep(0.5)  # the first look
+            await writer.merge({order: [STORY[0]]})
+            assert all([await watch.next(seconds=10) for watch in all_watches])  # the first look is over
             pages.reads = 0
             await writer.merge({each: list(STORY) for each in others})
             await writer.merge({order: list(STORY)})

@@ -98,7 +98,7 @@ def test_bookings_and_pages_do_not_wait_for_the_provider(hotel: Hotel, guest: Cl
         order = hotel.order(guest, phoneNo="010-1234-0000")
         assert order["status"] == "PAID"
         hotel.page_with(order["id"], reservationStatus="RECEIVED")
-        time.sleep(1)
+        wait_for(lambda: query(hotel, f"SELECT sum(tries) FROM messages WHERE order_id = '{order['id']}'") > 0)
         assert notifications(hotel, order["id"]) == {"GTH_ORDERED": "PENDING", "GTH_PAID": "PENDING"}
     made_due(hotel)
     expected = {"GTH_ORDERED": "DELIVERED", "GTH_PAID": "DELIVERED"}

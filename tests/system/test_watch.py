@@ -227,6 +227,19 @@ def test_a_watch_survives_restarts_and_kills_of_the_service(hotel: Hotel, guest:
     wait_for(lambda: hotel.order(hotel.caller())["status"] == "PAID")
 
 
+def test_a_restart_of_the_service_refuses_no_watch(hotel: Hotel, guest: Client) -> None:
+    """A browser gives up for good when it is refused: the gateway tries again until the service is back, for all."""
+    order = hotel.order(guest, card=None)
+    with _stub(hotel) as stub:
+        [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "mypage_svc"]
+        os.kill(pid, signal.SIGKILL)
+        request = pb.WatchMyPageRequest(order_id=order["id"])
+        streams = [stub.WatchMyPage(request, metadata=_bearer(guest)) for _ in range(20)]
+        assert {next(stream).order_id for stream in streams} == {order["id"]}
+        for stream in streams:
+            stream.cancel()
+
+
 def _confirmed(hotel: Hotel, order_id: str) -> bool:
     with suppress(httpx.HTTPError):
         return hotel.desk.request("POST", f"/reservations/{order_id}:confirm").is_success
