@@ -44,8 +44,8 @@ class App:
         self.database = database
         self.resources = resources  # opened by `compose`, closed last by the app
         self.clock = Clock()
-        self._bus = Bus(settings.nats_url, name=name)
-        self._relay = Relay(settings.database_url, self._bus, source=name)
+        self.bus = Bus(settings.nats_url, name=name)
+        self._relay = Relay(settings.database_url, self.bus, source=name)
         database.after_commits(self._follow_commit)
         self._server = RpcServer(port=settings.port, host=settings.host, tls_folder=settings.tls_folder)
         self._consumer: Consumer | None = None
@@ -63,7 +63,7 @@ class App:
 
     def listen(self, policies: Policies[Any], *, require: Requirement | None = None) -> None:
         """Runs the policies when their events arrive; an event that `require` refuses is a dead letter."""
-        self._consumer = Consumer(self._bus, policies, self.database, require=require)
+        self._consumer = Consumer(self.bus, policies, self.database, require=require)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
         """Runs a job repeatedly, and at once after a commit if it `follows_commits`.
@@ -88,7 +88,7 @@ class App:
 
         await self.clock.synchronize(self.database, at_any_price=True)
         self.every(3600, self._prune)
-        self.every(600, self._bus.watch_the_stream)
+        self.every(600, self.bus.watch_the_stream)
         self.every(1, self._report_health)
         self.every(SYNCHRONIZE_SECONDS, self._synchronize_clock)
         await self._server.start()  # first: a port in use ends the start at once
@@ -99,7 +99,7 @@ class App:
             _calm_the_garbage_collector()
             logger.info("%s serves on port %d", self.name, self.settings.port)
 
-            lost = tasks.create_task(self._bus.lost.wait())
+            lost = tasks.create_task(self.bus.lost.wait())
             stopping = tasks.create_task(self._stopping.wait())
             await asyncio.wait([lost, stopping], return_when=asyncio.FIRST_COMPLETED)
             self._stopping.set()
@@ -120,11 +120,11 @@ class App:
             self._relay.finish()  # 6. the relay publishes what these calls announced
             await asyncio.wait([relay], timeout=5)
             relay.cancel()
-            await self._bus.close()
+            await self.bus.close()
         logger.info("%s has stopped", self.name)
         if self._failure is not None:
             raise self._failure
-        if self._bus.lost.is_set():
+        if self.bus.lost.is_set():
             raise ConsumerLost("the connection to NATS was closed for good")
 
     async def _or_stop(self, loop: Awaitable[None]) -> None:
@@ -140,7 +140,7 @@ class App:
         """Consumes events while NATS is reachable. Calls are served meanwhile; the outbox keeps their events."""
         while not self._stopping.is_set():
             try:
-                await self._bus.connect(self._stopping)
+                await self.bus.connect(self._stopping)
                 if self._consumer is not None and not self._stopping.is_set():
                     await self._consumer.declare()
                 self._is_declared = True

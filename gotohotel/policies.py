@@ -58,6 +58,14 @@ class Policies(Generic[UnitOfWork]):
 
         return register
 
+    def using(
+        self, open_work: Callable[[Connection, Sequence[ReceivedEvent]], AbstractAsyncContextManager[UnitOfWork]]
+    ) -> "Policies[UnitOfWork]":
+        """The same policies with another store."""
+        other = Policies(open_work)
+        other._handlers, other._types = self._handlers, self._types
+        return other
+
     @property
     def subjects(self) -> list[str]:
         """The full names of the events that have policies."""

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from datetime import time
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 from zoneinfo import ZoneInfo
@@ -10,17 +11,24 @@ from zoneinfo import ZoneInfo
 from pydantic import Field
 
 from gotohotel.app import App, run
+from gotohotel.database import Connection
 from gotohotel.mypage.v1 import mypage_service_pb2
-from gotohotel.settings import PhoneRegion, Settings
+from gotohotel.settings import PhoneRegion, SettingRefused, Settings
+from mypage_svc.domain import Pages
 from mypage_svc.jobs import Jobs
 from mypage_svc.kakao import Provider
 from mypage_svc.kakao.console import open_console
 from mypage_svc.kakao.nhn import open_nhn
 from mypage_svc.policies import policies
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PostgresMessages, PostgresPages
+from mypage_svc.store import PLACE, Buckets, Changes, NatsPages, PostgresMessages, PostgresPages, open_work
 from mypage_svc.watches import open_watches
 
+PageStore = Callable[[Connection], Pages]
+STORES: dict[str, Callable[[App], PageStore]] = {
+    "postgres": lambda _: PostgresPages,
+    "nats": lambda app: partial(NatsPages, buckets=Buckets(app.bus)),
+}
 PROVIDERS: dict[str, Callable[[], AbstractAsyncContextManager[Provider]]] = {
     "console": open_console,
     "nhn": open_nhn,
@@ -30,6 +38,7 @@ PROVIDERS: dict[str, Callable[[], AbstractAsyncContextManager[Provider]]] = {
 class MyPageSettings(Settings):
     """MYPAGE_… in the environment."""
 
+    store: Annotated[str, Field(pattern=f"^({'|'.join(STORES)})$")] = "postgres"  # where the pages are
     kakao: Annotated[str, Field(pattern=f"^({'|'.join(PROVIDERS)})$")] = "console"  # an adapter has its own settings
     phone_region: PhoneRegion = "KR"
     time_zone: ZoneInfo = ZoneInfo("Asia/Seoul")  # the property's
@@ -39,8 +48,10 @@ class MyPageSettings(Settings):
 
 async def compose(app: App, settings: MyPageSettings) -> None:
     """Wires the service together."""
-    pages = PostgresPages(app.database.autocommit, settings.database_url)
-    watches = await app.resources.enter_async_context(open_watches(pages))
+    await _require_store(app, settings)
+    pages_on = STORES[settings.store](app)
+    pages = pages_on(app.database.autocommit)
+    watches = await app.resources.enter_async_context(open_watches(pages, Changes(settings.database_url)))
     provider = await app.resources.enter_async_context(PROVIDERS[settings.kakao]())
     jobs = Jobs(
         pages,
@@ -53,10 +64,20 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     )
     server = MyPageServer(pages, watches, clock=app.clock.now)
     app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], server)
-    app.listen(policies)
+    app.listen(policies.using(partial(open_work, pages_on=pages_on)))
     app.every(1, jobs.send_messages, follows_commits=True)
     app.every(2, jobs.note_results)
     app.every(1800, jobs.note_missed)
+
+
+async def _require_store(app: App, settings: MyPageSettings) -> None:
+    """Raises SettingRefused if the pages are elsewhere: this service would serve old ones, and nobody would know."""
+    place = await app.database.autocommit.fetchval(PLACE)
+    if (place == "postgres") != (settings.store == "postgres"):
+        raise SettingRefused(
+            f"The setting MYPAGE_STORE is {settings.store}, but the pages are in {place}: change the setting, or move "
+            f"them with `gotohotel rebuild --store {settings.store}`."
+        )
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ is derived from the set.
 """
 
 import hashlib
-from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Protocol
@@ -196,11 +196,4 @@ class Pages(Protocol):
 
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""
-        ...
-
-    def changes(self, *, seconds: float) -> AsyncGenerator[Set[str] | None, None]:
-        """The orders whose pages have changed, whichever replica changed them, until the connection breaks.
-
-        None at the beginning, and whenever there was no change for this long: then any page may have changed.
-        """
         ...

@@ -8,6 +8,7 @@ from contextlib import aclosing, asynccontextmanager, contextmanager
 
 from gotohotel.database import TRANSIENT
 from mypage_svc.domain import MyPage, Pages
+from mypage_svc.store import Changes
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ class Watch:
 class Watches:
     """All watches of this process. The pages that a change concerns are read once for all of them."""
 
-    def __init__(self, pages: Pages) -> None:
+    def __init__(self, pages: Pages, changes: Changes) -> None:
         self._pages = pages
+        self._changes = changes
         self._watching: defaultdict[str, set[Watch]] = defaultdict(set)
 
     @contextmanager
@@ -61,7 +63,7 @@ class Watches:
         """Follows the changes of all pages, for ever."""
         while True:
             try:
-                async with aclosing(self._pages.changes(seconds=READ_AGAIN_SECONDS)) as changes:
+                async with aclosing(self._changes.follow(seconds=READ_AGAIN_SECONDS)) as changes:
                     async for changed in changes:
                         await self._tell(self._watching.keys() if changed is None else changed & self._watching.keys())
             except TRANSIENT as error:
@@ -79,9 +81,9 @@ class Watches:
 
 
 @asynccontextmanager
-async def open_watches(pages: Pages) -> AsyncIterator[Watches]:
+async def open_watches(pages: Pages, changes: Changes) -> AsyncIterator[Watches]:
     """Follows changes until the end of the block."""
-    watches = Watches(pages)
+    watches = Watches(pages, changes)
     following = asyncio.create_task(watches.follow())
     try:
         yield watches

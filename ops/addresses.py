@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 
 from gotohotel.signatures import SigningKey
-from ops import kakao, tokens
+from ops import kakao, page_store, tokens
 from ops.credentials import Credentials
 from ops.errors import StackError
 from ops.services import OPERATOR, ORDER_SIGNING, SANDBOX, SERVICES, fingerprint_key, nats_password, part
@@ -85,6 +85,8 @@ class Addresses:
             settings["ORDER_KEY"] = SigningKey(self.credentials[ORDER_SIGNING]).public
         if service.has_card_processor:
             settings["SANDBOX_DATABASE_URL"] = self.database_url(SANDBOX, SANDBOX, caller=name)
+        if service.buckets:
+            settings["STORE"] = page_store.wanted()
         if service.sends_messages and kakao.is_wanted():
             settings |= {
                 "KAKAO": "nhn",

@@ -2,10 +2,12 @@
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import nats
+from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
@@ -43,12 +45,20 @@ def configuration(*, home: Path, port: int, passwords: Mapping[str, str]) -> str
 
 
 def permissions(service: str) -> dict[str, list[str]]:
-    """A service may publish its own events and read from its own consumer; it can't change or empty a stream."""
+    """A service may publish its own events, read from its own consumer, and read and write its own buckets; it can't
+    change or empty a stream.
+    """
     events, dead_letters = EVENTS.name, DEAD_LETTERS.name
+    keeps = [
+        subject
+        for bucket in SERVICES[service].buckets
+        for subject in (f"$JS.API.STREAM.INFO.KV_{bucket}", f"$JS.API.DIRECT.GET.KV_{bucket}.>", f"$KV.{bucket}.>")
+    ]
     announces = [f"gotohotel.{part(service)}.v1.*"] if SERVICES[service].publishes else []
     return {
         "publish": [
             *announces,
+            *keeps,
             f"dead.{service}",
             *(f"$JS.API.STREAM.{act}.{name}" for act in ("INFO", "CREATE") for name in (events, dead_letters)),
             *(f"$JS.API.CONSUMER.{act}.{events}.{service}" for act in ("INFO", "DURABLE.CREATE", "MSG.NEXT")),
@@ -62,11 +72,9 @@ async def _ignore(_: Exception) -> None:
     """No log lines of the client: the exception that is raised says it."""
 
 
-async def declare_streams(url: str, *, events_bytes: int) -> None:
-    """Creates missing streams; the operator decides the size of the events' stream.
-
-    Raises StackError if the server lacks the room.
-    """
+@asynccontextmanager
+async def as_operator(url: str) -> AsyncIterator[JetStreamContext]:
+    """A connection of the operator's."""
     client = await nats.connect(
         url,
         connect_timeout=3,
@@ -76,14 +84,21 @@ async def declare_streams(url: str, *, events_bytes: int) -> None:
         error_cb=_ignore,
     )
     try:
-        js = client.jetstream()
-        for stream in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):
-            try:
-                await js.stream_info(str(stream.name))
-            except NotFoundError:
-                try:
-                    await js.add_stream(stream)
-                except APIError as error:
-                    raise StackError(f"The stream {stream.name} can't be made: {error.description}.") from None
+        yield client.jetstream()
     finally:
         await client.close()
+
+
+async def declare_streams(js: JetStreamContext, *, events_bytes: int) -> None:
+    """Creates missing streams; the operator decides the size of the events' stream.
+
+    Raises StackError if the server lacks the room.
+    """
+    for stream in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):
+        try:
+            await js.stream_info(str(stream.name))
+        except NotFoundError:
+            try:
+                await js.add_stream(stream)
+            except APIError as error:
+                raise StackError(f"The stream {stream.name} can't be made: {error.description}.") from None

@@ -12,10 +12,10 @@ from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.database import open_database
 from gotohotel.policies import Policies
 from gotohotel.schema import KERNEL_MIGRATIONS, migrate
-from ops import nats_server, postgres
+from ops import nats_server, page_store, postgres
 from ops.addresses import Addresses
 from ops.errors import StackError
-from ops.services import LISTENERS, SERVICES, owner
+from ops.services import LISTENERS, MYPAGE, SERVICES, owner
 
 
 def service_folder(name: str) -> Path:
@@ -31,7 +31,9 @@ async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
     await postgres.provision(addresses.database_url, addresses.credentials.all())
     for name in SERVICES:
         await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, service_folder(name) / "migrations")
-    await nats_server.declare_streams(addresses.nats_url(), events_bytes=stream_bytes)
+    async with nats_server.as_operator(addresses.nats_url()) as js:
+        await nats_server.declare_streams(js, events_bytes=stream_bytes)
+        await page_store.declare(addresses.database_url(MYPAGE, owner(MYPAGE)), js)
     for name in LISTENERS:
         await _declare_consumer(addresses, name)
 

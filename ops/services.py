@@ -15,6 +15,7 @@ class Service:
     has_card_processor: bool = False  # gets the password of the sandbox processor's ledger
     signs_orders: bool = False  # gets the key that signs what may be charged
     sends_messages: bool = False  # tells guests of changes
+    buckets: tuple[str, ...] = ()  # key-value buckets of NATS that it may use
     checks_orders: bool = False  # gets the public half of that key
 
 
@@ -28,11 +29,12 @@ SERVICES: dict[str, Service] = {
     "reservation_svc": Service(
         port=8082, publishes=True, listens=True, calls_pay=True, has_fingerprint_key=True, checks_orders=True
     ),
-    "mypage_svc": Service(port=8084, listens=True, sends_messages=True),
+    "mypage_svc": Service(port=8084, listens=True, sends_messages=True, buckets=("mypages_a", "mypages_b")),
 }
 PUBLISHERS = tuple(name for name, service in SERVICES.items() if service.publishes)
 LISTENERS = tuple(name for name, service in SERVICES.items() if service.listens)
 
+MYPAGE = "mypage_svc"
 OPERATOR = "operator"  # the NATS user of this command line, without restrictions
 # The sandbox processor's own ledger: another database and another role than pay_svc's.
 SANDBOX = "sandbox"

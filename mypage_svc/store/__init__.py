@@ -1,10 +1,30 @@
-"""What mypage_svc stores in PostgreSQL.
+"""What mypage_svc stores. Pages are in PostgreSQL or in NATS; everything else is in PostgreSQL.
 
-postgres  pages: one row per order
+postgres  pages in a table: one row per order
+buckets   pages in a key-value bucket of NATS
+facts     the form that both give to facts
+changes   which pages have changed
 messages  one row for each change of state that a guest is told of
+work      the unit of work of a batch of events
 """
 
+from mypage_svc.store.buckets import PLACE, Buckets, NatsPages, PageBucket
+from mypage_svc.store.changes import Changes
+from mypage_svc.store.facts import from_json
 from mypage_svc.store.messages import PostgresMessages
-from mypage_svc.store.postgres import PostgresPages, UnitOfWork, open_work, page_of
+from mypage_svc.store.postgres import PostgresPages, page_of
+from mypage_svc.store.work import UnitOfWork, open_work
 
-__all__ = ["PostgresMessages", "PostgresPages", "UnitOfWork", "open_work", "page_of"]
+__all__ = [
+    "PLACE",
+    "Buckets",
+    "Changes",
+    "NatsPages",
+    "PageBucket",
+    "PostgresMessages",
+    "PostgresPages",
+    "UnitOfWork",
+    "from_json",
+    "open_work",
+    "page_of",
+]

@@ -1,22 +1,12 @@
 """My pages in PostgreSQL: one row per order, with its facts as JSON."""
 
-import asyncio
 import json
-from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence, Set
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from datetime import datetime
-from decimal import Decimal
-from typing import Any
 
-import asyncpg
-
-from gotohotel.database import SESSION, Connection, Row
-from gotohotel.domain import Money
-from gotohotel.policies import ReceivedEvent
+from gotohotel.database import Connection, Row
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
-from mypage_svc.store.messages import PostgresMessages
+from mypage_svc.store.facts import from_json, owner_of, to_json
 
 # || merges by key. A fact that is stored already wins, with whatever a newer release has added to it; no row has to be
 # read first.
@@ -92,11 +82,10 @@ LIMIT $2
 
 
 class PostgresPages:
-    """The Pages port. `listen_url` is needed for `changes` only."""
+    """The Pages port."""
 
-    def __init__(self, connection: Connection, listen_url: str = "") -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._listen_url = listen_url
 
     async def get(self, order_id: str, *, owner: str | None) -> MyPage:
         """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
@@ -114,29 +103,6 @@ class PostgresPages:
         """The existing pages of these orders, whoever they belong to."""
         return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
 
-    async def changes(self, *, seconds: float) -> AsyncGenerator[Set[str] | None, None]:
-        """The orders whose pages have changed, whichever replica changed them, until the connection breaks.
-
-        None at the beginning, and whenever there was no change for this long: then any page may have changed.
-        """
-        news: asyncio.Queue[str] = asyncio.Queue()
-        # A direct connection of its own: notifications belong to a session.
-        connection = await asyncpg.connect(self._listen_url, timeout=3, command_timeout=5, server_settings=SESSION)
-        try:
-            await connection.add_listener("mypages", lambda *notice: news.put_nowait(notice[3]))
-            connection.add_termination_listener(lambda _: news.put_nowait(""))
-            yield None
-            while not connection.is_closed():
-                try:
-                    async with asyncio.timeout(seconds):
-                        changed = await news.get()
-                except TimeoutError:
-                    yield None
-                else:
-                    yield set(changed.split(","))
-        finally:
-            await connection.close(timeout=2)
-
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""
         if not facts:
@@ -144,38 +110,10 @@ class PostgresPages:
         columns: tuple[list[str], list[str | None], list[str], list[datetime]] = ([], [], [], [])
         for order_id, added in facts.items():
             columns[0].append(order_id)
-            columns[1].append(next((fact.booking["owner"] for fact in added if fact.booking), None))
-            columns[2].append(json.dumps({fact.key: _to_json(fact) for fact in added}))
+            columns[1].append(owner_of(added))
+            columns[2].append(json.dumps(to_json(added)))
             columns[3].append(max(fact.time for fact in added))
         return [page_of(row) for row in await self._connection.fetch(MERGE, *columns)]
-
-
-@dataclass
-class UnitOfWork:
-    """The facts of a batch of events, by order."""
-
-    facts: defaultdict[str, list[Fact]] = field(default_factory=lambda: defaultdict(list))
-
-
-@asynccontextmanager
-async def open_work(connection: Connection, _: Sequence[ReceivedEvent]) -> AsyncIterator[UnitOfWork]:
-    """Collects facts, merges them in one statement, and writes a message for each change that they make."""
-    work = UnitOfWork()
-    yield work
-    await PostgresMessages(connection).note(await PostgresPages(connection).merge(work.facts))
-
-
-def _to_json(fact: Fact) -> dict[str, Any]:
-    value: dict[str, Any] = {"event": fact.event, "time": fact.time.isoformat()}
-    if fact.detail:
-        value["detail"] = fact.detail
-    if fact.actor_role:
-        value["actor_role"] = fact.actor_role
-    if fact.booking:
-        value["booking"] = dict(fact.booking)
-    if fact.amount:
-        value["amount"] = [fact.amount.currency, str(fact.amount.amount)]
-    return value
 
 
 def page_of(row: Row) -> MyPage:
@@ -184,19 +122,4 @@ def page_of(row: Row) -> MyPage:
         Notification(template, status, datetime.fromisoformat(time))
         for template, status, time in json.loads(row["notifications"] or "[]")
     ]
-    return MyPage.of(str(row["order_id"]), (_fact(*item) for item in json.loads(row["facts"]).items()), notifications)
-
-
-def _fact(key: str, value: dict[str, Any]) -> Fact:
-    source, version = key.split("/")
-    amount = value.get("amount")
-    return Fact(
-        source=source,
-        version=int(version),
-        event=value["event"],
-        time=datetime.fromisoformat(value["time"]),
-        detail=value.get("detail", ""),
-        actor_role=value.get("actor_role", ""),
-        booking=value.get("booking"),
-        amount=Money(amount[0], Decimal(amount[1])) if amount else None,
-    )
+    return MyPage.of(str(row["order_id"]), from_json(json.loads(row["facts"])), notifications)

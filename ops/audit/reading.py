@@ -7,15 +7,18 @@ from typing import Any
 
 import asyncpg
 from google.protobuf.message import DecodeError
+from nats.js import JetStreamContext
 
 from gotohotel.bus.streams import DEAD_LETTERS
 from gotohotel.cards import find_card_numbers, passes_luhn
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.outbox import VERSION_HEADER
-from mypage_svc.store import page_of
+from mypage_svc.domain import MyPage
+from mypage_svc.store import from_json, page_of
 from ops import kakao
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.events import TYPES
+from ops.page_store import POSTGRES
 from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
 from ops.stack import Stack
 from ops.stream import StreamMessage, every_event, jetstream, messages_of
@@ -85,8 +88,11 @@ async def _read_reservations(connection: "asyncpg.Connection[asyncpg.Record]", s
 
 async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     async with connection.transaction(isolation="repeatable_read"):  # pages and their messages are written together
-        rows = await connection.fetch("SELECT order_id, facts, NULL AS notifications FROM mypages")
-        snapshot.pages = {str(row["order_id"]): page_of(row) for row in rows}
+        if await connection.fetchval("SELECT to_regclass('pages_in')"):
+            snapshot.pages_in = await connection.fetchval("SELECT place FROM pages_in")
+        if snapshot.pages_in == POSTGRES:
+            rows = await connection.fetch("SELECT order_id, facts, NULL AS notifications FROM mypages")
+            snapshot.pages = {str(row["order_id"]): page_of(row) for row in rows}
         snapshot.messages_since = await connection.fetchval(MESSAGES_SINCE)
         if snapshot.messages_since is not None:
             snapshot.messages = defaultdict(list)
@@ -126,6 +132,8 @@ async def _search_tables(
 async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
     seen: set[str] = set()
     async with jetstream(stack) as js:
+        if snapshot.pages_in != POSTGRES:
+            await _read_bucket(js, snapshot)
         async for message in every_event(stack, js):
             said = (message.data.decode("latin-1"), *message.headers.values())
             if any(_shows_a_card(text, snapshot) for text in said):
@@ -139,6 +147,16 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
             consumer = message.headers.get("x-dead-consumer", "")
             snapshot.dead_letters.append(f"{subject} for {consumer}: {reason}")
             snapshot.dead_lettered.add((consumer, message.headers.get("ce-id", "")))
+
+
+async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
+    bucket = snapshot.pages_in
+    async for message in messages_of(js, f"KV_{bucket}"):
+        if message.subject.startswith(f"$KV.{bucket}.page."):
+            order_id, stored = message.subject.rsplit(".", 1)[-1], json.loads(message.data)
+            snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
+            if _shows_a_card(message.data.decode(), snapshot):
+                snapshot.card_numbers.append(f"a card number in {bucket}")
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:

@@ -40,6 +40,7 @@ class AuditSnapshot:
     payments: dict[str, Any] = field(default_factory=dict)
     reservations: dict[str, Any] = field(default_factory=dict)
     pages: dict[str, MyPage] = field(default_factory=dict)
+    pages_in: str = "postgres"  # or the bucket of NATS
     # order → its messages; None: a release without messages
     messages: dict[str, list[Any]] | None = None
     messages_since: datetime | None = None  # earlier changes have none

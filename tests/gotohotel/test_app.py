@@ -256,7 +256,7 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
     name, subject = f"mend_{uuid.uuid4().hex[:8]}", "gotohotel.order.v1.OrderCanceled"
     await js.add_consumer("EVENTS", durable_name=name, filter_subjects=[subject], max_deliver=3)
     app = an_app(stack, order_database, scratch_url, nats_user="operator")
-    app._bus.name = name
+    app.bus.name = name
     app.listen(Seen().policies)
     running = asyncio.create_task(app.run())
     try:

@@ -14,7 +14,7 @@ from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
 from gotohotel.rpc.identity import Caller
 from mypage_svc.domain import MyPageNotFound
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PostgresPages
+from mypage_svc.store import Changes, PostgresPages
 from mypage_svc.watches import Watches
 from tests.mypage_svc.test_domain import STORY
 from tests.mypage_svc.test_store import stored
@@ -23,7 +23,7 @@ from tests.mypage_svc.test_store import stored
 def server_of(database: Database) -> MyPageServer:
     """The server over this database; nobody watches."""
     pages = PostgresPages(database.autocommit)
-    return MyPageServer(pages, Watches(pages), clock=lambda: datetime.now(tz=UTC))
+    return MyPageServer(pages, Watches(pages, Changes("")), clock=lambda: datetime.now(tz=UTC))
 
 
 ALICE, MALLORY, DESK = Caller("alice", "guest"), Caller("mallory", "guest"), Caller("desk", "desk")
@@ -47,7 +47,7 @@ async def test_a_page_shows_what_all_three_services_said(mypage_database: Databa
 
 async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_database: Database) -> None:
     """The other states are STATUS_UNSPECIFIED until there is a payment or a reservation."""
-    [order] = await stored(mypage_database, "alice")
+    [order] = await stored(PostgresPages(mypage_database.autocommit), "alice")
 
     page = await server_of(mypage_database).GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)
 
@@ -57,7 +57,7 @@ async def test_a_page_of_an_order_that_nobody_paid_has_no_other_states(mypage_da
 
 async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> None:
     """Another guest's page raises MyPageNotFound; the desk sees every page."""
-    [order] = await stored(mypage_database, "alice")
+    [order] = await stored(PostgresPages(mypage_database.autocommit), "alice")
     server = server_of(mypage_database)
 
     with pytest.raises(MyPageNotFound):
@@ -67,7 +67,7 @@ async def test_somebody_elses_page_is_not_found(mypage_database: Database) -> No
 
 async def test_pages_are_listed_newest_first_and_in_parts(mypage_database: Database) -> None:
     """A token returns the next part of the list; the last part has no token."""
-    orders = await stored(mypage_database, "alice", "mallory", "alice", "alice")
+    orders = await stored(PostgresPages(mypage_database.autocommit), "alice", "mallory", "alice", "alice")
     server = server_of(mypage_database)
 
     first = await server.ListMyPages(pb.ListMyPagesRequest(page_size=2), ALICE)

@@ -13,12 +13,13 @@ from gotohotel.mypage.v1 import mypage_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
 from mypage_svc.domain import Fact, MyPage
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PostgresPages
+from mypage_svc.store import Changes, PostgresPages
 from mypage_svc.watches import Watches, open_watches
 from tests.conftest import within
 from tests.mypage_svc.test_domain import STORY
 
 ALICE = Caller("alice", "guest")
+NOBODY = Changes("")  # tells nothing: it is not followed
 
 
 class CountingPages(PostgresPages):
@@ -34,8 +35,8 @@ class CountingPages(PostgresPages):
 @asynccontextmanager
 async def replica(database: Database, url: str) -> AsyncIterator[tuple[CountingPages, Watches]]:
     """One process that serves watches."""
-    pages = CountingPages(database.autocommit, url)
-    async with open_watches(pages) as watches:
+    pages = CountingPages(database.autocommit)
+    async with open_watches(pages, Changes(url)) as watches:
         yield pages, watches
 
 
@@ -81,7 +82,7 @@ async def test_a_thousand_watches_cost_one_read_a_commit(mypage_database: Databa
 async def test_a_slow_reader_gets_the_newest_page_only(mypage_database: Database) -> None:
     """However many changes there are, one page is kept for it."""
     pages = PostgresPages(mypage_database.autocommit)
-    watches, order = Watches(pages), new_id()
+    watches, order = Watches(pages, NOBODY), new_id()
     with watches.open(order) as watch:
         for number in range(1, len(STORY) + 1):
             watch.tell(MyPage.of(order, STORY[:number]))
@@ -100,7 +101,9 @@ async def test_a_watch_ends_a_minute_after_the_last_state(mypage_database: Datab
     began = datetime.now(tz=UTC)
 
     def server(later: timedelta) -> MyPageServer:
-        return MyPageServer(pages, Watches(pages), clock=lambda: expired.time + later + (datetime.now(tz=UTC) - began))
+        return MyPageServer(
+            pages, Watches(pages, NOBODY), clock=lambda: expired.time + later + (datetime.now(tz=UTC) - began)
+        )
 
     request = pb.StreamMyPageRequest(order_id=order)
     sent = [part.data async for part in server(timedelta(minutes=2)).StreamMyPage(request, ALICE)]
@@ -117,7 +120,7 @@ async def test_a_page_that_the_caller_has_is_not_sent(mypage_database: Database)
     """The stream begins with a comment instead."""
     pages, order = PostgresPages(mypage_database.autocommit), new_id()
     await pages.merge({order: list(STORY)})
-    server = MyPageServer(pages, Watches(pages), clock=lambda: STORY[-1].time)
+    server = MyPageServer(pages, Watches(pages, NOBODY), clock=lambda: STORY[-1].time)
     etag = (await server.GetMyPage(pb.GetMyPageRequest(order_id=order), ALICE)).etag
 
     async with aclosing(server.StreamMyPage(pb.StreamMyPageRequest(order_id=order, etag=etag), ALICE)) as stream:

@@ -16,7 +16,9 @@ from tests.conftest import ROOT, Client, wait_for
 
 FIFTH = ROOT / "tests" / "fifth_service"
 COPIED = ("gotohotel", "order_svc", "pay_svc", "reservation_svc", "mypage_svc", "ops", "envoy", "protos")
-TABLE_ENDS = '    "mypage_svc": Service(port=8084, listens=True, sends_messages=True),\n'
+TABLE_ENDS = (
+    '    "mypage_svc": Service(port=8084, listens=True, sends_messages=True, buckets=("mypages_a", "mypages_b")),\n'
+)
 NEW_ROW = '    "review_svc": Service(port=8090, publishes=True, listens=True),\n'
 
 

@@ -12,7 +12,6 @@ from contextlib import closing
 from pathlib import Path
 
 import asyncpg
-import nats
 import pytest
 
 from gotohotel.schema import KERNEL_MIGRATIONS, migrate
@@ -95,12 +94,11 @@ def home() -> Iterator[Path]:
 
 async def restore_stream(stack: Stack) -> None:
     """Publishes the first release's events in their original order."""
-    await nats_server.declare_streams(stack.nats_url(), events_bytes=256 * 1024**2)
-    client = await nats.connect(stack.nats_url())
-    for line in gzip.decompress((FIRST / "events.jsonl.gz").read_bytes()).splitlines():
-        event = json.loads(line)
-        await client.jetstream().publish(event["subject"], base64.b64decode(event["data"]), headers=event["headers"])
-    await client.close()
+    async with nats_server.as_operator(stack.nats_url()) as js:
+        await nats_server.declare_streams(js, events_bytes=256 * 1024**2)
+        for line in gzip.decompress((FIRST / "events.jsonl.gz").read_bytes()).splitlines():
+            event = json.loads(line)
+            await js.publish(event["subject"], base64.b64decode(event["data"]), headers=event["headers"])
 
 
 def restore(stack: Stack) -> None:

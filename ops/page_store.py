@@ -1,0 +1,42 @@
+"""Where My page keeps its pages: MYPAGE_STORE=postgres or nats in the environment."""
+
+import os
+
+import asyncpg
+from nats.js import JetStreamContext
+
+from mypage_svc.store import PageBucket
+from ops.errors import StackError
+from ops.services import MYPAGE, SERVICES
+
+POSTGRES, NATS = STORES = ("postgres", "nats")
+BUCKETS = SERVICES[MYPAGE].buckets  # the pages are in one of them, and are rebuilt in the other
+
+# Only of a hotel without pages: those of another one are moved by a rebuild.
+CHOOSE = """
+UPDATE pages_in
+SET place = $1
+WHERE place = 'postgres'
+  AND NOT EXISTS (SELECT FROM mypages)
+"""
+
+
+def wanted() -> str:
+    """The store that this environment asks for."""
+    store = os.environ.get("MYPAGE_STORE") or POSTGRES
+    if store not in STORES:
+        raise StackError(f"The setting MYPAGE_STORE takes {' or '.join(STORES)}, not {store!r}.")
+    return store
+
+
+async def declare(database_url: str, js: JetStreamContext) -> None:
+    """Chooses the store of a new hotel, and makes the bucket if the pages are in one."""
+    connection = await asyncpg.connect(database_url, timeout=3)
+    try:
+        if wanted() == NATS:
+            await connection.execute(CHOOSE, BUCKETS[0])
+        place = await connection.fetchval("SELECT place FROM pages_in")
+    finally:
+        await connection.close()
+    if place != POSTGRES:
+        await PageBucket.make(js, place)
