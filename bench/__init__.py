@@ -4,6 +4,7 @@ __main__  the run and its report
 load      closed-loop and paced orders through the gateway
 pgbench   the same statements in pgbench
 watches   a thousand open watches
+rebuilding  My page, from the stream
 usage     CPU and memory per process
 siege     the original's load test of its circuit breaker: `make siege`
 plot      a bar chart as SVG

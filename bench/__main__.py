@@ -11,7 +11,7 @@ import asyncpg
 import typer
 from rich.table import Table
 
-from bench import load, pgbench, usage
+from bench import load, pgbench, rebuilding, usage
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
 from ops.errors import StackError
@@ -47,7 +47,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     await _caught_up(stack)
 
     cpu = usage.cpu_seconds(pids)
-    with console.progress("full load, half load, watches, pgbench", 4) as advance:
+    with console.progress("full load, half load, watches, pgbench, rebuild", 5) as advance:
         memory, full = await asyncio.gather(
             _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
         )
@@ -73,6 +73,8 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         await watching.close()
         advance(1)
         transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
+        advance(1)
+        rates = await rebuilding.measure(stack)
         advance(1)
     for outcome in (full, half):
         if outcome.others:
@@ -100,7 +102,11 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         per_process.add_row(name, f"{1000 * value / len(full.latencies):.2f}", megabytes)
     console.show(per_process)
     print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
-    print(f"{'ratio':<28} {full.rate / transactions:8.3f}")
+    print(f"{'ratio':<28} {full.rate / transactions:8.3f}\n")
+    rebuilt = console.table("My page rebuilt", "per second", right=("per second",))
+    for what, rate in rates.items():
+        rebuilt.add_row(what, f"{rate:,.0f}")
+    console.show(rebuilt)
 
 
 def _add_times(results: Table, outcome: load.Outcome, lag: tuple[float, float]) -> None:

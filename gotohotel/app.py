@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, Req
 from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
-from gotohotel.database import TRANSIENT, Database, open_database
+from gotohotel.database import TRANSIENT, Database, in_batches, open_database
 from gotohotel.outbox import Relay
 from gotohotel.policies import Policies
 from gotohotel.rpc.server import RpcServer
@@ -74,6 +75,18 @@ class App:
         self._jobs.append((job, seconds, due))
         if follows_commits:
             self._follow_ups.append(due)
+
+    def erase_numbers(self, statement: str) -> None:
+        """Runs, every hour, a statement that erases the phone numbers of at most 1000 stays that ended before $1."""
+
+        async def erase_numbers() -> None:
+            await in_batches(self.database, statement, self.numbers_end())
+
+        self.every(3600, erase_numbers)
+
+    def numbers_end(self) -> date:
+        """Of stays that ended before this date no phone number is kept."""
+        return (self.clock.now() - timedelta(days=self.settings.keep_numbers_days)).date()
 
     def _follow_commit(self) -> None:
         """Wakes the relay and the jobs that follow commits."""

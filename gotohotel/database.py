@@ -209,7 +209,7 @@ async def _open_pool(url: str, size: int, session: dict[str, str]) -> AsyncItera
             pool.terminate()
 
 
-async def delete_in_batches(database: Database, statement: str, *before: object) -> None:
-    """Repeats a DELETE of at most 1000 rows until no row is left, so that no statement holds locks for long."""
-    while await database.autocommit.execute(statement, *before) == "DELETE 1000":  # noqa: ASYNC110
+async def in_batches(database: Database, statement: str, *before: object) -> None:
+    """Repeats a DELETE or UPDATE of at most 1000 rows until no row is left, so that none holds locks for long."""
+    while (await database.autocommit.execute(statement, *before)).endswith(" 1000"):  # noqa: ASYNC110
         await asyncio.sleep(0.1)  # lets other statements run between batches

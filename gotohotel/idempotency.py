@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from google.protobuf.message import Message
 
 from gotohotel.claims import ABANDONED_AFTER_SECONDS, IdempotencyKey, LiveClaims
-from gotohotel.database import TRANSIENT, Connection, Database, Row, delete_in_batches
+from gotohotel.database import TRANSIENT, Connection, Database, Row, in_batches
 from gotohotel.domain import AlreadyExists, Conflict, DomainError
 from gotohotel.texts import parse_key
 
@@ -95,7 +95,7 @@ KEEP = timedelta(days=30)
 
 async def prune(database: Database, *, now: datetime) -> None:
     """Deletes request ids older than thirty days."""
-    await delete_in_batches(database, PRUNE, now - KEEP)
+    await in_batches(database, PRUNE, now - KEEP)
 
 
 class RequestIdReused(AlreadyExists):

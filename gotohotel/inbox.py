@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from gotohotel.database import Connection, Database, delete_in_batches
+from gotohotel.database import Connection, Database, in_batches
 from gotohotel.ids import first_id_at
 
 # A competing transaction that claims the same event waits for the end of this one.
@@ -27,7 +27,7 @@ KEEP = timedelta(days=30)
 
 async def prune(database: Database, *, now: datetime) -> None:
     """Deletes entries older than thirty days."""
-    await delete_in_batches(database, PRUNE, first_id_at(now - KEEP))
+    await in_batches(database, PRUNE, first_id_at(now - KEEP))
 
 
 async def claim(connection: Connection, event_ids: Sequence[str]) -> set[str]:

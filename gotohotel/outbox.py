@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from gotohotel import trace
 from gotohotel.bus.connection import Bus
-from gotohotel.database import SESSION, TRANSIENT, Database, Row, delete_in_batches
+from gotohotel.database import SESSION, TRANSIENT, Database, Row, in_batches
 from gotohotel.ids import first_id_at, new_id
 
 logger = logging.getLogger(__name__)
@@ -118,7 +118,7 @@ def outbox_values(rows: Iterable[OutboxRow]) -> dict[str, list[Any]]:
 async def prune(database: Database, *, now: datetime) -> None:
     """Deletes rows that were published more than three days ago."""
     before = now - KEEP_PUBLISHED
-    await delete_in_batches(database, PRUNE, first_id_at(before), before)
+    await in_batches(database, PRUNE, first_id_at(before), before)
 
 
 class Relay:

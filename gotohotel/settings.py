@@ -47,6 +47,8 @@ class Settings(BaseSettings):
     pool_size: PoolSize = 10
     drain_seconds: Seconds = 20.0  # how long running calls may take after SIGTERM
     notice_seconds: Seconds = 1.0  # how long calls are accepted after SIGTERM, so that callers see NOT_SERVING
+    # Phone numbers are erased this long after the stay.
+    keep_numbers_days: Annotated[int, Field(ge=0, le=3650)] = 30
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
 

@@ -28,6 +28,11 @@ def parse_text(value: str, field: str, *, limit: int) -> str:
     return text
 
 
+def masked(phone_no: str) -> str:
+    """A phone number for logs and for the desk's screens: its last four digits."""
+    return f"****{phone_no[-4:]}" if phone_no else ""
+
+
 def _plain(value: str, field: str, *, limit: int) -> str:
     text = value.strip()
     if len(text) > limit:

@@ -21,7 +21,16 @@ from mypage_svc.kakao.console import open_console
 from mypage_svc.kakao.nhn import open_nhn
 from mypage_svc.policies import policies
 from mypage_svc.server import MyPageServer
-from mypage_svc.store import PLACE, Buckets, Changes, NatsPages, PostgresMessages, PostgresPages, open_work
+from mypage_svc.store import (
+    PLACE,
+    Buckets,
+    Changes,
+    NatsPages,
+    PostgresMessages,
+    PostgresNumbers,
+    PostgresPages,
+    open_work,
+)
 from mypage_svc.watches import open_watches
 
 PageStore = Callable[[Connection], Pages]
@@ -56,10 +65,12 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     jobs = Jobs(
         pages,
         PostgresMessages(app.database.autocommit),
+        PostgresNumbers(app.database.autocommit),
         provider,
         clock=app.clock.now,
         region=settings.phone_region,
         time_zone=settings.time_zone,
+        numbers_end=app.numbers_end,
         quiet_hours=(settings.quiet_from, settings.quiet_until) if settings.quiet_from else None,
     )
     server = MyPageServer(pages, watches, clock=app.clock.now)
@@ -68,6 +79,7 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     app.every(1, jobs.send_messages, follows_commits=True)
     app.every(2, jobs.note_results)
     app.every(1800, jobs.note_missed)
+    app.every(3600, jobs.erase_numbers)
 
 
 async def _require_store(app: App, settings: MyPageSettings) -> None:

@@ -194,6 +194,10 @@ class Pages(Protocol):
         """Pages, newest order first."""
         ...
 
+    async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
+        """Erases the phone numbers in the pages of these orders, and the guests' names if `names`. Safe to repeat."""
+        ...
+
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""
         ...

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
-from datetime import datetime, time, timedelta
+from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from gotohotel import trace
@@ -22,7 +22,7 @@ from mypage_svc.kakao import (
     Undelivered,
     recipient_of,
 )
-from mypage_svc.store import PostgresMessages
+from mypage_svc.store import PostgresMessages, PostgresNumbers
 
 logger = logging.getLogger(__name__)
 
@@ -37,38 +37,44 @@ ALARM_SECONDS = 60.0
 class Jobs:
     """Sends the messages about changes of state. `clock` is the database's time.
 
-    During `quiet_hours`, in the property's time zone, nothing is sent.
+    During `quiet_hours`, in the property's time zone, nothing is sent. Of stays that ended before `numbers_end()` no
+    phone number is kept.
     """
 
     def __init__(
         self,
         pages: Pages,
         messages: PostgresMessages,
+        numbers: PostgresNumbers,
         provider: Provider,
         *,
         clock: Callable[[], datetime],
         region: str,
         time_zone: ZoneInfo,
+        numbers_end: Callable[[], date],
         quiet_hours: tuple[time, time] | None = None,
     ) -> None:
         self._pages = pages
         self._messages = messages
+        self._numbers = numbers
         self._provider = provider
         self._clock = clock
         self._region = region
         self._time_zone = time_zone
         self._quiet_hours = quiet_hours
+        self._numbers_end = numbers_end
         self._started = clock()
 
     async def note_missed(self) -> None:
-        """Writes the messages of changes that a release without messages has stored: one that runs beside this one
-        during an upgrade, or ran after a rollback.
+        """Writes the messages of changes, and the list of numbers, that an earlier release has not written: one that
+        runs beside this one during an upgrade, or ran after a rollback.
         """
         if self._clock() - self._started > UPGRADE_LASTS:
             return
         before = LAST_ID
         while pages := await self._pages.page(owner=None, before=before, size=PAGES):
             await self._messages.note(pages)
+            await self._numbers.note({page.order_id: page.facts for page in pages})
             before = pages[-1].order_id
 
     async def send_messages(self) -> None:
@@ -85,6 +91,11 @@ class Jobs:
             async with asyncio.TaskGroup() as tasks:
                 for message, accepted in batch:
                     tasks.create_task(self._note_result(message, accepted))
+
+    async def erase_numbers(self) -> None:
+        """Erases the phone numbers of stays that ended some time ago, in pages and messages."""
+        while order_ids := await self._numbers.due(self._numbers_end(), limit=PAGES):
+            await self._numbers.erase(order_ids, self._pages)
 
     def _is_quiet(self) -> bool:
         if self._quiet_hours is None:

@@ -188,11 +188,12 @@ def archives(stack: Stack) -> list[Archive]:
 
 async def archived_until(stack: Stack, js: JetStreamContext) -> int:
     """The last sequence number of the present stream that is archived; 0 if none is."""
-    stream = await _made(js)
+    stream = await stream_id(js)
     return max((archive.last for archive in archives(stack) if archive.stream == stream), default=0)
 
 
-async def _made(js: JetStreamContext) -> str:
+async def stream_id(js: JetStreamContext) -> str:
+    """What tells the present stream of events from one that was made before or after it: ids sort by time."""
     created = (await js.stream_info(str(EVENTS.name))).created
     return f"{created:%Y%m%dT%H%M%S}" if created else "unknown"
 
@@ -214,7 +215,7 @@ async def archive(stack: Stack, before: datetime) -> int:
 
 
 async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
-    name, stream = str(EVENTS.name), await _made(js)
+    name, stream = str(EVENTS.name), await stream_id(js)
     done = await archived_until(stack, js)
     for archived in archives(stack):
         if archived.stream == stream:
@@ -280,12 +281,12 @@ async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[Strea
             yield message
 
 
-async def messages_of(js: JetStreamContext, stream: str) -> AsyncIterator[StreamMessage]:
-    """The messages in a stream now."""
-    left = (await js.stream_info(stream)).state.messages
+async def messages_of(js: JetStreamContext, stream: str, *, subjects: str = "") -> AsyncIterator[StreamMessage]:
+    """The messages in a stream now, or those of some subjects."""
     reading = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=30, deliver_policy=DeliverPolicy.ALL)
-    subscription = await js.pull_subscribe("", stream=stream, config=reading)
+    subscription = await js.pull_subscribe(subjects, stream=stream, config=reading)
     try:
+        left = (await subscription.consumer_info()).num_pending or 0
         while left > 0:
             for message in await subscription.fetch(min(left, FETCH), timeout=5):
                 left -= 1

@@ -19,7 +19,7 @@ from order_svc.domain import MAX_NIGHTS, UnpaidLimits
 from order_svc.jobs import Jobs
 from order_svc.policies import policies
 from order_svc.server import OrderServer
-from order_svc.store import PostgresOrders, PostgresRoomTypes
+from order_svc.store import ERASE_NUMBERS, PostgresOrders, PostgresRoomTypes
 
 
 class OrderSettings(Settings):
@@ -72,6 +72,7 @@ async def compose(app: App, settings: OrderSettings) -> None:
     app.every(0.5, jobs.apply_room_types)
     app.every(600, jobs.open_nights)
     app.every(3600, jobs.prune_guests)
+    app.erase_numbers(ERASE_NUMBERS)
 
 
 if __name__ == "__main__":

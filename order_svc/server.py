@@ -16,7 +16,7 @@ from gotohotel.idempotency import IdempotencyStore
 from gotohotel.ids import new_id, parse_id
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
-from gotohotel.texts import parse_text
+from gotohotel.texts import masked, parse_text
 from gotohotel.wire import money_to_proto, parse_page, timestamp
 from order_svc import service
 from order_svc.domain import IN_PROGRESS, Booking, Order, PaymentOutcome, Payments, Status, Stay, UnpaidLimits
@@ -92,13 +92,14 @@ class OrderServer:
         return await self._latest(answer, caller)
 
     async def GetOrder(self, request: pb.GetOrderRequest, caller: Caller) -> pb.Order:
-        return _order(await self._orders.get(parse_id(request.id, "id"), owner=caller.owner))
+        return _shown(_order(await self._orders.get(parse_id(request.id, "id"), owner=caller.owner)), caller)
 
     async def ListOrders(self, request: pb.ListOrdersRequest, caller: Caller) -> pb.ListOrdersResponse:
         page = parse_page(request)
         orders = await self._orders.page(owner=caller.owner, before=page.before, size=page.size)
         token = page.next_token([order.id for order in orders])
-        return pb.ListOrdersResponse(orders=map(_order, orders), next_page_token=token)
+        shown = [_shown(_order(order), caller) for order in orders]
+        return pb.ListOrdersResponse(orders=shown, next_page_token=token)
 
     async def PayOrder(self, request: pb.PayOrderRequest, caller: Caller) -> pb.Order:
         order_id = parse_id(request.order_id, "orderId")
@@ -131,7 +132,7 @@ class OrderServer:
                 )
             )
 
-        return await self._requests.once(request, pb.Order, cancel, subject=caller.subject)
+        return _shown(await self._requests.once(request, pb.Order, cancel, subject=caller.subject), caller)
 
     async def _latest(self, answer: pb.Order, caller: Caller) -> pb.Order:
         """The answer if it was final; otherwise the current state of the order."""
@@ -197,6 +198,13 @@ def _card_number(value: str) -> str:
     if not re.fullmatch(r"\d{13,19}", digits, re.ASCII) or not passes_luhn(digits):
         raise Invalid("cardNo", "is not a card number")
     return digits
+
+
+def _shown(order: pb.Order, caller: Caller) -> pb.Order:
+    """The order as this caller may see it: the desk's screens show no whole phone numbers."""
+    if caller.owner is None:
+        order.phone_no = masked(order.phone_no)
+    return order
 
 
 def _order(order: Order, tried: PaymentOutcome | None = None) -> pb.Order:

@@ -13,7 +13,7 @@ from pay_svc.domain import AttemptLimits
 from pay_svc.jobs import Jobs
 from pay_svc.processor import PROCESSORS
 from pay_svc.server import PayServer
-from pay_svc.store import PostgresPayments
+from pay_svc.store import ERASE_NUMBERS, PostgresPayments
 
 
 class PaySettings(Settings):
@@ -57,6 +57,7 @@ async def compose(app: App, settings: PaySettings) -> None:
     app.serve(pay_service_pb2.DESCRIPTOR.services_by_name["PayService"], server)
     app.every(settings.settle_every_seconds, jobs.settle_payments)
     app.every(3600, jobs.prune_guests)
+    app.erase_numbers(ERASE_NUMBERS)
 
 
 if __name__ == "__main__":

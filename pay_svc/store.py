@@ -6,7 +6,7 @@ from dataclasses import asdict, fields
 from datetime import timedelta
 
 from gotohotel.columns import Column, Columns, Statement, actor_json, actor_of
-from gotohotel.database import Connection, Database, Row, delete_in_batches
+from gotohotel.database import Connection, Database, Row, in_batches
 from gotohotel.domain import Money
 from gotohotel.outbox import INSERT_OUTBOX, outbox_values
 from pay_svc import wire
@@ -53,6 +53,20 @@ COLUMNS = Columns[Payment](
 )
 STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
 CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
+
+# Of payments whose stay ended before a date.
+ERASE_NUMBERS = """
+UPDATE payments
+SET booking = jsonb_set(booking, '{phone_no}', '""')
+WHERE order_id IN (
+    SELECT order_id
+    FROM payments
+    WHERE booking ->> 'phone_no' <> ''
+      AND booking ->> 'check_out' < $1::date::text
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+"""
 
 # How often a guest's cards were declined since `:since`, and how many of her attempts are open. If this statement sees
 # a payment in an older revision than the guest's row says, or not at all, a concurrent call has just started one.
@@ -261,7 +275,7 @@ class PostgresPayments:
 
 async def prune_guests(database: Database) -> None:
     """Deletes the rows of guests without an attempt in the last day."""
-    await delete_in_batches(database, PRUNE_GUESTS)
+    await in_batches(database, PRUNE_GUESTS)
 
 
 def _booking(text: str) -> Booking:

@@ -16,7 +16,7 @@ from reservation_svc.clients import GrpcPayments
 from reservation_svc.jobs import Jobs
 from reservation_svc.policies import ordered, policies
 from reservation_svc.server import ReservationServer
-from reservation_svc.store import PostgresReservations
+from reservation_svc.store import ERASE_NUMBERS, PostgresReservations
 
 
 class ReservationSettings(Settings):
@@ -50,6 +50,7 @@ async def compose(app: App, settings: ReservationSettings) -> None:
     app.listen(policies, require=ordered(key, unsigned_before=unsigned_before, clock=app.clock.now))
     app.every(RENEW_SECONDS, requests.renew)
     app.every(1, jobs.finish_endings, follows_commits=True)
+    app.erase_numbers(ERASE_NUMBERS)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from gotohotel.ids import parse_id
 from gotohotel.reservation.v1 import reservation_service_pb2 as pb
 from gotohotel.rpc.identity import Caller
 from gotohotel.rpc.status import Unavailable
-from gotohotel.texts import parse_text
+from gotohotel.texts import masked, parse_text
 from gotohotel.wire import money_from_proto, money_to_proto, parse_page, timestamp
 from reservation_svc import service
 from reservation_svc.domain import (
@@ -146,7 +146,7 @@ def _reservation(reservation: Reservation) -> pb.Reservation:
     )
     if booking := reservation.booking:
         message.name = booking.name
-        message.phone_no = booking.phone_no
+        message.phone_no = masked(booking.phone_no)
         message.room_type = booking.room_type
         message.guest_cnt = booking.guest_cnt
         message.check_in = booking.check_in

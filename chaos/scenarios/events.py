@@ -14,6 +14,7 @@ from chaos.rig import Rig, paid
 from chaos.scenario import scenario
 from gotohotel.bus.streams import EVENTS
 from ops import dead_letters, rebuild
+from ops.console import Progress
 from ops.stream import jetstream
 
 COPIES = 100
@@ -234,7 +235,7 @@ async def rebuilt(rig: Rig) -> None:
 
     async with asyncio.TaskGroup() as tasks:
         tasks.create_task(look())
-        await rebuild.rebuild(rig.stack, advance=lambda _: None)
+        await rebuild.rebuild(rig.stack, progress=Progress())
         done.set()
     for order_id in orders:
         rig.demand(await _page_has(guest, order_id, 3), f"the rebuilt page of {order_id} is not whole")

@@ -135,8 +135,3 @@ def recipient_of(phone_no: str, region: str) -> str:
         return ""
     national = phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.NATIONAL)
     return re.sub(r"\D", "", national)
-
-
-def masked(recipient: str) -> str:
-    """A number for logs and screens: its last four digits."""
-    return f"****{recipient[-4:]}"

@@ -4,7 +4,8 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from mypage_svc.kakao import Accepted, Message, Result, masked
+from gotohotel.texts import masked
+from mypage_svc.kakao import Accepted, Message, Result
 
 logger = logging.getLogger(__name__)
 

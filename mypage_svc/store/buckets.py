@@ -1,4 +1,4 @@
-"""My pages in NATS JetStream: a key-value bucket with a key per order.
+"""A key-value bucket of NATS JetStream with a key per order.
 
     page.<era>.<minute>.<order>   {"owner", "facts"}
     owner.<hash>.<order>          nothing: a list of its owner's pages
@@ -11,10 +11,9 @@ newest order first need no key but those of the newest minutes.
 import asyncio
 import hashlib
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 
 import nats.errors
@@ -23,13 +22,12 @@ from nats.js.api import StorageType
 from nats.js.errors import BucketNotFoundError, KeyNotFoundError, KeyWrongLastSequenceError
 from nats.js.kv import KeyValue
 
-from gotohotel.bus.connection import Bus
-from gotohotel.database import Connection
 from gotohotel.domain import Conflict
-from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
-from mypage_svc.store.facts import StoredFacts, from_json, owner_of, to_json
+from mypage_svc.domain import Fact
+from mypage_svc.store.facts import StoredFacts, erased, owner_of, to_json
 
 ERA, MINUTE = 5, 8  # digits of an order's id: 3 days, 65 s
+FIRST = "order/1"  # the key of an order's first fact
 MAX_ATTEMPTS = 20  # to write a page that others write too
 
 
@@ -106,12 +104,28 @@ class PageBucket:
         """
         merged: dict[str, StoredFacts] = {}
         left = list(facts)
-        for _ in range(MAX_ATTEMPTS):
-            done = await asyncio.gather(*(self._merge_one(order_id, facts[order_id]) for order_id in left))
+        # First: an order in a list without a page is passed over, a page that is in no list would not be found.
+        await self._mark({_era_key(order_id[:ERA]) for order_id in facts})
+        await self._mark({_minute_key(order_id[:ERA], order_id[ERA:MINUTE]) for order_id in facts})
+        for attempt in range(MAX_ATTEMPTS):
+            done = await asyncio.gather(*(self._merge_one(order_id, facts[order_id], attempt) for order_id in left))
             merged |= {order_id: stored for order_id, stored in zip(left, done, strict=True) if stored is not None}
             left = [order_id for order_id, stored in zip(left, done, strict=True) if stored is None]
             if not left:
                 return merged
+        raise Conflict()
+
+    async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
+        """Erases the phone numbers in the pages of these orders, and the guests' names if `names`.
+
+        Raises Conflict if others write a page all the time.
+        """
+        left = list(order_ids)
+        for _ in range(MAX_ATTEMPTS):
+            done = await asyncio.gather(*(self._erase_one(order_id, names=names) for order_id in left))
+            left = [order_id for order_id, is_done in zip(left, done, strict=True) if not is_done]
+            if not left:
+                return
         raise Conflict()
 
     async def of_owner(self, owner: str, *, before: str, size: int) -> list[str]:
@@ -131,31 +145,43 @@ class PageBucket:
     async def _down(self, pattern: str, start: str) -> list[str]:
         return sorted((each for each in await self._last_tokens(pattern) if each <= start), reverse=True)
 
-    async def _merge_one(self, order_id: str, facts: Sequence[Fact]) -> StoredFacts | None:
-        """All facts of the page; None if somebody else has changed it meanwhile."""
-        page = await self.get(order_id)
+    async def _merge_one(self, order_id: str, facts: Sequence[Fact], attempt: int) -> StoredFacts | None:
+        """All facts of the page; None if it is another one than was thought: somebody else has changed it."""
+        # The first event of an order makes its page, as a rule: no need to look whether it is there.
+        is_new = not attempt and any(fact.key == FIRST for fact in facts)
+        page = NO_PAGE if is_new else await self.get(order_id)
         merged = {**to_json(facts), **page.facts}
         owner = page.owner or owner_of(facts)
         if merged == page.facts and owner == page.owner:
             return merged
-        with _unavailable(self.name):
-            # First: an order in a list without a page is passed over, a page that is in no list would not be found.
-            if owner and not page.owner:
+        if owner and not page.owner:
+            with _unavailable(self.name):
                 await self._bucket.put(_owner_key(owner, order_id), b"")
-            if not page.revision:
-                await self._mark(_era_key(order_id[:ERA]))
-                await self._mark(_minute_key(order_id[:ERA], order_id[ERA:MINUTE]))
-            value = json.dumps({**page.value, "owner": owner, "facts": merged}).encode()
-            try:
-                await self._bucket.update(_page_key(order_id), value, last=page.revision)
-            except KeyWrongLastSequenceError:
-                return None
-        return merged
+        written = await self._write(order_id, page, {**page.value, "owner": owner, "facts": merged})
+        return merged if written else None
 
-    async def _mark(self, key: str) -> None:
-        if key not in self._marked:
-            await self._bucket.put(key, b"")
-            self._marked.add(key)
+    async def _erase_one(self, order_id: str, *, names: bool) -> bool:
+        page = await self.get(order_id)
+        facts = {
+            key: {**fact, "booking": {**fact["booking"], **erased(names=names)}} if "booking" in fact else fact
+            for key, fact in page.facts.items()
+        }
+        return facts == page.facts or await self._write(order_id, page, {**page.value, "facts": facts})
+
+    async def _write(self, order_id: str, page: StoredPage, value: Mapping[str, Any]) -> bool:
+        """Whether the page was still this one."""
+        with _unavailable(self.name):
+            try:
+                await self._bucket.update(_page_key(order_id), json.dumps(value).encode(), last=page.revision)
+            except KeyWrongLastSequenceError:
+                return False
+        return True
+
+    async def _mark(self, keys: Set[str]) -> None:
+        new = keys - self._marked
+        with _unavailable(self.name):
+            await asyncio.gather(*(self._bucket.put(key, b"") for key in new))
+        self._marked |= new
 
     async def _last_tokens(self, pattern: str) -> list[str]:
         """The last part of all keys of a pattern."""
@@ -163,111 +189,6 @@ class PageBucket:
         with _unavailable(self.name):
             state = (await self._js.stream_info(f"KV_{self.name}", subjects_filter=subjects)).state
         return [subject.rsplit(".", 1)[-1] for subject in state.subjects or {}]
-
-
-# Whoever watches one of these pages is told when the transaction ends. The row is held until then, so that pages that
-# are being moved miss nothing.
-TELL = """
-WITH numbered AS (
-    SELECT order_id, row_number() OVER () / 200 AS part  -- a notification has at most 8000 bytes
-    FROM unnest($1::uuid[]) AS order_id
-),
-told AS (
-    SELECT pg_notify('mypages', string_agg(order_id::text, ','))
-    FROM numbered
-    GROUP BY part
-)
-SELECT place
-FROM pages_in, (SELECT count(*) FROM told) AS told
-FOR SHARE OF pages_in
-"""
-
-PLACE = """
-SELECT place
-FROM pages_in
-"""
-
-# The place of the pages, and the messages of some orders.
-MESSAGES = """
-SELECT place, order_id, jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change) AS told
-FROM pages_in
-LEFT JOIN messages ON order_id = ANY($1::uuid[])
-GROUP BY place, order_id
-"""
-
-
-class Buckets:
-    """The bucket in which the pages are: opened once, and again when they have moved."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-        self._opened: PageBucket | None = None
-        self._js: JetStreamContext | None = None
-
-    async def get(self, place: str) -> PageBucket:
-        """The bucket with this name. Raises ConnectionError."""
-        if self._opened is None or self._opened.name != place or self._js is not self._bus.js:
-            self._js = self._bus.js
-            self._opened = await PageBucket.open(self._js, place)
-        return self._opened
-
-
-class NatsPages:
-    """The Pages port. The connection is to PostgreSQL, which has the messages and knows where the pages are."""
-
-    def __init__(self, connection: Connection, buckets: Buckets) -> None:
-        self._connection = connection
-        self._buckets = buckets
-
-    async def get(self, order_id: str, *, owner: str | None) -> MyPage:
-        """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
-        found = await self._read([order_id])
-        if not found or owner not in (None, found[0][1].owner):
-            raise MyPageNotFound()
-        return found[0][0]
-
-    async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
-        """The existing pages of these orders, whoever they belong to."""
-        return [page for page, _ in await self._read(order_ids)]
-
-    async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
-        """Pages, newest order first."""
-        bucket = await self._buckets.get(await self._connection.fetchval(PLACE))
-        if owner is not None:
-            return await self.find(await bucket.of_owner(owner, before=before, size=size))
-        pages: list[MyPage] = []
-        async for orders in bucket.newest(before=before):
-            pages += await self.find(orders)
-            if len(pages) >= size:
-                break
-        return pages[:size]
-
-    async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
-        """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat.
-
-        Inside a transaction, which the pages do not wait for: events whose transaction fails are merged again.
-        """
-        if not facts:
-            return []
-        bucket = await self._buckets.get(await self._connection.fetchval(TELL, list(facts)))
-        merged = await bucket.merge(facts)
-        return [MyPage.of(order_id, from_json(stored)) for order_id, stored in merged.items()]
-
-    async def _read(self, order_ids: Sequence[str]) -> list[tuple[MyPage, StoredPage]]:
-        rows = await self._connection.fetch(MESSAGES, order_ids)
-        told = {str(row["order_id"]): _notifications(row["told"]) for row in rows if row["order_id"]}
-        found = await (await self._buckets.get(rows[0]["place"])).find(order_ids)
-        return [
-            (MyPage.of(order_id, from_json(page.facts), told.get(order_id, ())), page)
-            for order_id, page in found.items()
-            if page.owner is not None
-        ]
-
-
-def _notifications(stored: str) -> list[Notification]:
-    return [
-        Notification(template, status, datetime.fromisoformat(time)) for template, status, time in json.loads(stored)
-    ]
 
 
 def _page_key(order_id: str) -> str:

@@ -26,6 +26,11 @@ def owner_of(facts: Iterable[Fact]) -> str | None:
     return next((fact.booking["owner"] for fact in facts if fact.booking), None)
 
 
+def erased(*, names: bool) -> dict[str, str]:
+    """What takes the place of personal data in a booking."""
+    return {"phone_no": "", "name": ""} if names else {"phone_no": ""}
+
+
 def _to_json(fact: Fact) -> dict[str, Any]:
     value: dict[str, Any] = {"event": fact.event, "time": fact.time.isoformat()}
     if fact.detail:

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from gotohotel.database import Connection, Row
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
-from mypage_svc.store.facts import from_json, owner_of, to_json
+from mypage_svc.store.facts import erased, from_json, owner_of, to_json
 
 # || merges by key. A fact that is stored already wins, with whatever a newer release has added to it; no row has to be
 # read first.
@@ -81,6 +81,19 @@ LIMIT $2
 """
 
 
+ERASE = """
+UPDATE mypages
+SET facts = (
+    SELECT jsonb_object_agg(
+        key,
+        CASE WHEN value ? 'booking' THEN jsonb_set(value, '{booking}', (value -> 'booking') || $2::jsonb) ELSE value END
+    )
+    FROM jsonb_each(facts)
+)
+WHERE order_id IN (SELECT order_id FROM mypages WHERE order_id = ANY($1::uuid[]) ORDER BY order_id FOR UPDATE)
+"""
+
+
 class PostgresPages:
     """The Pages port."""
 
@@ -102,6 +115,10 @@ class PostgresPages:
     async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
         """The existing pages of these orders, whoever they belong to."""
         return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
+
+    async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
+        """Erases the phone numbers in the pages of these orders, and the guests' names if `names`. Safe to repeat."""
+        await self._connection.execute(ERASE, order_ids, json.dumps(erased(names=names)))
 
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat."""

@@ -9,6 +9,7 @@ from gotohotel.database import Connection
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.domain import Fact, Pages
 from mypage_svc.store.messages import PostgresMessages
+from mypage_svc.store.numbers import PostgresNumbers
 from mypage_svc.store.postgres import PostgresPages
 
 
@@ -26,4 +27,6 @@ async def open_work(
     """Collects facts, merges them at once, and writes a message for each change that they make."""
     work = UnitOfWork()
     yield work
-    await PostgresMessages(connection).note(await pages_on(connection).merge(work.facts))
+    pages = await pages_on(connection).merge(work.facts)
+    await PostgresNumbers(connection).note(work.facts)
+    await PostgresMessages(connection).note(pages)

@@ -13,7 +13,7 @@ from gotohotel import inbox
 from gotohotel.policies import Policies
 from mypage_svc.kakao import message_key
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
-from ops.services import LISTENERS
+from ops.services import LISTENERS, MYPAGE
 
 OLDEST_MESSAGE = timedelta(hours=49)  # after two days nothing is asked any more
 OLDEST_SAGA = timedelta(minutes=5)
@@ -210,6 +210,12 @@ def _my_page_agrees(snapshot: AuditSnapshot) -> Iterator[str]:
                 yield f"My page {order_id}: {what} is {shown[what]!r}, its owner says {value!r}"
     for order_id in set(snapshot.pages) - set(snapshot.orders):
         yield f"My page {order_id} has no order"
+    facts = {order_id: {fact.key for fact in page.facts} for order_id, page in snapshot.pages.items()}
+    for event in snapshot.events:
+        if event.type not in POLICIES[MYPAGE].subjects or (MYPAGE, event.event_id) in snapshot.dead_lettered:
+            continue
+        if event.aggregate in facts and f"{event.source}/{event.version}" not in facts[event.aggregate]:
+            yield f"My page {event.aggregate} lacks {event.name}"
 
 
 @invariant("A8", "one message for each change of state, none twice")
@@ -247,10 +253,8 @@ def _changes_are_told(snapshot: AuditSnapshot) -> Iterator[str]:
 def _is_plausible(row: Any) -> bool:
     """Whether a message that was not sent has a reason."""
     match row["status"], row["code"]:
-        case "SKIPPED", "NO_PHONE_NUMBER":
-            return bool(row["phone_no"] == "")
-        case "SKIPPED", code:
-            return bool(code == "NO_MOBILE_NUMBER" and row["phone_no"] != "")
+        case "SKIPPED", code:  # an erased number may have been no mobile one
+            return code == "NO_MOBILE_NUMBER" or bool(code in ("NO_PHONE_NUMBER", "ERASED") and row["phone_no"] == "")
         case "FAILED", "TOO_OLD":
             return bool(row["updated_at"] - row["occurred_at"] >= timedelta(hours=24))
         case "FAILED", code:

@@ -151,12 +151,11 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
 
 async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
     bucket = snapshot.pages_in
-    async for message in messages_of(js, f"KV_{bucket}"):
-        if message.subject.startswith(f"$KV.{bucket}.page."):
-            order_id, stored = message.subject.rsplit(".", 1)[-1], json.loads(message.data)
-            snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
-            if _shows_a_card(message.data.decode(), snapshot):
-                snapshot.card_numbers.append(f"a card number in {bucket}")
+    async for message in messages_of(js, f"KV_{bucket}", subjects=f"$KV.{bucket}.page.>"):
+        order_id, stored = message.subject.rsplit(".", 1)[-1], json.loads(message.data)
+        snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
+        if _shows_a_card(message.data.decode(), snapshot):
+            snapshot.card_numbers.append(f"a card number in {bucket}")
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:

@@ -8,16 +8,19 @@ from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
+import uvloop
 
 from ops import console, dead_letters
 from ops import stream as streams
 from ops.commands.stack import running_stack
 from ops.errors import StackError
+from ops.page_store import STORES
 from ops.rebuild import rebuild as rebuild_pages
 from ops.republish import republish as republish_between
 from ops.services import SERVICES
 
 MIB = 1024**2
+StoreName = StrEnum("StoreName", {name: name for name in STORES})  # type: ignore[misc]  # the table of stores
 ServiceName = StrEnum("ServiceName", {name: name for name in SERVICES})  # type: ignore[misc]  # the services' table
 
 app = typer.Typer()
@@ -154,12 +157,18 @@ def republish(
 
 
 @app.command()
-def rebuild() -> None:
-    """Rebuilds My page from the first event, while the old pages are served."""
+def rebuild(
+    store: Annotated[
+        StoreName | None, typer.Option(help="Moves the pages there; restart mypage_svc with MYPAGE_STORE afterwards.")
+    ] = None,
+) -> None:
+    """Rebuilds My page from the first event, while the old pages are served. After an interruption it goes on."""
     stack = running_stack()
-    with console.progress("events") as advance:
-        events, skipped = asyncio.run(rebuild_pages(stack, advance=advance))
-    print(f"My page was rebuilt from {events} events." + (f" {skipped} can't be applied." if skipped else ""))
+    with console.progress("events") as progress:
+        done = uvloop.run(rebuild_pages(stack, progress=progress, store=store or ""))
+    before = f" ({done.resumed} of them before it was interrupted)" if done.resumed else ""
+    skipped = f" {done.skipped} can't be applied." if done.skipped else ""
+    print(f"My page was rebuilt from {done.events} events{before}.{skipped}")
 
 
 def _at(time: datetime | None) -> str:

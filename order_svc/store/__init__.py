@@ -9,8 +9,8 @@ work        what a batch of events loads and saves
 """
 
 from order_svc.store.guests import prune_guests
-from order_svc.store.orders import PostgresOrders
+from order_svc.store.orders import ERASE_NUMBERS, PostgresOrders
 from order_svc.store.room_types import PostgresRoomTypes
 from order_svc.store.work import UnitOfWork, open_work
 
-__all__ = ["PostgresOrders", "PostgresRoomTypes", "UnitOfWork", "open_work", "prune_guests"]
+__all__ = ["ERASE_NUMBERS", "PostgresOrders", "PostgresRoomTypes", "UnitOfWork", "open_work", "prune_guests"]

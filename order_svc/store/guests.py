@@ -4,7 +4,7 @@ Counting rows of `orders` would not be: of orders placed at the same time, none 
 guest's row and then counts what the others have added to it.
 """
 
-from gotohotel.database import Database, delete_in_batches
+from gotohotel.database import Database, in_batches
 
 # An order in the row that this statement can't see was placed by a concurrent call: unpaid, or its payment is in
 # progress.
@@ -75,4 +75,4 @@ WHERE changed_at < now() - interval '2 days'
 
 async def prune_guests(database: Database) -> None:
     """Deletes the rows of guests without unpaid orders, two days after the last one was placed."""
-    await delete_in_batches(database, PRUNE)
+    await in_batches(database, PRUNE)

@@ -116,6 +116,20 @@ announced AS (
 SELECT (SELECT count(*) FROM placed) AS placed, (SELECT count(*) FROM priced) AS priced
 """)
 
+# Of orders whose stay ended before a date.
+ERASE_NUMBERS = """
+UPDATE orders
+SET phone_no = ''
+WHERE id IN (
+    SELECT id
+    FROM orders
+    WHERE phone_no <> ''
+      AND check_out < $1
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
 GET = f"""
 SELECT {STORED}
 FROM orders

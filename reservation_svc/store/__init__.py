@@ -5,8 +5,8 @@ room_types    the room catalogue
 work          what a batch of events loads and saves
 """
 
-from reservation_svc.store.reservations import PostgresReservations
+from reservation_svc.store.reservations import ERASE_NUMBERS, PostgresReservations
 from reservation_svc.store.room_types import PostgresRoomTypes
 from reservation_svc.store.work import UnitOfWork, open_work
 
-__all__ = ["PostgresReservations", "PostgresRoomTypes", "UnitOfWork", "open_work"]
+__all__ = ["ERASE_NUMBERS", "PostgresReservations", "PostgresRoomTypes", "UnitOfWork", "open_work"]

@@ -75,6 +75,21 @@ WHERE order_id = ANY($1::uuid[])
 """
 
 
+# Of reservations whose stay ended before a date.
+ERASE_NUMBERS = """
+UPDATE reservations
+SET booking = jsonb_set(booking, '{phone_no}', '""')
+WHERE order_id IN (
+    SELECT order_id
+    FROM reservations
+    WHERE booking ->> 'phone_no' <> ''
+      AND booking ->> 'check_out' < $1::date::text
+    LIMIT 1000
+    FOR UPDATE SKIP LOCKED
+)
+"""
+
+
 LIST = f"""
 SELECT {CHANGES.listed}
 FROM reservations

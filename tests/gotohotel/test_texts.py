@@ -3,7 +3,7 @@
 import pytest
 
 from gotohotel.domain import Invalid
-from gotohotel.texts import parse_key, parse_text
+from gotohotel.texts import masked, parse_key, parse_text
 
 CARDS = [
     "4242424242424242",
@@ -64,3 +64,9 @@ def test_text_that_shows_nothing_or_reorders_what_it_stands_in_is_refused(text: 
 def test_names_of_people_are_accepted(text: str) -> None:
     """In any script, with marks and joiners; an empty text is for the caller to refuse."""
     assert parse_text(text, "name", limit=100) == text
+
+
+def test_a_number_is_masked() -> None:
+    """All but its end; no number stays none."""
+    assert masked("010-1234-5678") == "****5678"
+    assert masked("") == ""

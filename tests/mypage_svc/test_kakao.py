@@ -21,7 +21,6 @@ from mypage_svc.kakao import (
     TemplateRefused,
     TryLater,
     Undelivered,
-    masked,
     recipient_of,
 )
 from mypage_svc.kakao.nhn import NhnProvider, NhnSettings
@@ -78,11 +77,6 @@ def test_a_template_is_filled_and_fits(template: str) -> None:
 def test_a_message_goes_to_a_korean_mobile_number(typed: str, recipient: str) -> None:
     """In the form that the provider takes; other numbers get none."""
     assert recipient_of(typed, "KR") == recipient
-
-
-def test_a_number_is_masked() -> None:
-    """All but its end."""
-    assert masked("01012345678") == "****5678"
 
 
 @pytest.fixture

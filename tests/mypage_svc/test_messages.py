@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, time, timedelta
+from datetime import UTC, date, datetime, time, timedelta
 from itertools import islice, permutations
 from zoneinfo import ZoneInfo
 
@@ -11,10 +11,10 @@ import pytest
 
 from gotohotel.database import Database
 from gotohotel.ids import new_id
-from mypage_svc.domain import Fact, MyPage
+from mypage_svc.domain import Fact, MyPage, Pages
 from mypage_svc.jobs import Jobs
 from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TemplateRefused, TryLater, Undelivered
-from mypage_svc.store import PostgresMessages, PostgresPages
+from mypage_svc.store import PostgresMessages, PostgresNumbers, PostgresPages
 from tests.mypage_svc.test_domain import BOOKING, STORY, fact
 
 PHONE = "010-1234-0000"
@@ -90,15 +90,26 @@ class ScriptedProvider:
         return self.outcome
 
 
-def jobs_of(database: Database, provider: ScriptedProvider, *, later: timedelta = timedelta(), quiet: str = "") -> Jobs:
+def jobs_of(
+    database: Database,
+    provider: ScriptedProvider | None = None,
+    *,
+    pages: Pages | None = None,
+    later: timedelta = timedelta(),
+    quiet: str = "",
+    numbers_end: date = date.min,
+) -> Jobs:
+    """The jobs, with pages in PostgreSQL unless others are given."""
     begins, _, ends = quiet.partition("-")
     return Jobs(
-        PostgresPages(database.autocommit),
+        pages or PostgresPages(database.autocommit),
         PostgresMessages(database.autocommit),
-        provider,
+        PostgresNumbers(database.autocommit),
+        provider or ScriptedProvider(),
         clock=lambda: datetime.now(tz=UTC) + later,
         region="KR",
         time_zone=ZoneInfo("Asia/Seoul"),
+        numbers_end=lambda: numbers_end,
         quiet_hours=(time.fromisoformat(begins), time.fromisoformat(ends)) if quiet else None,
     )
 

@@ -121,6 +121,24 @@ async def test_a_page_shows_its_messages(pages: Pages, mypage_database: Database
     assert len((await pages.page(owner="alice", before=LAST_ID, size=9))[0].notifications) == 1
 
 
+@pytest.mark.parametrize("names", [False, True], ids=["numbers", "numbers and names"])
+async def test_personal_data_is_erased(pages: Pages, names: bool) -> None:
+    """In every fact of these orders, for good: an event that comes again brings nothing back. The rest stays."""
+    order, other = new_id(), new_id()
+    facts = list(told(STORY))
+    await pages.merge({order: facts, other: facts})
+
+    for _ in range(2):
+        await pages.erase([order, new_id()], names=names)
+    await pages.merge({order: facts})
+
+    page, kept = await pages.get(order, owner="alice"), await pages.get(other, owner="alice")
+    bookings = [each.booking for each in page.facts if each.booking]
+    assert [(each["phone_no"], each["name"]) for each in bookings] == [("", "" if names else "A")] * 2
+    assert [replace(each, booking=None) for each in page.facts] == [replace(each, booking=None) for each in facts]
+    assert kept.facts == tuple(facts)
+
+
 async def test_a_merge_is_told_to_those_who_watch(pages: Pages, scratch_url: str) -> None:
     """Every order that was merged, however many there are."""
     orders = {new_id(): [STORY[0]] for _ in range(450)}

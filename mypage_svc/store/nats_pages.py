@@ -1,0 +1,122 @@
+"""My pages in NATS: in a bucket, whose name PostgreSQL knows."""
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+
+from nats.js import JetStreamContext
+
+from gotohotel.bus.connection import Bus
+from gotohotel.database import Connection
+from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
+from mypage_svc.store.buckets import PageBucket, StoredPage
+from mypage_svc.store.facts import from_json
+
+# Whoever watches one of these pages is told when the transaction ends. The row is held until then, so that pages that
+# are being moved miss nothing.
+TELL = """
+WITH numbered AS (
+    SELECT order_id, row_number() OVER () / 200 AS part  -- a notification has at most 8000 bytes
+    FROM unnest($1::uuid[]) AS order_id
+),
+told AS (
+    SELECT pg_notify('mypages', string_agg(order_id::text, ','))
+    FROM numbered
+    GROUP BY part
+)
+SELECT place
+FROM pages_in, (SELECT count(*) FROM told) AS told
+FOR SHARE OF pages_in
+"""
+
+PLACE = """
+SELECT place
+FROM pages_in
+"""
+
+# The place of the pages, and the messages of some orders.
+MESSAGES = """
+SELECT place, order_id, jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change) AS told
+FROM pages_in
+LEFT JOIN messages ON order_id = ANY($1::uuid[])
+GROUP BY place, order_id
+"""
+
+
+class Buckets:
+    """The bucket in which the pages are: opened once, and again when they have moved."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._opened: PageBucket | None = None
+        self._js: JetStreamContext | None = None
+
+    async def get(self, place: str) -> PageBucket:
+        """The bucket with this name. Raises ConnectionError."""
+        if self._opened is None or self._opened.name != place or self._js is not self._bus.js:
+            self._js = self._bus.js
+            self._opened = await PageBucket.open(self._js, place)
+        return self._opened
+
+
+class NatsPages:
+    """The Pages port. The connection is to PostgreSQL, which has the messages and knows where the pages are."""
+
+    def __init__(self, connection: Connection, buckets: Buckets) -> None:
+        self._connection = connection
+        self._buckets = buckets
+
+    async def get(self, order_id: str, *, owner: str | None) -> MyPage:
+        """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
+        found = await self._read([order_id])
+        if not found or owner not in (None, found[0][1].owner):
+            raise MyPageNotFound()
+        return found[0][0]
+
+    async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
+        """The existing pages of these orders, whoever they belong to."""
+        return [page for page, _ in await self._read(order_ids)]
+
+    async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
+        """Pages, newest order first."""
+        bucket = await self._buckets.get(await self._connection.fetchval(PLACE))
+        if owner is not None:
+            return await self.find(await bucket.of_owner(owner, before=before, size=size))
+        pages: list[MyPage] = []
+        async for orders in bucket.newest(before=before):
+            pages += await self.find(orders)
+            if len(pages) >= size:
+                break
+        return pages[:size]
+
+    async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
+        """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat.
+
+        Inside a transaction, which the pages do not wait for: events whose transaction fails are merged again.
+        """
+        if not facts:
+            return []
+        bucket = await self._buckets.get(await self._connection.fetchval(TELL, list(facts)))
+        merged = await bucket.merge(facts)
+        return [MyPage.of(order_id, from_json(stored)) for order_id, stored in merged.items()]
+
+    async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
+        """Erases the phone numbers in the pages of these orders, and the guests' names if `names`. Safe to repeat."""
+        bucket = await self._buckets.get(await self._connection.fetchval(PLACE))
+        await bucket.erase(order_ids, names=names)
+
+    async def _read(self, order_ids: Sequence[str]) -> list[tuple[MyPage, StoredPage]]:
+        rows = await self._connection.fetch(MESSAGES, order_ids)
+        told = {str(row["order_id"]): _notifications(row["told"]) for row in rows if row["order_id"]}
+        found = await (await self._buckets.get(rows[0]["place"])).find(order_ids)
+        return [
+            (MyPage.of(order_id, from_json(page.facts), told.get(order_id, ())), page)
+            for order_id, page in found.items()
+            if page.owner is not None
+        ]
+
+
+def _notifications(stored: str) -> list[Notification]:
+    return [
+        Notification(template, status, datetime.fromisoformat(time)) for template, status, time in json.loads(stored)
+    ]
