@@ -36,7 +36,7 @@ from mypage_svc.watches import open_watches
 PageStore = Callable[[Connection], Pages]
 STORES: dict[str, Callable[[App], PageStore]] = {
     "postgres": lambda _: PostgresPages,
-    "nats": lambda app: partial(NatsPages, buckets=Buckets(app.bus)),
+    "nats": lambda app: partial(NatsPages, buckets=Buckets(lambda: app.bus.js)),
 }
 PROVIDERS: dict[str, Callable[[], AbstractAsyncContextManager[Provider]]] = {
     "console": open_console,

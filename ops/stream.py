@@ -6,9 +6,9 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ from gotohotel.bus.streams import EVENTS
 from ops.errors import StackError
 from ops.stack import Stack
 
+# A header of an event that was replaced by a copy: when it was published first.
+PUBLISHED_AT = "x-published-at"
 FETCH = 500
 ARCHIVE_FILE_EVENTS = 50_000
 MIB = 1024**2
@@ -204,14 +206,36 @@ async def archive(stack: Stack, before: datetime) -> int:
     An event stays until every consumer has acknowledged it, and leaves the stream only when its file is on the disk.
     After an interruption it may be in both; readers handle that, and the next run removes it from the stream.
     """
+    with _archive_locked(stack):
+        async with jetstream(stack) as js:
+            return await _archive(stack, js, before)
+
+
+@contextmanager
+def _archive_locked(stack: Stack) -> Iterator[None]:
     stack.archive.mkdir(mode=0o700, parents=True, exist_ok=True)  # events hold guests' names and phone numbers
     with (stack.archive / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StackError("Events are being moved to the archive already.") from None
-        async with jetstream(stack) as js:
-            return await _archive(stack, js, before)
+            raise StackError("The archive is being changed already.") from None
+        yield
+
+
+async def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None]) -> int:
+    """Replaces archived events for which `change(subject, data)` returns other data; returns how many."""
+    changed = 0
+    with _archive_locked(stack):
+        for archived in archives(stack):
+            messages, found = [], 0
+            for message in archived.read():
+                data = change(message.subject, message.data)
+                messages.append(message if data is None else replace(message, data=data))
+                found += data is not None
+            if found:
+                _write(stack, archived.stream, messages)
+            changed += found
+    return changed
 
 
 async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:

@@ -1,12 +1,11 @@
 """My pages in NATS: in a bucket, whose name PostgreSQL knows."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 from nats.js import JetStreamContext
 
-from gotohotel.bus.connection import Bus
 from gotohotel.database import Connection
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
 from mypage_svc.store.buckets import PageBucket, StoredPage
@@ -46,15 +45,15 @@ GROUP BY place, order_id
 class Buckets:
     """The bucket in which the pages are: opened once, and again when they have moved."""
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, connected: Callable[[], JetStreamContext]) -> None:
+        self._connected = connected
         self._opened: PageBucket | None = None
         self._js: JetStreamContext | None = None
 
     async def get(self, place: str) -> PageBucket:
         """The bucket with this name. Raises ConnectionError."""
-        if self._opened is None or self._opened.name != place or self._js is not self._bus.js:
-            self._js = self._bus.js
+        if self._opened is None or self._opened.name != place or self._js is not self._connected():
+            self._js = self._connected()
             self._opened = await PageBucket.open(self._js, place)
         return self._opened
 

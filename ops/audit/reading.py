@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from datetime import datetime
 from typing import Any
 
 import asyncpg
@@ -21,7 +22,7 @@ from ops.events import TYPES
 from ops.page_store import POSTGRES
 from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
 from ops.stack import Stack
-from ops.stream import StreamMessage, every_event, jetstream, messages_of
+from ops.stream import PUBLISHED_AT, StreamMessage, every_event, jetstream, messages_of
 from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
@@ -165,8 +166,9 @@ def _stream_event(message: StreamMessage) -> StreamEvent | None:
         event: Any = TYPES[message.subject].FromString(message.data) if message.subject in TYPES else None
         version = event.version if event is not None else int(headers[VERSION_HEADER])
         from_relay = headers.get("Nats-Msg-Id") == headers["ce-id"]
+        published_at = datetime.fromisoformat(headers[PUBLISHED_AT]) if PUBLISHED_AT in headers else message.time
         return StreamEvent(
-            headers["ce-id"], headers["ce-subject"], message.subject, version, message.time, event, from_relay
+            headers["ce-id"], headers["ce-subject"], message.subject, version, published_at, event, from_relay
         )
     except (KeyError, ValueError, DecodeError):
         return None

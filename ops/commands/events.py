@@ -14,6 +14,7 @@ from ops import console, dead_letters
 from ops import stream as streams
 from ops.commands.stack import running_stack
 from ops.errors import StackError
+from ops.forget import forget_guest, forget_numbers
 from ops.page_store import STORES
 from ops.rebuild import rebuild as rebuild_pages
 from ops.republish import republish as republish_between
@@ -169,6 +170,30 @@ def rebuild(
     before = f" ({done.resumed} of them before it was interrupted)" if done.resumed else ""
     skipped = f" {done.skipped} can't be applied." if done.skipped else ""
     print(f"My page was rebuilt from {done.events} events{before}.{skipped}")
+
+
+@app.command()
+def forget(
+    subject: Annotated[str, typer.Option(help="A guest, as in the tokens.")] = "",
+    stays_over: Annotated[
+        int | None, typer.Option(min=1, max=36_500, metavar="DAYS", help="Stays that ended this long ago.")
+    ] = None,
+) -> None:
+    """Erases a guest's name and phone number everywhere, or the phone numbers in the events of past stays."""
+    stack = running_stack()
+    if bool(subject) == (stays_over is not None):
+        raise StackError("Name either a guest (--subject) or the age of stays (--stays-over).")
+    if stays_over is not None:
+        count = asyncio.run(forget_numbers(stack, (datetime.now(UTC) - timedelta(days=stays_over)).date()))
+        print(f"{count} events have no phone number any more.")
+        return
+    done = asyncio.run(forget_guest(stack, subject))
+    print(f"{len(done.orders)} orders and {done.events} events have no name and no phone number any more.")
+    if done.kept:
+        raise StackError(
+            f"{len(done.kept)} orders are kept, because their stay is not over: {', '.join(done.kept)}. "
+            "Cancel them first, or run it again afterwards."
+        )
 
 
 def _at(time: datetime | None) -> str:

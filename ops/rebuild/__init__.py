@@ -6,11 +6,13 @@ places  where pages are, and where they are rebuilt
 
 import asyncio
 import hashlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import asyncpg
+from nats.js import JetStreamContext
 
 import mypage_svc
 from gotohotel.bus.consumer import is_poison
@@ -20,7 +22,7 @@ from mypage_svc.policies import policies
 from mypage_svc.store import UnitOfWork, numbers_in
 from ops.console import Progress
 from ops.errors import StackError
-from ops.page_store import POSTGRES
+from ops.page_store import BUCKETS, POSTGRES
 from ops.rebuild.events import Batch, Events, Position
 from ops.rebuild.places import SCHEMA, Place, place_of, unused_bucket
 from ops.services import MYPAGE, owner
@@ -67,6 +69,35 @@ async def rebuild(stack: Stack, *, progress: Progress, store: str = "") -> Rebui
     the rebuild, are the old pages locked. Raises StackError, and leaves the old pages as they are, if another rebuild
     runs, if the lock can't be had, or if the stream has lost events.
     """
+    async with _locked(stack) as connection, jetstream(stack) as js:
+        place = await connection.fetchval("SELECT place FROM public.pages_in")
+        in_postgres = (store or (POSTGRES if place == POSTGRES else "")) == POSTGRES
+        old = place_of(place, connection, js)
+        new = place_of(POSTGRES if in_postgres else unused_bucket(place), connection, js)
+        done = await _Rebuild.resume(connection, old, new)
+        resumed = done.count
+        events = Events(stack, js, done.position)
+        progress.expect(resumed + await events.count())
+        progress(resumed)
+        await done.catch_up(events, progress)
+        await done.refuse_loss(events, progress)
+        await done.swap(events, progress)
+    return Rebuilt(done.count, resumed, done.skipped)
+
+
+@asynccontextmanager
+async def no_rebuild(stack: Stack, js: JetStreamContext) -> AsyncIterator[None]:
+    """No rebuild runs meanwhile, and one that was interrupted will begin again: it has read the events of before."""
+    async with _locked(stack) as connection:
+        await connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+        place = await connection.fetchval("SELECT place FROM public.pages_in")
+        for bucket in set(BUCKETS) - {place}:
+            await place_of(bucket, connection, js).begin()
+        yield
+
+
+@asynccontextmanager
+async def _locked(stack: Stack) -> AsyncIterator[Session]:
     url = stack.database_url(MYPAGE, owner(MYPAGE))
     connection: Session = await asyncpg.connect(
         url, timeout=3, connection_class=Session, server_settings={"search_path": f"{SCHEMA}, public"}
@@ -74,20 +105,7 @@ async def rebuild(stack: Stack, *, progress: Progress, store: str = "") -> Rebui
     try:
         if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", REBUILD_LOCK):
             raise StackError("My page is being rebuilt already.")
-        async with jetstream(stack) as js:
-            place = await connection.fetchval("SELECT place FROM public.pages_in")
-            in_postgres = (store or (POSTGRES if place == POSTGRES else "")) == POSTGRES
-            old = place_of(place, connection, js)
-            new = place_of(POSTGRES if in_postgres else unused_bucket(place), connection, js)
-            done = await _Rebuild.resume(connection, old, new)
-            resumed = done.count
-            events = Events(stack, js, done.position)
-            progress.expect(resumed + await events.count())
-            progress(resumed)
-            await done.catch_up(events, progress)
-            await done.refuse_loss(events, progress)
-            await done.swap(events, progress)
-        return Rebuilt(done.count, resumed, done.skipped)
+        yield connection
     finally:
         await connection.close()
 
@@ -211,4 +229,4 @@ def _release() -> str:
     return digest.hexdigest()
 
 
-__all__ = ["Rebuilt", "rebuild"]
+__all__ = ["Rebuilt", "no_rebuild", "rebuild"]

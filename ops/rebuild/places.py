@@ -13,8 +13,8 @@ from nats.js.errors import NotFoundError
 import mypage_svc
 from gotohotel.database import Session
 from gotohotel.schema import statements_of
-from mypage_svc.domain import Fact
-from mypage_svc.store import PageBucket, PostgresPages
+from mypage_svc.domain import Fact, Pages
+from mypage_svc.store import Buckets, NatsPages, PageBucket, PostgresPages
 from ops.page_store import BUCKETS, POSTGRES
 from ops.services import MYPAGE
 from ops.stream import messages_of
@@ -170,6 +170,14 @@ class BucketPlace:
 def place_of(name: str, owner: Session, js: JetStreamContext) -> Place:
     """A place by its name."""
     return PostgresPlace(owner) if name == POSTGRES else BucketPlace(js, name)
+
+
+async def pages_in(connection: Session, js: JetStreamContext) -> Pages:
+    """The pages that are served."""
+    name = await connection.fetchval("SELECT place FROM public.pages_in")
+    if name == POSTGRES:
+        return PostgresPages(connection)
+    return NatsPages(connection, Buckets(lambda: js))
 
 
 def unused_bucket(name: str) -> str:

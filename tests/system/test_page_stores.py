@@ -19,6 +19,7 @@ from ops import audit, nats_server
 from ops.errors import StackError
 from ops.stack import Stack
 from tests.conftest import Client, Hotel, wait_for
+from tests.system.test_forget import forget
 from tests.system.test_operator import gotohotel
 from tests.watching import watching
 
@@ -160,6 +161,19 @@ def test_a_killed_service_leaves_pages_and_messages_whole(nats_hotel: Hotel) -> 
     for order in orders:
         nats_hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
     assert listed(guest) == orders[::-1]
+
+
+def test_a_guest_is_forgotten_in_nats_too(nats_hotel: Hotel) -> None:
+    """The page stays, without name and number."""
+    guest = nats_hotel.caller()
+    order = nats_hotel.order(guest, card=None, phoneNo="010-1234-0000")["id"]
+    guest.post(f"/orders/{order}:cancel")
+    nats_hotel.page_with(order, name="Guest", status="CANCELED")
+
+    done = forget(nats_hotel, "--subject", guest.subject)
+
+    assert done.returncode == 0, done.stderr
+    assert guest.get(f"/mypages/{order}")["name"] == ""
 
 
 def pid(hotel: Hotel) -> int:

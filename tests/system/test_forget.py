@@ -1,0 +1,185 @@
+"""Personal data is erased on request, and numbers in events some days after the stay: in every place that has them."""
+
+import asyncio
+import base64
+import gzip
+import json
+import uuid
+from datetime import date
+from typing import Any
+
+import asyncpg
+import pytest
+
+from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
+from ops import audit
+from ops.forget.events import Redaction
+from ops.services import SERVICES
+from ops.stream import jetstream, messages_of
+from tests.conftest import Client, Hotel
+from tests.system.test_operator import gotohotel
+
+
+async def places_of(hotel: Hotel, *secrets: str) -> set[str]:
+    """Where one of these texts is kept: tables, streams, archive."""
+    found = set()
+    for service in SERVICES:
+        connection = await asyncpg.connect(hotel.stack.database_url(service, "postgres"))
+        for (table,) in await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'"):
+            for row in await connection.fetch(f"SELECT * FROM {table}"):
+                if any(secret in _text(value) for value in row.values() for secret in secrets):
+                    found.add(f"{service}.{table}")
+        await connection.close()
+    async with jetstream(hotel.stack) as js:
+        for stream in (str(EVENTS.name), str(DEAD_LETTERS.name)):
+            async for message in messages_of(js, stream):
+                if any(secret in _text(message.data) for secret in secrets):
+                    found.add(stream)
+    for file in hotel.stack.archive.glob("*.gz"):
+        for line in gzip.decompress(file.read_bytes()).splitlines():
+            if any(secret in _text(base64.b64decode(json.loads(line)["data"])) for secret in secrets):
+                found.add("archive")
+    return found
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin-1") if isinstance(value, bytes) else str(value)
+
+
+def ended(hotel: Hotel, guest: Client, name: str, phone: str) -> dict[str, Any]:
+    """An order that was paid, confirmed and canceled."""
+    order = hotel.order(guest, name=name, phoneNo=phone, requestId=str(uuid.uuid4()))
+    hotel.reservation_with(order["id"], status="RECEIVED")
+    hotel.desk.post(f"/reservations/{order['id']}:confirm", {"requestId": str(uuid.uuid4())})
+    hotel.order_with(order["id"], status="CONFIRMED")
+    guest.post(f"/orders/{order['id']}:cancel")
+    return hotel.page_with(order["id"], status="CANCELED", paymentStatus="CANCELED", reservationStatus="CANCELED")
+
+
+@pytest.fixture
+def secrets() -> tuple[str, str]:
+    """A name and a mobile number that nobody else has."""
+    number = uuid.uuid4().int
+    return f"Forgotten {number % 10**12}", f"010-{number % 8999 + 1000}-0000"
+
+
+def forget(hotel: Hotel, *arguments: str) -> Any:
+    """Runs the command, again while a service has not handled all events yet."""
+    done = gotohotel(hotel, "forget", *arguments)
+    while "try again later" in done.stderr:
+        done = gotohotel(hotel, "forget", *arguments)
+    return done
+
+
+def test_a_guest_is_forgotten_everywhere(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """In tables, kept answers, outboxes, events and archive; the books stay right, also after a rebuild. An order whose
+    stay is not over keeps its name.
+    """
+    name, phone = secrets
+    order = ended(hotel, guest, name, phone)["orderId"]
+    archived = gotohotel(hotel, "stream", "archive", "--older-than-days", "0")
+    assert archived.returncode == 0, archived.stderr
+    second = ended(hotel, guest, name, phone)["orderId"]
+    before = asyncio.run(places_of(hotel, name, phone))
+    assert {
+        "archive",
+        "EVENTS",
+        "order_svc.orders",
+        "order_svc.requests",
+        "order_svc.outbox",
+        "pay_svc.payments",
+    } <= before
+    assert {"pay_svc.outbox", "reservation_svc.reservations", "reservation_svc.requests"} <= before
+    assert {"mypage_svc.mypages", "mypage_svc.messages"} <= before
+
+    done = forget(hotel, "--subject", guest.subject)
+
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("2 orders and 4 events"), done.stdout
+    assert asyncio.run(places_of(hotel, name, phone)) == set()
+    assert gotohotel(hotel, "rebuild").returncode == 0
+    for each in (order, second):
+        page = guest.get(f"/mypages/{each}")
+        assert (page["name"], page["status"], len(page["timeline"])) == ("", "CANCELED", 7)
+        assert guest.get(f"/orders/{each}")["phoneNo"] == ""
+    assert forget(hotel, "--subject", guest.subject).stdout.startswith("2 orders and 0 events")
+    assert not {number: found for number, found in audit.check(hotel.stack).items() if found}
+
+
+def test_a_guest_with_a_stay_ahead_is_not_forgotten_yet(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """The desk needs the name; the command says which orders are kept, and fails."""
+    name, phone = secrets
+    order = hotel.order(guest, name=name, phoneNo=phone)["id"]
+    hotel.page_with(order, reservationStatus="RECEIVED")
+
+    done = forget(hotel, "--subject", guest.subject)
+
+    assert done.returncode == 1
+    assert order in done.stderr
+    assert guest.get(f"/orders/{order}")["name"] == name
+    assert hotel.reservation_with(order)["name"] == name
+
+
+def test_nothing_is_erased_that_a_service_still_needs(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """A service that is stopped has not handled the event: its copy of the booking would have no name."""
+    name, phone = secrets
+    hotel.stack.stop("mypage_svc")
+    try:
+        order = hotel.order(guest, name=name, phoneNo=phone, card=None)["id"]
+        guest.post(f"/orders/{order}:cancel")
+        hotel.order_with(order, status="CANCELED")
+        refused = gotohotel(hotel, "forget", "--subject", guest.subject)
+        assert refused.returncode == 1
+        assert "Nothing was erased" in refused.stderr
+        assert guest.get(f"/orders/{order}")["name"] == name
+    finally:
+        hotel.stack.start("mypage_svc")
+    hotel.page_with(order, status="CANCELED")
+    assert forget(hotel, "--subject", guest.subject).returncode == 0
+    assert asyncio.run(places_of(hotel, name, phone)) == set()
+
+
+def test_numbers_in_events_of_past_stays_are_erased(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """Those of other stays stay: here every stay is ahead."""
+    name, phone = secrets
+    hotel.page_with(hotel.order(guest, name=name, phoneNo=phone)["id"], reservationStatus="RECEIVED")
+
+    done = forget(hotel, "--stays-over", "30")
+
+    assert done.stdout.startswith("0 events"), done.stderr
+    assert "EVENTS" in asyncio.run(places_of(hotel, phone))
+    [data] = asyncio.run(_ordered(hotel, phone))
+    later = Redaction(before=date.max.isoformat()).of("gotohotel.order.v1.Ordered", data)
+    assert later is not None
+    assert phone.encode() not in later
+    assert name.encode() in later
+
+
+async def _ordered(hotel: Hotel, phone: str) -> list[bytes]:
+    async with jetstream(hotel.stack) as js:
+        return [
+            message.data
+            async for message in messages_of(js, str(EVENTS.name))
+            if message.subject == "gotohotel.order.v1.Ordered" and phone.encode() in message.data
+        ]
+
+
+@pytest.mark.parametrize("arguments", [(), ("--subject", "a", "--stays-over", "1")], ids=["nothing", "both"])
+def test_what_to_forget_is_said_exactly(hotel: Hotel, arguments: tuple[str, ...]) -> None:
+    """Otherwise nothing happens."""
+    assert "Name either a guest" in gotohotel(hotel, "forget", *arguments).stderr
+
+
+def test_the_desk_sees_no_whole_number(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """Neither of an order nor of a reservation, in any answer; the guest sees it."""
+    _, phone = secrets
+    order = hotel.order(guest, phoneNo=phone)
+    assert order["phoneNo"] == phone
+    masked = hotel.reservation_with(order["id"], status="RECEIVED")["phoneNo"]
+    assert masked == f"****{phone[-4:]}"
+    assert hotel.desk.get(f"/orders/{order['id']}")["phoneNo"] == masked
+    shown = [each for each in hotel.desk.get("/orders?pageSize=200")["orders"] if each["id"] == order["id"]]
+    assert [each["phoneNo"] for each in shown] == [masked]
+    assert hotel.desk.post(f"/reservations/{order['id']}:confirm")["phoneNo"] == masked
+    assert hotel.desk.post(f"/orders/{order['id']}:cancel")["phoneNo"] == masked
+    assert guest.get(f"/orders/{order['id']}")["phoneNo"] == phone
