@@ -7,7 +7,7 @@ Each guard is removed from the running program, and the test that must then fail
 
 import inspect
 import textwrap
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,8 @@ from gotohotel.bus import connection, consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Database
 from mypage_svc import jobs as mypage_jobs
+from mypage_svc.store import PageBucket
+from ops.stack import Stack
 from order_svc import clients as order_clients
 from order_svc import domain as orders
 from order_svc import server as order_server
@@ -41,6 +43,8 @@ from tests.gotohotel.test_bus import Server
 from tests.model import test_fakes
 from tests.model.test_model import TheHotel
 from tests.mypage_svc import test_messages
+from tests.mypage_svc import test_store as test_page_store
+from tests.mypage_svc.conftest import pages_in_nats
 from tests.order_svc import test_clients, test_guests, test_store
 from tests.order_svc import test_domain as test_orders
 from tests.order_svc import test_server as test_order_server
@@ -351,6 +355,14 @@ GUARDS = [
         test=test_messages.test_a_sender_that_died_before_it_stored_the_answer_sends_nothing_twice,
     ),
     Guard(
+        name="a page in NATS is written only if it is still the one that was read",
+        owner=PageBucket,
+        attribute="_write",
+        line="update(_page_key(order_id), json.dumps(value).encode(), last=page.revision)",
+        without="put(_page_key(order_id), json.dumps(value).encode())",
+        test=test_page_store.test_whoever_merges_at_the_same_time_loses_nothing,
+    ),
+    Guard(
         name="the database's clock decides",
         owner=clock.Clock,
         attribute="now",
@@ -449,7 +461,7 @@ server = test_bus.server  # the fixture
 
 
 @pytest.fixture
-def at_hand(
+async def at_hand(
     server: Server,
     order_database: Database,
     pay_database: Database,
@@ -459,24 +471,27 @@ def at_hand(
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
-) -> dict[str, Any]:
+    stack: Stack,
+) -> AsyncIterator[dict[str, Any]]:
     """The arguments of the guards' tests. The schemas of order_svc, pay_svc and mypage_svc are in one scratch
     database.
     """
-    return {
-        "reservation_database": reservation_database,
-        "mypage_database": mypage_database,
-        "server": server,
-        "order_database": order_database,
-        "pay_database": pay_database,
-        "scratch_url": scratch_url,
-        "caplog": caplog,
-        "monkeypatch": monkeypatch,
-        "folder": test_database.two_migrations(tmp_path),
-        "frozen_while": "reading",
-        "then_paid": True,
-        "payments": pay_store.PostgresPayments(pay_database.autocommit),
-    }
+    async with pages_in_nats(mypage_database, stack) as kept:
+        yield {
+            "reservation_database": reservation_database,
+            "mypage_database": mypage_database,
+            "server": server,
+            "order_database": order_database,
+            "pay_database": pay_database,
+            "scratch_url": scratch_url,
+            "caplog": caplog,
+            "monkeypatch": monkeypatch,
+            "folder": test_database.two_migrations(tmp_path),
+            "frozen_while": "reading",
+            "then_paid": True,
+            "payments": pay_store.PostgresPayments(pay_database.autocommit),
+            "pages": kept.pages,
+        }
 
 
 @pytest.mark.parametrize("guard", [guard for guard in GUARDS if guard.test is not None], ids=lambda guard: guard.name)
