@@ -8,8 +8,9 @@ parts      parts that fail
 callers    callers who give up or attack
 processes  each process and each connection
 messages   told once
+watches    watched
 """
 
-from chaos.scenarios import callers, events, messages, money, parts, processes, races, releases
+from chaos.scenarios import callers, events, messages, money, parts, processes, races, releases, watches
 
-__all__ = ["callers", "events", "messages", "money", "parts", "processes", "races", "releases"]
+__all__ = ["callers", "events", "messages", "money", "parts", "processes", "races", "releases", "watches"]
