@@ -12,6 +12,7 @@ import typer
 from rich.table import Table
 
 from bench import load, pgbench, rebuilding, usage
+from bench.against import against
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
 from ops.errors import StackError
@@ -24,8 +25,16 @@ IDLE_SECONDS = 5
 def main(
     seconds: Annotated[int, typer.Option(min=1, help="Of full load; half load and pgbench take as long.")] = 15,
     clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
+    commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
+    rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
-    """Measures orders per second, compared with pgbench on the same server."""
+    """Measures orders per second, compared with pgbench on the same server, or with another commit."""
+    if commit:
+        try:
+            against(commit, rounds=rounds, seconds=seconds, clients=clients)
+        except StackError as error:
+            sys.exit(f"bench: {error}")
+        return
     home = Path(".run/bench")
     shutil.rmtree(home, ignore_errors=True)
     stack = Stack.on_free_ports(home)
@@ -39,7 +48,7 @@ def main(
 
 
 async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
-    load.open_room_type(stack, pgbench.ROOM_TYPE)
+    load.open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), pgbench.ROOM_TYPE)
     pids = {name: pid for name, _, pid, _ in stack.status()}
     guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
     gateway = stack.ports["gateway"]

@@ -11,8 +11,6 @@ from functools import partial
 
 import httpx
 
-from ops.stack import Stack
-
 NIGHTS = 300  # number of guests that the orders are spread over
 CARD = "4242424242424242"
 
@@ -109,10 +107,10 @@ def request_of(port: int, token: str, room_type: str) -> bytes:
     ).encode() + body
 
 
-def open_room_type(stack: Stack, room_type: str) -> None:
-    """A room type with more rooms than can be sold."""
-    headers = {"Authorization": f"Bearer {stack.token(subject='bench', role='desk')}"}
-    with httpx.Client(base_url=stack.gateway_url, headers=headers, timeout=10) as client:
+def open_room_type(gateway_url: str, token: str, room_type: str) -> None:
+    """A room type with more rooms than can be sold, with the desk's token."""
+    headers = {"Authorization": f"Bearer {token}"}
+    with httpx.Client(base_url=gateway_url, headers=headers, timeout=10) as client:
         body = {"capacity": 10_000, "maxGuests": 2, "nightlyRate": {"currencyCode": "KRW", "units": 1}}
         client.put(f"/roomTypes/{room_type}", json=body).raise_for_status()
         while room_type not in client.get("/rooms").raise_for_status().text:

@@ -62,7 +62,7 @@ def main(
 
 
 async def _overload(stack: Stack, *, seconds: int, warm_up: int) -> bool:
-    load.open_room_type(stack, ROOM_TYPE)
+    load.open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), ROOM_TYPE)
     guests = [stack.token(subject=f"overload-{number}", role="guest") for number in range(GUESTS)]
     gateway = stack.ports["gateway"]
     await load.run(gateway, guests[:32], ROOM_TYPE, seconds=2)

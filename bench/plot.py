@@ -1,4 +1,4 @@
-"""A bar chart as SVG."""
+"""Bar charts as SVG."""
 
 from collections.abc import Mapping, Sequence
 from xml.sax.saxutils import escape
@@ -35,6 +35,36 @@ def stacked_bars(title: str, series: Mapping[str, Sequence[int]], *, unit: str) 
         f'<text x="{LEFT}" y="{floor + 16}">0 {escape(unit)}</text>',
         f'<text x="{WIDTH}" y="{floor + 16}" text-anchor="end">{places} {escape(unit)}</text>',
     ]
+    return _svg(drawn)
+
+
+def grouped_bars(title: str, places: Sequence[str], series: Mapping[str, Sequence[float]]) -> str:
+    """For each place a bar of each series, with its value; at most three series."""
+    highest = max(max(values) for values in series.values())
+    width = (WIDTH - LEFT) / len(places)
+    bar = 0.8 * width / len(series)
+    floor = HEIGHT - BOTTOM
+    drawn = [f'<text x="{LEFT}" y="20" font-weight="bold">{escape(title)}</text>']
+    for number, ((name, values), color) in enumerate(zip(series.items(), COLORS, strict=False)):
+        x = LEFT + 180 * number
+        drawn.append(f'<rect x="{x}" y="{HEIGHT - 16}" width="12" height="12" fill="{color}"/>')
+        drawn.append(f'<text x="{x + 18}" y="{HEIGHT - 6}">{escape(name)}</text>')
+        for place, value in enumerate(values):
+            height = value / highest * (HEIGHT - TOP - BOTTOM)
+            x_of_bar = LEFT + place * width + number * bar
+            drawn.append(
+                f'<rect x="{x_of_bar:.1f}" y="{floor - height:.1f}" width="{bar:.1f}" height="{height:.1f}" '
+                f'fill="{color}"/>'
+                f'<text x="{x_of_bar + bar / 2:.1f}" y="{floor - height - 4:.1f}" text-anchor="middle" '
+                f'font-size="11">{value:.2f}</text>'
+            )
+    for place, name in enumerate(places):
+        middle = LEFT + place * width + 0.4 * width
+        drawn.append(f'<text x="{middle:.1f}" y="{floor + 16}" text-anchor="middle">{escape(name)}</text>')
+    return _svg(drawn)
+
+
+def _svg(drawn: Sequence[str]) -> str:
     style = 'font-family="sans-serif" font-size="13"'
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH + 10} {HEIGHT}" {style}>'

@@ -65,7 +65,7 @@ def main(
 def _besiege(stack: Stack, *, seconds: int, users: int, plot: Path) -> bool:
     os.environ.update(ILL)
     stack.up()
-    open_room_type(stack, ROOM_TYPE)
+    open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), ROOM_TYPE)
     bookings = asyncio.run(_book(stack, users=users, seconds=seconds))
     ejections = _statistic(stack, EJECTIONS)
     for name in ILL:

@@ -78,6 +78,7 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     app.listen(policies.using(partial(open_work, pages_on=pages_on)))
     app.every(1, jobs.send_messages, follows_commits=True)
     app.every(2, jobs.note_results)
+    app.every(600, jobs.end_old)
     app.every(1800, jobs.note_missed)
     app.every(3600, jobs.erase_numbers)
 

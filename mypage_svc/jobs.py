@@ -20,6 +20,7 @@ from mypage_svc.kakao import (
     TemplateRefused,
     TryLater,
     Undelivered,
+    Unreachable,
     recipient_of,
 )
 from mypage_svc.store import PostgresMessages, PostgresNumbers
@@ -32,6 +33,7 @@ CLAIM_HOLDS = timedelta(seconds=45)  # shorter than the claim itself (CLAIM in s
 TOO_OLD = timedelta(hours=24)  # news that nobody needs any more
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 5.0, 300.0
 ALARM_SECONDS = 60.0
+MAX_AWAY_SECONDS = 15.0
 
 
 class Jobs:
@@ -64,6 +66,8 @@ class Jobs:
         self._quiet_hours = quiet_hours
         self._numbers_end = numbers_end
         self._started = clock()
+        self._times_away = 0  # how often the provider could not be reached, one time after the other
+        self._away_until = self._started
 
     async def note_missed(self) -> None:
         """Writes the messages of changes, and the list of numbers, that an earlier release has not written: one that
@@ -78,12 +82,22 @@ class Jobs:
             before = pages[-1].order_id
 
     async def send_messages(self) -> None:
-        """Hands over the messages that are due."""
-        while not self._is_quiet() and (batch := await self._messages.claim(limit=BATCH)):
+        """Hands over the messages that are due. While the provider can't be reached at all, only a few of them try."""
+        while not self._is_quiet() and self._clock() >= self._away_until:
+            batch = await self._messages.claim(limit=BATCH)
+            if not batch:
+                return
             claimed_at = self._clock()
-            async with asyncio.TaskGroup() as tasks:
-                for message in batch:
-                    tasks.create_task(self._send(message, claimed_at))
+            reached = await asyncio.gather(*(self._send(message, claimed_at) for message in batch))
+            self._times_away = 0 if any(reached) else self._times_away + 1
+            if self._times_away:
+                pause = min(2 ** min(self._times_away - 1, 10), MAX_AWAY_SECONDS)
+                self._away_until = self._clock() + timedelta(seconds=pause)
+
+    async def end_old(self) -> None:
+        """Gives up messages that nobody needs any more, however long the provider is away."""
+        now = self._clock()
+        await self._messages.end_old(now - TOO_OLD, now - 2 * TOO_OLD)
 
     async def note_results(self) -> None:
         """Asks what became of the messages that the provider has."""
@@ -104,7 +118,8 @@ class Jobs:
         now = self._clock().astimezone(self._time_zone).time()
         return begins <= now < ends if begins <= ends else now >= begins or now < ends
 
-    async def _send(self, message: Message, claimed_at: datetime) -> None:
+    async def _send(self, message: Message, claimed_at: datetime) -> bool:
+        """Returns whether the provider could be reached."""
         trace.about(message.order_id)
         recipient = recipient_of(message.phone_no, self._region)
         try:
@@ -125,6 +140,10 @@ class Jobs:
         except Misconfigured as error:
             logger.critical("no KakaoTalk message can be sent: %s", error)
             await self._postpone(message, ALARM_SECONDS)
+        except Unreachable as error:
+            logger.warning("message %s: the provider can't be reached: %s", message.change, error)
+            await self._messages.postpone(message, seconds=FIRST_PAUSE_SECONDS, tried=False)
+            return False
         except TryLater as error:
             logger.warning("message %s: not sent yet: %s", message.change, error)
             await self._postpone(message, _pause(message.tries))
@@ -132,6 +151,7 @@ class Jobs:
             logger.warning("message %s: the database is away: %r", message.change, error)
         except Exception:  # Outermost handler of a message: a failure must not end the sending of others.
             logger.exception("message %s can't be sent, and is tried again", message.change)
+        return True
 
     async def _taken_before(self, message: Message) -> Accepted | None:
         """What an earlier try came to, if its answer was lost: it is looked up before the message is sent again."""

@@ -57,7 +57,8 @@ CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if co
 # Of payments whose stay ended before a date.
 ERASE_NUMBERS = """
 UPDATE payments
-SET booking = jsonb_set(booking, '{phone_no}', '""')
+SET booking = jsonb_set(booking, '{phone_no}', '""'),
+    revision = revision + 1  -- a save that has loaded the number must not bring it back
 WHERE order_id IN (
     SELECT order_id
     FROM payments

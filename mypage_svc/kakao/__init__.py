@@ -75,6 +75,10 @@ class TryLater(Exception):
     """The provider can't be reached, or did not say whether it has the message."""
 
 
+class Unreachable(TryLater):
+    """No connection to the provider: it certainly does not have the message."""
+
+
 class Refused(Exception):
     """The provider will never take this message. The argument is its code."""
 
@@ -97,7 +101,7 @@ class Provider(Protocol):
     async def send(self, message: Message, recipient: str) -> Accepted:
         """Hands a message over. The same message is taken once.
 
-        Raises TryLater, Refused, TemplateRefused or Misconfigured.
+        Raises TryLater, Unreachable, Refused, TemplateRefused or Misconfigured.
         """
         ...
 

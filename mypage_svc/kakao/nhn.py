@@ -12,7 +12,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tenacity import retry, retry_if_exception_type, stop_after_attempt, wait_random_exponential
 
 from gotohotel.settings import Text, Timeout, read_settings
-from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TemplateRefused, TryLater, Undelivered
+from mypage_svc.kakao import (
+    Accepted,
+    Message,
+    Misconfigured,
+    Refused,
+    Result,
+    TemplateRefused,
+    TryLater,
+    Undelivered,
+    Unreachable,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -138,6 +148,8 @@ class NhnProvider:
             with _read():
                 parsed: dict[str, Any] = answer.json()
                 parsed["header"]["resultCode"] = int(parsed["header"]["resultCode"])
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise Unreachable(type(error).__name__) from error
         except httpx.HTTPError as error:
             raise TryLater(type(error).__name__) from error
         return parsed

@@ -94,10 +94,33 @@ REPEAT = _CHANGED.format(
 # The messages that wait for it are postponed too: a claim does not look at them in vain.
 POSTPONE = """
 UPDATE messages
-SET next_try_at = now() + make_interval(secs => $2)
+SET next_try_at = now() + make_interval(secs => $2),
+    tries = CASE WHEN change = $3 THEN $4 ELSE tries END
 WHERE order_id = $1
   AND status = 'PENDING'
   AND code = ''
+"""
+
+# News that nobody needs any more: messages that were never handed over, and those of which nobody will learn whether
+# they were.
+END_OLD = """
+WITH ended AS (
+    UPDATE messages
+    SET status = 'FAILED',
+        code = CASE WHEN tries = 0 THEN 'TOO_OLD' ELSE 'UNKNOWN' END,
+        updated_at = now()
+    WHERE (order_id, change) IN (
+        SELECT order_id, change
+        FROM messages
+        WHERE status = 'PENDING'
+          AND occurred_at < CASE WHEN tries = 0 THEN $1::timestamptz ELSE $2::timestamptz END
+        LIMIT 1000
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING order_id
+)
+SELECT pg_notify('mypages', order_id::text)
+FROM ended
 """
 
 # The provider refuses the message's template: it waits, and holds up no other.
@@ -164,9 +187,17 @@ class PostgresMessages:
         """The provider could not deliver the message, and it is worth another attempt."""
         await self._connection.fetch(REPEAT, *_key(message), code, seconds)
 
-    async def postpone(self, message: Message, *, seconds: float) -> None:
-        """The provider can't be reached, or did not say whether it has the message. The order's next ones wait too."""
-        await self._connection.execute(POSTPONE, message.order_id, seconds)
+    async def postpone(self, message: Message, *, seconds: float, tried: bool = True) -> None:
+        """The provider did not say whether it has the message, or (not `tried`) it certainly was not reached now. The
+        order's next ones wait too.
+        """
+        tries = message.tries if tried else message.tries - 1
+        await self._connection.execute(POSTPONE, message.order_id, seconds, message.change, tries)
+
+    async def end_old(self, untried_before: datetime, tried_before: datetime) -> None:
+        """Gives up the messages about changes before these times, a thousand at a time."""
+        while len(await self._connection.fetch(END_OLD, untried_before, tried_before)) == 1000:
+            pass
 
     async def hold(self, message: Message, *, code: str, seconds: float) -> None:
         """The provider refuses the message's template. The order's next messages do not wait for it."""

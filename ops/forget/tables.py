@@ -27,7 +27,8 @@ ERASE = {
     **{
         service: f"""
         UPDATE {table}
-        SET booking = booking || '{{"name": "", "phone_no": ""}}'
+        SET booking = booking || '{{"name": "", "phone_no": ""}}',
+            revision = revision + 1  -- a save that has loaded the data must not bring it back
         WHERE order_id = ANY($1::uuid[])
           AND booking IS NOT NULL
         """

@@ -78,7 +78,8 @@ WHERE order_id = ANY($1::uuid[])
 # Of reservations whose stay ended before a date.
 ERASE_NUMBERS = """
 UPDATE reservations
-SET booking = jsonb_set(booking, '{phone_no}', '""')
+SET booking = jsonb_set(booking, '{phone_no}', '""'),
+    revision = revision + 1  -- a save that has loaded the number must not bring it back
 WHERE order_id IN (
     SELECT order_id
     FROM reservations

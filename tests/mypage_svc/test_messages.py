@@ -13,7 +13,17 @@ from gotohotel.database import Database
 from gotohotel.ids import new_id
 from mypage_svc.domain import Fact, MyPage, Pages
 from mypage_svc.jobs import Jobs
-from mypage_svc.kakao import Accepted, Message, Misconfigured, Refused, Result, TemplateRefused, TryLater, Undelivered
+from mypage_svc.kakao import (
+    Accepted,
+    Message,
+    Misconfigured,
+    Refused,
+    Result,
+    TemplateRefused,
+    TryLater,
+    Undelivered,
+    Unreachable,
+)
 from mypage_svc.store import PostgresMessages, PostgresNumbers, PostgresPages
 from tests.mypage_svc.test_domain import BOOKING, STORY, fact
 
@@ -232,6 +242,35 @@ async def test_a_provider_that_is_away_for_days_ends_every_message(mypage_databa
         "GTH_ORDERED": ("FAILED", "UNKNOWN"),
         "GTH_PAY_LATER/1": ("FAILED", "TOO_OLD"),
     }
+
+
+async def test_while_the_provider_cannot_be_reached_few_messages_try(mypage_database: Database) -> None:
+    """Each time some; when it is back all go out at once, and none has to be looked up: it certainly has none."""
+    provider = ScriptedProvider(*[Unreachable("ConnectError")] * 45)
+    for _ in range(50):
+        await note(mypage_database, told(STORY[:1]))
+    jobs = jobs_of(mypage_database, provider)
+    for _ in range(3):
+        await jobs.send_messages()
+    assert len(list(provider.script)) == 45 - 20
+    assert provider.taken == []
+
+    provider.is_away = True  # a look-up would fail
+    await due_now(mypage_database)
+    await jobs_of(mypage_database, provider).send_messages()
+    assert len(provider.taken) == 50
+
+
+async def test_messages_end_however_long_the_provider_is_away(mypage_database: Database) -> None:
+    """Also those that never get to try."""
+    never, once = [await note(mypage_database, told(STORY[:1])) for _ in range(2)]
+    await mypage_database.autocommit.execute("UPDATE messages SET tries = 1 WHERE order_id = $1", once)
+    for hours, expected in ((23, ("PENDING", "PENDING")), (25, ("FAILED", "PENDING")), (49, ("FAILED", "FAILED"))):
+        await jobs_of(mypage_database, later=timedelta(hours=hours)).end_old()
+        found = [(await states(mypage_database, order))["GTH_ORDERED"][0] for order in (never, once)]
+        assert tuple(found) == expected
+    assert (await states(mypage_database, never))["GTH_ORDERED"] == ("FAILED", "TOO_OLD")
+    assert (await states(mypage_database, once))["GTH_ORDERED"] == ("FAILED", "UNKNOWN")
 
 
 async def test_a_claim_is_quick_however_many_orders_wait(mypage_database: Database) -> None:

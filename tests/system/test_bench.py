@@ -1,0 +1,36 @@
+"""The comparison with another commit, on the stack of the tests."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from bench import against
+from ops.errors import StackError
+from ops.services import SERVICES
+from tests.conftest import ROOT, Hotel
+
+
+def test_rounds_are_compared(
+    hotel: Hotel, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each contestant in turn; the report has the ratios, and a chart with every process."""
+    monkeypatch.setattr(against, "CHART", tmp_path / "chart.svg")
+    contestants = [against.Contestant(name, ROOT, hotel.stack) for name in ("here", "there")]
+    contestants[0].open_room_type()
+    assert contestants[0].pids() == {name: pid for name, _, pid, _ in hotel.stack.status()}
+
+    found = asyncio.run(against.contest(contestants, rounds=1, seconds=1, clients=2, advance=lambda _: None))
+    against.report(found["here"], found["there"], "there")
+
+    assert all(rounds[0].rate > 0 and rounds[0].all_cpu > 0 for rounds in found.values())
+    printed = capsys.readouterr().out
+    assert "orders/s: median" in printed
+    assert "CPU per order: median" in printed
+    assert all(name in against.CHART.read_text() for name in SERVICES)
+
+
+def test_a_commit_that_does_not_exist_is_said_so() -> None:
+    """Nothing is checked out."""
+    with pytest.raises(StackError, match="no commit 'nothing'"), against.checked_out("nothing"):
+        pass
