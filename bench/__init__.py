@@ -2,6 +2,7 @@
 
 __main__  the run and its report
 load      closed-loop and paced orders through the gateway
+scale     full tables against empty ones
 against   this code and that of another commit in turn
 pgbench   the same statements in pgbench
 watches   a thousand open watches

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from bench import load, pgbench, rebuilding, usage
 from bench.against import against
+from bench.scale import scale
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
 from ops.errors import StackError
@@ -26,23 +27,28 @@ def main(
     seconds: Annotated[int, typer.Option(min=1, help="Of full load; half load and pgbench take as long.")] = 15,
     clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
     commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
+    orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
-    """Measures orders per second, compared with pgbench on the same server, or with another commit."""
-    if commit:
-        try:
+    """Measures orders per second, compared with pgbench on the same server, another commit, or full tables."""
+    try:
+        if commit:
             against(commit, rounds=rounds, seconds=seconds, clients=clients)
-        except StackError as error:
-            sys.exit(f"bench: {error}")
-        return
+        elif orders:
+            scale(orders, rounds=rounds, seconds=seconds, clients=clients)
+        else:
+            _alone(clients=clients, seconds=seconds)
+    except StackError as error:
+        sys.exit(f"bench: {error}")
+
+
+def _alone(*, clients: int, seconds: int) -> None:
     home = Path(".run/bench")
     shutil.rmtree(home, ignore_errors=True)
     stack = Stack.on_free_ports(home)
     try:
         stack.up()
         asyncio.run(_bench(stack, clients=clients, seconds=seconds))
-    except StackError as error:
-        sys.exit(f"bench: {error}")
     finally:
         stack.down()
 
