@@ -26,8 +26,6 @@ from mypage_svc.store import (
     Buckets,
     Changes,
     NatsPages,
-    PostgresMessages,
-    PostgresNumbers,
     PostgresPages,
     open_work,
 )
@@ -63,9 +61,8 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     watches = await app.resources.enter_async_context(open_watches(pages, Changes(settings.database_url)))
     provider = await app.resources.enter_async_context(PROVIDERS[settings.kakao]())
     jobs = Jobs(
-        pages,
-        PostgresMessages(app.database.autocommit),
-        PostgresNumbers(app.database.autocommit),
+        app.database,
+        pages_on,
         provider,
         clock=app.clock.now,
         region=settings.phone_region,

@@ -7,7 +7,7 @@ from datetime import date, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
 from gotohotel import trace
-from gotohotel.database import TRANSIENT
+from gotohotel.database import TRANSIENT, Connection, Database
 from gotohotel.wire import LAST_ID
 from mypage_svc.domain import Pages
 from mypage_svc.kakao import (
@@ -45,9 +45,8 @@ class Jobs:
 
     def __init__(
         self,
-        pages: Pages,
-        messages: PostgresMessages,
-        numbers: PostgresNumbers,
+        database: Database,
+        pages_on: Callable[[Connection], Pages],
         provider: Provider,
         *,
         clock: Callable[[], datetime],
@@ -56,9 +55,11 @@ class Jobs:
         numbers_end: Callable[[], date],
         quiet_hours: tuple[time, time] | None = None,
     ) -> None:
-        self._pages = pages
-        self._messages = messages
-        self._numbers = numbers
+        self._database = database
+        self._pages_on = pages_on
+        self._pages = pages_on(database.autocommit)
+        self._messages = PostgresMessages(database.autocommit)
+        self._numbers = PostgresNumbers(database.autocommit)
         self._provider = provider
         self._clock = clock
         self._region = region
@@ -109,7 +110,8 @@ class Jobs:
     async def erase_numbers(self) -> None:
         """Erases the phone numbers of stays that ended some time ago, in pages and messages."""
         while order_ids := await self._numbers.due(self._numbers_end(), limit=PAGES):
-            await self._numbers.erase(order_ids, self._pages)
+            async with self._database.transaction() as connection:
+                await PostgresNumbers(connection).erase(order_ids, self._pages_on(connection))
 
     def _is_quiet(self) -> bool:
         if self._quiet_hours is None:

@@ -15,7 +15,7 @@ import re
 import sys
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,16 @@ class FakeProvider:
         self._lock = threading.Lock()
         self._keys: dict[str, float] = {}
         self._failed: Counter[tuple[str, str]] = Counter()
-        self._taken: list[dict[str, Any]] = []
-        if log.exists():
-            self._taken = [json.loads(line) for line in log.read_text().splitlines()]
+        self._taken: dict[str, dict[str, Any]] = {}  # by request id
+        self._by_key: defaultdict[str, list[dict[str, Any]]] = defaultdict(list)
+        self._first: dict[tuple[str, str], str] = {}  # order and template → request id
+        for line in log.read_text().splitlines() if log.exists() else ():
+            self._keep(json.loads(line))
+
+    def _keep(self, taken: dict[str, Any]) -> None:
+        self._taken[taken["requestId"]] = taken
+        self._by_key[taken["recipientGroupingKey"]].append(taken)
+        self._first.setdefault((taken["orderId"], taken["templateCode"]), taken["requestId"])
 
     def take(self, body: Any, key: str) -> tuple[int, dict[str, Any], str]:
         """HTTP status, answer, and the end of the number."""
@@ -81,7 +88,7 @@ class FakeProvider:
                 "recipientGroupingKey": to["recipientGroupingKey"],
                 "orderId": to["templateParameter"]["orderId"],
             }
-            self._taken.append(taken)
+            self._keep(taken)
             with self._log.open("a") as log:
                 log.write(json.dumps(taken) + "\n")
             return 200, _header(0, message={"requestId": taken["requestId"], "sendResults": [result]}), end
@@ -89,19 +96,19 @@ class FakeProvider:
     def listed(self, grouping_key: str) -> dict[str, Any]:
         """The messages with this key."""
         with self._lock:
-            found = [taken for taken in self._taken if taken["recipientGroupingKey"] == grouping_key]
+            found = list(self._by_key.get(grouping_key, ()))
         return {**_header(0), "messageSearchResultResponse": {"messages": found, "totalCount": len(found)}}
 
     def result(self, request_id: str) -> dict[str, Any]:
         """What became of a message."""
         with self._lock:
-            found = next((taken for taken in self._taken if taken["requestId"] == request_id), None)
+            found = self._taken.get(request_id)
             if found is None:
                 return _header(-1000, "there is no such message")
-            end, order = found["recipientNo"][-4:], (found["orderId"], found["templateCode"])
-            again = [taken for taken in self._taken if (taken["orderId"], taken["templateCode"]) == order]
+            end = found["recipientNo"][-4:]
+            is_first = self._first[found["orderId"], found["templateCode"]] == request_id
         status, code, resend = RESULTS.get(end, DELIVERED)
-        if end == "3006" and again[0] is found:
+        if end == "3006" and is_first:
             status, code = "FAILED", "3006"
         return _header(0, message={**found, "messageStatus": status, "resultCode": code, "resendStatus": resend})
 

@@ -13,11 +13,11 @@ POSTGRES, NATS = STORES = ("postgres", "nats")
 BUCKETS = SERVICES[MYPAGE].buckets  # the pages are in one of them, and are rebuilt in the other
 
 # Only of a hotel without pages: those of another one are moved by a rebuild.
-CHOOSE = """
-UPDATE pages_in
-SET place = $1
-WHERE place = 'postgres'
-  AND NOT EXISTS (SELECT FROM mypages)
+IS_NEW = "SELECT place = 'postgres' AND NOT EXISTS (SELECT FROM mypages) FROM pages_in"
+# A service that runs with another setting must not write where nobody reads.
+CHOOSE = f"""
+UPDATE pages_in SET place = '{{bucket}}';
+REVOKE ALL ON mypages FROM {MYPAGE};
 """
 
 
@@ -29,12 +29,29 @@ def wanted() -> str:
     return store
 
 
+async def require_wanted(database_url: str) -> None:
+    """Raises StackError if the pages are not where this environment wants them."""
+    connection = await asyncpg.connect(database_url, timeout=3)
+    try:
+        place = await connection.fetchval("SELECT place FROM pages_in")
+    finally:
+        await connection.close()
+    if (place == POSTGRES) != (wanted() == POSTGRES):
+        raise StackError(
+            f"MYPAGE_STORE is {wanted()}, but the pages are in {place}: set it to "
+            f"{POSTGRES if place == POSTGRES else NATS}, or move them first (`gotohotel rebuild --store`)."
+        )
+
+
 async def declare(database_url: str, js: JetStreamContext) -> None:
     """Chooses the store of a new hotel, and makes the bucket if the pages are in one."""
     connection = await asyncpg.connect(database_url, timeout=3)
     try:
         if wanted() == NATS:
-            await connection.execute(CHOOSE, BUCKETS[0])
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE mypages IN ACCESS EXCLUSIVE MODE")
+                if await connection.fetchval(IS_NEW):
+                    await connection.execute(CHOOSE.format(bucket=BUCKETS[0]))
         place = await connection.fetchval("SELECT place FROM pages_in")
     finally:
         await connection.close()

@@ -14,12 +14,12 @@ from typing import Any
 import asyncpg
 import httpx
 
-from ops import configuration, postgres, provisioning, tokens
+from ops import configuration, page_store, postgres, provisioning, tokens
 from ops.addresses import Addresses
 from ops.catalogue import open_catalogue
 from ops.configuration import KAKAO, LISTENS_TOO, PROCESSES
 from ops.errors import StackError
-from ops.services import SERVICES
+from ops.services import MYPAGE, SERVICES
 from ops.settings import PORTS, home_setting, port_setting, stream_bytes
 from ops.supervision import Supervisor, wait_until
 
@@ -81,6 +81,7 @@ class Stack(Addresses):
                 self._wait(name, ready)
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
                 self._migrate()  # never while services run, perhaps of the previous release
+                asyncio.run(page_store.require_wanted(self.database_url(MYPAGE, MYPAGE)))
             if KAKAO in self._known_processes():
                 self._start(KAKAO)
             for name in (*SERVICES, "envoy"):

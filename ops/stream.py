@@ -206,35 +206,37 @@ async def archive(stack: Stack, before: datetime) -> int:
     An event stays until every consumer has acknowledged it, and leaves the stream only when its file is on the disk.
     After an interruption it may be in both; readers handle that, and the next run removes it from the stream.
     """
-    with _archive_locked(stack):
+    with archive_locked(stack):
         async with jetstream(stack) as js:
             return await _archive(stack, js, before)
 
 
 @contextmanager
-def _archive_locked(stack: Stack) -> Iterator[None]:
+def archive_locked(stack: Stack) -> Iterator[None]:
+    """No event moves from the stream to the archive meanwhile. Raises StackError if somebody else holds the lock."""
     stack.archive.mkdir(mode=0o700, parents=True, exist_ok=True)  # events hold guests' names and phone numbers
     with (stack.archive / "lock").open("w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StackError("The archive is being changed already.") from None
+            raise StackError("The archive is in use, by an archive, a rebuild or a forget; try again later.") from None
         yield
 
 
-async def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None]) -> int:
-    """Replaces archived events for which `change(subject, data)` returns other data; returns how many."""
+def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None]) -> int:
+    """Replaces archived events for which `change(subject, data)` returns other data; returns how many. The caller holds
+    the lock.
+    """
     changed = 0
-    with _archive_locked(stack):
-        for archived in archives(stack):
-            messages, found = [], 0
-            for message in archived.read():
-                data = change(message.subject, message.data)
-                messages.append(message if data is None else replace(message, data=data))
-                found += data is not None
-            if found:
-                _write(stack, archived.stream, messages)
-            changed += found
+    for archived in archives(stack):
+        messages, found = [], 0
+        for message in archived.read():
+            data = change(message.subject, message.data)
+            messages.append(message if data is None else replace(message, data=data))
+            found += data is not None
+        if found:
+            _write(stack, archived.stream, messages)
+        changed += found
     return changed
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
 
@@ -38,6 +38,9 @@ _NEVER_RIGHT = (asyncpg.IntegrityConstraintViolationError, asyncpg.DataError)
 
 # Header naming the only consumer of a redriven event: the others have handled it, or have a dead letter of their own.
 REDRIVE_FOR = "x-redrive-for"
+# Or: no consumer that has handled it already (HANDLED_BY, names separated by commas). Earlier releases go by the first
+# header alone.
+NOBODY, HANDLED_BY = "nobody", "x-handled-by"
 
 
 NOTE_SUBSCRIPTIONS = """
@@ -128,7 +131,7 @@ class Consumer:
         """Handles a batch in one transaction. A batch that contains a poisonous event is handled again one by one."""
         readable: list[tuple[Msg, ReceivedEvent]] = []
         for delivery in deliveries:
-            if (delivery.headers or {}).get(REDRIVE_FOR, self._bus.name) != self._bus.name:
+            if not self._is_for_us(delivery.headers or {}):
                 await self._settle(delivery.ack())
                 continue
             if delivery.subject not in self._policies.subjects:
@@ -170,6 +173,13 @@ class Consumer:
             self.has_handled = True
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
+
+    def _is_for_us(self, headers: Mapping[str, str]) -> bool:
+        """Whether an event is for this consumer, and not only for others."""
+        consumer = headers.get(REDRIVE_FOR, self._bus.name)
+        if consumer == NOBODY:
+            return self._bus.name not in headers.get(HANDLED_BY, self._bus.name).split(",")
+        return consumer == self._bus.name
 
     @property
     def is_halted(self) -> bool:

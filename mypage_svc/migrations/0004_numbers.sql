@@ -11,5 +11,5 @@ INSERT INTO numbers (order_id, check_out)
 SELECT DISTINCT ON (order_id) order_id, (fact.value #>> '{booking,check_out}')::date
 FROM mypages, jsonb_each(mypages.facts) AS fact
 WHERE fact.value #>> '{booking,phone_no}' <> ''
-  AND fact.value #>> '{booking,check_out}' ~ '^\d{4}-\d\d-\d\d$'
+  AND pg_input_is_valid(fact.value #>> '{booking,check_out}', 'date')
 ON CONFLICT DO NOTHING;

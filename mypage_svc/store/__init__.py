@@ -10,7 +10,7 @@ numbers     whose phone numbers are kept, and until when
 work        the unit of work of a batch of events
 """
 
-from mypage_svc.store.buckets import PageBucket
+from mypage_svc.store.buckets import PageBucket, list_keys
 from mypage_svc.store.changes import Changes
 from mypage_svc.store.facts import from_json
 from mypage_svc.store.messages import PostgresMessages
@@ -30,6 +30,7 @@ __all__ = [
     "PostgresPages",
     "UnitOfWork",
     "from_json",
+    "list_keys",
     "numbers_in",
     "open_work",
     "page_of",

@@ -191,6 +191,12 @@ class PageBucket:
         return [subject.rsplit(".", 1)[-1] for subject in state.subjects or {}]
 
 
+def list_keys(order_id: str, owner: str | None) -> list[str]:
+    """The keys without which lists miss a page."""
+    era, minute = order_id[:ERA], order_id[ERA:MINUTE]
+    return [_era_key(era), _minute_key(era, minute), *([_owner_key(owner, order_id)] if owner else [])]
+
+
 def _page_key(order_id: str) -> str:
     return f"page.{order_id[:ERA]}.{order_id[ERA:MINUTE]}.{order_id}"
 

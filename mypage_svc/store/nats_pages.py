@@ -33,6 +33,9 @@ SELECT place
 FROM pages_in
 """
 
+# They are not moved until the transaction ends.
+HELD_PLACE = f"{PLACE} FOR SHARE"
+
 # The place of the pages, and the messages of some orders.
 MESSAGES = """
 SELECT place, order_id, jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change) AS told
@@ -83,10 +86,11 @@ class NatsPages:
             return await self.find(await bucket.of_owner(owner, before=before, size=size))
         pages: list[MyPage] = []
         async for orders in bucket.newest(before=before):
-            pages += await self.find(orders)
-            if len(pages) >= size:
-                break
-        return pages[:size]
+            for begin in range(0, len(orders), size):  # a minute may have thousands
+                pages += await self.find(orders[begin : begin + size])
+                if len(pages) >= size:
+                    return pages[:size]
+        return pages
 
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat.
@@ -101,7 +105,7 @@ class NatsPages:
 
     async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
         """Erases the phone numbers in the pages of these orders, and the guests' names if `names`. Safe to repeat."""
-        bucket = await self._buckets.get(await self._connection.fetchval(PLACE))
+        bucket = await self._buckets.get(await self._connection.fetchval(HELD_PLACE))
         await bucket.erase(order_ids, names=names)
 
     async def _read(self, order_ids: Sequence[str]) -> list[tuple[MyPage, StoredPage]]:

@@ -8,8 +8,8 @@ from mypage_svc.domain import Fact, Pages
 
 NOTE = """
 INSERT INTO numbers (order_id, check_out)
-SELECT order_id, check_out
-FROM unnest($1::uuid[], $2::text[]::date[]) AS number (order_id, check_out)
+SELECT order_id, coalesce(check_out, current_date)
+FROM unnest($1::uuid[], $2::date[]) AS number (order_id, check_out)
 ORDER BY order_id
 ON CONFLICT DO NOTHING
 """
@@ -37,14 +37,21 @@ WHERE order_id = ANY($1::uuid[])
 """
 
 
-def numbers_in(facts: Mapping[str, Iterable[Fact]]) -> dict[str, str]:
-    """The orders in whose facts there is a phone number, with the end of the stay."""
+def numbers_in(facts: Mapping[str, Iterable[Fact]]) -> dict[str, date | None]:
+    """The orders in whose facts there is a phone number, with the end of the stay; None if that is no date."""
     return {
-        order_id: fact.booking["check_out"]
+        order_id: _date(fact.booking.get("check_out", ""))
         for order_id, some in facts.items()
         for fact in some
         if fact.booking and fact.booking.get("phone_no")
     }
+
+
+def _date(text: str) -> date | None:
+    try:
+        return date.fromisoformat(text)
+    except ValueError:
+        return None
 
 
 class PostgresNumbers:
@@ -63,6 +70,9 @@ class PostgresNumbers:
         return [str(row["order_id"]) for row in await self._connection.fetch(DUE, before, limit)]
 
     async def erase(self, order_ids: Sequence[str], pages: Pages, *, names: bool = False) -> None:
-        """Erases the phone numbers of these orders, and the guests' names if `names`. Safe to repeat."""
+        """Erases the phone numbers of these orders, and the guests' names if `names`. Safe to repeat.
+
+        In one transaction: otherwise a rebuild that ends in between would bring numbers back that are on no list.
+        """
         await pages.erase(order_ids, names=names)
         await self._connection.execute(ERASE, order_ids, names)

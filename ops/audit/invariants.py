@@ -198,7 +198,7 @@ def _my_page_agrees(snapshot: AuditSnapshot) -> Iterator[str]:
             "reservation status": page.reservation_status,
             "amount": page.amount.amount if page.amount else None,
             "refunded amount": page.refunded.amount if page.refunded else 0,
-            "owner": page.booking["owner"],
+            "owner": snapshot.page_owners.get(order_id),
             "name": page.booking["name"],
             "room type": page.booking["room_type"],
             "check-in": page.booking["check_in"],
@@ -210,6 +210,10 @@ def _my_page_agrees(snapshot: AuditSnapshot) -> Iterator[str]:
                 yield f"My page {order_id}: {what} is {shown[what]!r}, its owner says {value!r}"
     for order_id in set(snapshot.pages) - set(snapshot.orders):
         yield f"My page {order_id} has no order"
+    for order_id in snapshot.unlisted_pages:
+        yield f"My page {order_id} is missing in a list"
+    if snapshot.pages_left:
+        yield f"{snapshot.pages_left} pages are left in the table, although the pages are in {snapshot.pages_in}"
     facts = {order_id: {fact.key for fact in page.facts} for order_id, page in snapshot.pages.items()}
     for event in snapshot.events:
         if event.type not in POLICIES[MYPAGE].subjects or (MYPAGE, event.event_id) in snapshot.dead_lettered:

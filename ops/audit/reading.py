@@ -15,7 +15,7 @@ from gotohotel.cards import find_card_numbers, passes_luhn
 from gotohotel.order.v1 import order_service_pb2
 from gotohotel.outbox import VERSION_HEADER
 from mypage_svc.domain import MyPage
-from mypage_svc.store import from_json, page_of
+from mypage_svc.store import from_json, list_keys, page_of
 from ops import kakao
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.events import TYPES
@@ -92,8 +92,11 @@ async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot
         if await connection.fetchval("SELECT to_regclass('pages_in')"):
             snapshot.pages_in = await connection.fetchval("SELECT place FROM pages_in")
         if snapshot.pages_in == POSTGRES:
-            rows = await connection.fetch("SELECT order_id, facts, NULL AS notifications FROM mypages")
+            rows = await connection.fetch("SELECT order_id, owner, facts, NULL AS notifications FROM mypages")
             snapshot.pages = {str(row["order_id"]): page_of(row) for row in rows}
+            snapshot.page_owners = {str(row["order_id"]): row["owner"] for row in rows}
+        else:
+            snapshot.pages_left = await connection.fetchval("SELECT count(*) FROM mypages")
         snapshot.messages_since = await connection.fetchval(MESSAGES_SINCE)
         if snapshot.messages_since is not None:
             snapshot.messages = defaultdict(list)
@@ -124,9 +127,9 @@ async def _search_tables(
         for row in await connection.fetch(f"SELECT * FROM {table}"):
             for column, value in row.items():
                 text = value.decode("latin-1") if isinstance(value, bytes) else value
-                if column in SUBJECTS and not _is_a_card(text):
+                if not isinstance(text, str) or (column in SUBJECTS and not _is_a_card(text)):
                     continue
-                if isinstance(text, str) and _shows_a_card(text, snapshot):
+                if _shows_a_card(text, snapshot):
                     snapshot.card_numbers.append(f"a card number in {database}.{table}.{column}")
 
 
@@ -152,11 +155,23 @@ async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
 
 async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
     bucket = snapshot.pages_in
-    async for message in messages_of(js, f"KV_{bucket}", subjects=f"$KV.{bucket}.page.>"):
-        order_id, stored = message.subject.rsplit(".", 1)[-1], json.loads(message.data)
-        snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
+    keys: set[str] = set()
+    async for message in messages_of(js, f"KV_{bucket}"):
+        key = message.subject.removeprefix(f"$KV.{bucket}.")
+        keys.add(key)
+        if not key.startswith("page."):
+            continue
+        order_id = key.rsplit(".", 1)[-1]
+        try:
+            stored = json.loads(message.data)
+            snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
+            snapshot.page_owners[order_id] = stored["owner"]
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # damaged: the audit misses it
         if _shows_a_card(message.data.decode(), snapshot):
             snapshot.card_numbers.append(f"a card number in {bucket}")
+    for order_id, owner in snapshot.page_owners.items():
+        snapshot.unlisted_pages += [order_id for key in list_keys(order_id, owner) if key not in keys]
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:

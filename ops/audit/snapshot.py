@@ -41,6 +41,9 @@ class AuditSnapshot:
     reservations: dict[str, Any] = field(default_factory=dict)
     pages: dict[str, MyPage] = field(default_factory=dict)
     pages_in: str = "postgres"  # or the bucket of NATS
+    page_owners: dict[str, str | None] = field(default_factory=dict)  # order → whose lists have the page
+    unlisted_pages: list[str] = field(default_factory=list)  # orders whose page lacks a place in a list
+    pages_left: int = 0  # in the table, although the pages are in NATS
     # order → its messages; None: a release without messages
     messages: dict[str, list[Any]] | None = None
     messages_since: datetime | None = None  # earlier changes have none

@@ -1,7 +1,7 @@
 """Erases personal data: `gotohotel forget`.
 
-events  events in the stream and its archive are replaced by copies without it
-tables  the rows of the services
+redactions  events in the stream and its archive are replaced by copies without it
+tables      the rows of the services
 
 What each service erases by itself, some days after the stay, are phone numbers in its own tables.
 """
@@ -12,11 +12,11 @@ from datetime import date
 
 from ops import dead_letters
 from ops.errors import StackError
-from ops.forget.events import Events, Redaction
+from ops.forget.redactions import Redaction, Redactions
 from ops.forget.tables import Tables
 from ops.rebuild import no_rebuild
 from ops.stack import Stack
-from ops.stream import jetstream
+from ops.stream import archive_locked, jetstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,16 +31,23 @@ class Forgotten:
 async def forget_guest(stack: Stack, subject: str) -> Forgotten:
     """Erases name and phone number of a guest, in every order that is canceled or whose stay is over. Safe to repeat.
 
-    Raises StackError, before anything is erased, if a service has not handled an event of these orders yet.
+    Raises StackError, before anything is erased, if there is no such guest, or if a service has not handled an event of
+    these orders yet.
     """
-    async with jetstream(stack) as js, no_rebuild(stack, js), Tables.open(stack, js) as tables:
-        ended, kept = await tables.orders_of(subject)
-        await _refuse_dead_letters(stack, ended)
-        events = Events(stack, js, Redaction(orders=frozenset(ended)))
-        await events.require_handled()
-        await tables.require_published(ended)
-        await tables.erase(ended)
-        return Forgotten(ended, kept, await events.replace())
+    if not (subject.isascii() and subject.isprintable()):
+        raise StackError("A subject has printable ASCII characters only.")
+    with archive_locked(stack):
+        async with jetstream(stack) as js, no_rebuild(stack, js), Tables.open(stack, js) as tables:
+            ended, kept = await tables.orders_of(subject)
+            if not ended and not kept:
+                raise StackError(f"There is no order of {subject!r}.")
+            redaction = Redaction(orders=frozenset(ended))
+            await _refuse_dead_letters(stack, redaction)
+            await tables.require_published(ended)  # first: what is published now is in the stream
+            redactions = await Redactions.of_now(stack, js, redaction)
+            await redactions.require_handled()
+            await tables.erase(ended)
+            return Forgotten(ended, kept, await redactions.replace())
 
 
 async def forget_numbers(stack: Stack, before: date) -> int:
@@ -48,17 +55,21 @@ async def forget_numbers(stack: Stack, before: date) -> int:
 
     Raises StackError, before anything is erased, if a service has not handled one of these events yet.
     """
-    async with jetstream(stack) as js, no_rebuild(stack, js):
-        events = Events(stack, js, Redaction(before=before.isoformat()))
-        await events.require_handled()
-        return await events.replace()
+    with archive_locked(stack):
+        async with jetstream(stack) as js, no_rebuild(stack, js):
+            redaction = Redaction(before=before.isoformat())
+            await _refuse_dead_letters(stack, redaction)
+            redactions = await Redactions.of_now(stack, js, redaction)
+            await redactions.require_handled()
+            return await redactions.replace()
 
 
-async def _refuse_dead_letters(stack: Stack, orders: Sequence[str]) -> None:
-    numbers = [str(letter.number) for letter in await dead_letters.every(stack) if letter.aggregate in orders]
+async def _refuse_dead_letters(stack: Stack, redaction: Redaction) -> None:
+    letters = await dead_letters.every(stack)
+    numbers = [str(each.number) for each in letters if redaction.of(each.subject, each.payload) is not None]
     if numbers:
         raise StackError(
-            f"The dead letters {', '.join(numbers)} are about this guest: redrive or drop them first. "
+            f"The dead letters {', '.join(numbers)} hold what is to be erased: redrive or drop them first. "
             "Nothing was erased."
         )
 

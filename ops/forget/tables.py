@@ -11,7 +11,7 @@ from gotohotel.order.v1.order_service_pb2 import Order
 from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
 from mypage_svc.store import PostgresNumbers
 from ops.errors import StackError
-from ops.forget.events import Redaction
+from ops.forget.redactions import Redaction
 from ops.rebuild.places import pages_in
 from ops.services import MYPAGE, PUBLISHERS
 from ops.stack import Stack
@@ -95,11 +95,12 @@ class Tables:
                 for row in await connection.fetch(OUTBOX, orders):
                     if (payload := redaction.of(row["type"], row["payload"])) is not None:
                         await connection.execute(REPLACE, row["event_id"], payload)
-                if service in ANSWERS:
-                    await self._erase_answers(service, orders)
+            if service in ANSWERS:  # the search takes long, and holds no lock
+                await self._erase_answers(service, orders)
         connection = self._connections[MYPAGE]
         pages = await pages_in(connection, self._js)
-        await PostgresNumbers(connection).erase(orders, pages, names=True)
+        async with connection.transaction():
+            await PostgresNumbers(connection).erase(orders, pages, names=True)
 
     async def _erase_answers(self, service: str, orders: Sequence[str]) -> None:
         connection = self._connections[service]

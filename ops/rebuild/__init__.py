@@ -1,6 +1,6 @@
 """Rebuilds My page from the first event, while the old pages are served: `gotohotel rebuild`.
 
-events  what is read
+history what is read
 places  where pages are, and where they are rebuilt
 """
 
@@ -23,11 +23,11 @@ from mypage_svc.store import UnitOfWork, numbers_in
 from ops.console import Progress
 from ops.errors import StackError
 from ops.page_store import BUCKETS, POSTGRES
-from ops.rebuild.events import Batch, Events, Position
+from ops.rebuild.history import Batch, History, Position
 from ops.rebuild.places import SCHEMA, Place, place_of, unused_bucket
 from ops.services import MYPAGE, owner
 from ops.stack import Stack
-from ops.stream import jetstream
+from ops.stream import archive_locked, jetstream
 
 TRIES_TO_HOLD = 20
 REBUILD_LOCK = 0x72656275  # "rebu"
@@ -42,7 +42,12 @@ CREATE TABLE {SCHEMA}.progress (place text, release text, stream text, sequence 
 NOTE = f"UPDATE {SCHEMA}.progress SET stream = $1, sequence = $2, events = $3, skipped = $4"
 
 # Phone numbers are in the rebuilt pages again, perhaps of stays that ended long ago: they will be erased again.
-KEEP = f"INSERT INTO {SCHEMA}.kept SELECT * FROM unnest($1::uuid[], $2::text[]::date[]) ON CONFLICT DO NOTHING"
+KEEP = f"""
+INSERT INTO {SCHEMA}.kept (order_id, check_out)
+SELECT order_id, coalesce(check_out, current_date)
+FROM unnest($1::uuid[], $2::date[]) AS kept (order_id, check_out)
+ON CONFLICT DO NOTHING
+"""
 KEPT = f"INSERT INTO public.numbers SELECT * FROM {SCHEMA}.kept ON CONFLICT DO NOTHING"
 
 # Whoever reads or writes pages waits during the swap. If the locks take long to get, nobody may queue behind them.
@@ -69,14 +74,19 @@ async def rebuild(stack: Stack, *, progress: Progress, store: str = "") -> Rebui
     the rebuild, are the old pages locked. Raises StackError, and leaves the old pages as they are, if another rebuild
     runs, if the lock can't be had, or if the stream has lost events.
     """
+    with archive_locked(stack):
+        return await _rebuild(stack, progress, store)
+
+
+async def _rebuild(stack: Stack, progress: Progress, store: str) -> Rebuilt:
     async with _locked(stack) as connection, jetstream(stack) as js:
-        place = await connection.fetchval("SELECT place FROM public.pages_in")
+        place = await _place(connection)
         in_postgres = (store or (POSTGRES if place == POSTGRES else "")) == POSTGRES
         old = place_of(place, connection, js)
         new = place_of(POSTGRES if in_postgres else unused_bucket(place), connection, js)
         done = await _Rebuild.resume(connection, old, new)
         resumed = done.count
-        events = Events(stack, js, done.position)
+        events = History(stack, js, done.position)
         progress.expect(resumed + await events.count())
         progress(resumed)
         await done.catch_up(events, progress)
@@ -90,10 +100,18 @@ async def no_rebuild(stack: Stack, js: JetStreamContext) -> AsyncIterator[None]:
     """No rebuild runs meanwhile, and one that was interrupted will begin again: it has read the events of before."""
     async with _locked(stack) as connection:
         await connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
-        place = await connection.fetchval("SELECT place FROM public.pages_in")
+        place = await _place(connection)
         for bucket in set(BUCKETS) - {place}:
             await place_of(bucket, connection, js).begin()
         yield
+
+
+async def _place(connection: Session) -> str:
+    """Where the pages are. What a rebuild that moved them has left in the table is removed."""
+    place = str(await connection.fetchval("SELECT place FROM public.pages_in"))
+    if place != POSTGRES:
+        await connection.execute("TRUNCATE public.mypages")
+    return place
 
 
 @asynccontextmanager
@@ -136,13 +154,13 @@ class _Rebuild:
         await connection.execute(f"INSERT INTO {SCHEMA}.progress VALUES ($1, $2, '', 0, 0, 0)", new.name, release)
         return made
 
-    async def catch_up(self, events: Events, progress: Progress) -> None:
+    async def catch_up(self, events: History, progress: Progress) -> None:
         """Applies all events that are there now."""
         async for batch in events.batches():
             await self._apply(batch)
             progress(len(batch.events))
 
-    async def refuse_loss(self, events: Events, progress: Progress) -> None:
+    async def refuse_loss(self, events: History, progress: Progress) -> None:
         """Raises StackError if old pages have an event that the new ones have not."""
         missing: dict[tuple[str, str], str] = {}
         async for facts in self._old.every_fact():
@@ -154,6 +172,8 @@ class _Rebuild:
         lost = {(order, key): event for (order, key), event in missing.items() if key not in new.get(order, {})}
         pages = len({order_id for order_id, _ in lost})
         known_events = {subject.rsplit(".", 1)[-1] for subject in policies.subjects}
+        if lost:  # perhaps it is published again: then a rebuild begins from the first event
+            await self._connection.execute(f"DROP SCHEMA {SCHEMA} CASCADE")
         if newer := sorted(set(lost.values()) - known_events):
             raise StackError(
                 f"{pages} pages have events of a newer release ({', '.join(newer)}): "
@@ -165,7 +185,7 @@ class _Rebuild:
                 "(`gotohotel republish`). The pages stay as they are."
             )
 
-    async def swap(self, events: Events, progress: Progress) -> None:
+    async def swap(self, events: History, progress: Progress) -> None:
         """Serves the new pages from now on."""
         for _ in range(TRIES_TO_HOLD):
             await self.catch_up(events, progress)

@@ -83,36 +83,36 @@ class PostgresPlace:
 
     name = POSTGRES
 
-    def __init__(self, owner: Session) -> None:
-        self._owner = owner  # its search path begins with SCHEMA
-        self._pages = PostgresPages(owner)
+    def __init__(self, connection: Session) -> None:
+        self._connection = connection  # its search path begins with SCHEMA
+        self._pages = PostgresPages(connection)
 
     async def every_fact(self) -> AsyncIterator[Facts]:
         last = "00000000-0000-0000-0000-000000000000"
-        while rows := await self._owner.fetch(EVERY_FACT, last, READ):
+        while rows := await self._connection.fetch(EVERY_FACT, last, READ):
             last = str(rows[-1]["order_id"])
             yield _facts(rows)
 
     async def begin(self) -> None:
         for migration in sorted(MIGRATIONS.glob("*.sql")):
             for statement in statements_of(migration.read_text()):
-                await self._owner.execute(statement)
+                await self._connection.execute(statement)
 
     async def merge(self, facts: dict[str, list[Fact]]) -> None:
         await self._pages.merge(facts)
 
     async def facts_of(self, order_ids: Sequence[str]) -> Facts:
-        return _facts(await self._owner.fetch(FACTS_OF, order_ids))
+        return _facts(await self._connection.fetch(FACTS_OF, order_ids))
 
     async def replace(self) -> None:
-        await self._owner.execute(REPLACE)
+        await self._connection.execute(REPLACE)
 
     async def leave(self) -> None:
         # Replicas with the old setting must not write where nobody reads: their events wait until they are replaced.
-        await self._owner.execute(f"REVOKE ALL ON public.mypages FROM {MYPAGE}")
+        await self._connection.execute(f"REVOKE ALL ON public.mypages FROM {MYPAGE}")
 
     async def clear(self) -> None:
-        await self._owner.execute("TRUNCATE public.mypages")
+        await self._connection.execute("TRUNCATE public.mypages")
 
 
 class BucketPlace:
@@ -167,9 +167,9 @@ class BucketPlace:
             await self._js.delete_key_value(self.name)
 
 
-def place_of(name: str, owner: Session, js: JetStreamContext) -> Place:
+def place_of(name: str, connection: Session, js: JetStreamContext) -> Place:
     """A place by its name."""
-    return PostgresPlace(owner) if name == POSTGRES else BucketPlace(js, name)
+    return PostgresPlace(connection) if name == POSTGRES else BucketPlace(js, name)
 
 
 async def pages_in(connection: Session, js: JetStreamContext) -> Pages:

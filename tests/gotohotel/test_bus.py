@@ -25,7 +25,16 @@ from nats.js.api import AckPolicy, ConsumerConfig
 
 from gotohotel.bus import streams
 from gotohotel.bus.connection import Bus
-from gotohotel.bus.consumer import MAX_POISONED_IN_A_ROW, Consumer, ConsumerHalted, Requirement, Untrusted
+from gotohotel.bus.consumer import (
+    HANDLED_BY,
+    MAX_POISONED_IN_A_ROW,
+    NOBODY,
+    REDRIVE_FOR,
+    Consumer,
+    ConsumerHalted,
+    Requirement,
+    Untrusted,
+)
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, DeclarationDiffers, declare_consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Connection, Database
@@ -405,6 +414,25 @@ async def test_a_release_that_cannot_handle_events_keeps_them(
         await until(lambda: len(good.orders) == 30 - len(dead))
 
     assert sorted([*good.orders, *dead]) == sorted(names)
+
+
+@pytest.mark.parametrize(("handled_by", "takes"), [("pay_svc,order_svc", False), ("order_svc", True), (None, False)])
+async def test_an_event_without_personal_data_goes_to_new_services_only(
+    server: Server, order_database: Database, handled_by: str | None, takes: bool
+) -> None:
+    """Those that have handled the original are named; without names it goes to nobody."""
+    seen, order = Seen(), new_id()
+    async with running(server.url) as bus, consuming(bus, seen, order_database):
+        copies = {order: {"ce-id": new_id(), REDRIVE_FOR: NOBODY}, "last": {"ce-id": new_id()}}
+        if handled_by:
+            copies[order][HANDLED_BY] = handled_by.replace("pay_svc", bus.name)
+        for name, headers in copies.items():
+            event = OrderCanceled(order_id=name, version=1)
+            await bus.js.publish(
+                event.DESCRIPTOR.full_name, event.SerializeToString(), headers={"ce-subject": name, **headers}
+            )
+        await until(lambda: "last" in seen.orders)
+    assert seen.orders == ([order, "last"] if takes else ["last"])
 
 
 async def test_many_bad_events_of_one_order_do_not_stop_the_others(

@@ -24,7 +24,7 @@ from mypage_svc.kakao import (
     Undelivered,
     Unreachable,
 )
-from mypage_svc.store import PostgresMessages, PostgresNumbers, PostgresPages
+from mypage_svc.store import PostgresMessages, PostgresPages
 from tests.mypage_svc.test_domain import BOOKING, STORY, fact
 
 PHONE = "010-1234-0000"
@@ -112,9 +112,8 @@ def jobs_of(
     """The jobs, with pages in PostgreSQL unless others are given."""
     begins, _, ends = quiet.partition("-")
     return Jobs(
-        pages or PostgresPages(database.autocommit),
-        PostgresMessages(database.autocommit),
-        PostgresNumbers(database.autocommit),
+        database,
+        (lambda _: pages) if pages else PostgresPages,
         provider or ScriptedProvider(),
         clock=lambda: datetime.now(tz=UTC) + later,
         region="KR",

@@ -1,7 +1,7 @@
 """Phone numbers are erased some days after the stay, in pages and in messages."""
 
 from dataclasses import replace
-from datetime import date
+from datetime import date, timedelta
 
 from gotohotel.database import Database
 from gotohotel.ids import new_id
@@ -40,6 +40,18 @@ async def test_numbers_are_erased_after_the_stay(pages: Pages, mypage_database: 
     rows = await mypage_database.autocommit.fetch("SELECT order_id, phone_no, status, code FROM messages")
     assert {tuple(row)[1:] for row in rows if str(row["order_id"]) == old} == {("", "SKIPPED", "ERASED")}
     assert {tuple(row)[1:] for row in rows if str(row["order_id"]) == late} == {("010-1234-0000", "PENDING", "")}
+
+
+async def test_a_stay_without_a_date_is_no_reason_to_lose_an_event(mypage_database: Database) -> None:
+    """Its number is kept as if the stay ended today."""
+    order = new_id()
+    async with mypage_database.transaction() as connection, open_work(connection, []) as work:
+        work.facts[order] = ending("2026-02-30")
+
+    today = await mypage_database.autocommit.fetchval("SELECT current_date")
+    numbers = PostgresNumbers(mypage_database.autocommit)
+    assert await numbers.due(today, limit=9) == []
+    assert await numbers.due(today + timedelta(days=1), limit=9) == [order]
 
 
 async def test_numbers_that_an_earlier_release_has_stored_are_found(pages: Pages, mypage_database: Database) -> None:

@@ -13,9 +13,9 @@ import pytest
 
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
 from ops import audit
-from ops.forget.events import Redaction
+from ops.forget.redactions import Redaction, Redactions
 from ops.services import SERVICES
-from ops.stream import jetstream, messages_of
+from ops.stream import archive_locked, jetstream, messages_of
 from tests.conftest import Client, Hotel
 from tests.system.test_operator import gotohotel
 
@@ -162,6 +162,61 @@ async def _ordered(hotel: Hotel, phone: str) -> list[bytes]:
             async for message in messages_of(js, str(EVENTS.name))
             if message.subject == "gotohotel.order.v1.Ordered" and phone.encode() in message.data
         ]
+
+
+def test_an_event_that_comes_meanwhile_is_left_alone(hotel: Hotel, guest: Client) -> None:
+    """Nobody has looked whether it was handled: a relay may have been behind."""
+
+    async def forget_too_early() -> int:
+        async with jetstream(hotel.stack) as js:
+            orders: set[str] = set()
+            redactions = await Redactions.of_now(hotel.stack, js, Redaction(orders=orders))  # type: ignore[arg-type]
+            order = await asyncio.to_thread(hotel.order, guest)
+            orders.add(order["id"])
+            await asyncio.to_thread(hotel.page_with, order["id"], reservationStatus="RECEIVED")
+            await redactions.require_handled()
+            return await redactions.replace()
+
+    assert asyncio.run(forget_too_early()) == 0
+
+
+def test_while_the_archive_is_in_use_nothing_is_erased(hotel: Hotel, guest: Client) -> None:
+    """Events that move meanwhile would be missed; the same holds for a rebuild."""
+    hotel.page_with(hotel.order(guest, card=None)["id"], status="PAYMENT_PENDING")
+    with archive_locked(hotel.stack):
+        for command in (("forget", "--subject", guest.subject), ("rebuild",), ("stream", "archive")):
+            refused = gotohotel(hotel, *command)
+            assert refused.returncode == 1
+            assert "The archive is in use" in refused.stderr
+
+
+def test_dead_letters_are_dealt_with_first(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:
+    """They hold the data too, and would bring it back."""
+    name, phone = secrets
+    order = hotel.order(guest, name=name, phoneNo=phone, card=None)["id"]
+    guest.post(f"/orders/{order}:cancel")
+    hotel.page_with(order, status="CANCELED")
+    [data] = asyncio.run(_ordered(hotel, phone))
+
+    async def bury() -> int:
+        async with jetstream(hotel.stack) as js:
+            headers = {"x-dead-subject": "gotohotel.order.v1.Ordered", "ce-subject": order, "ce-id": str(uuid.uuid4())}
+            return int((await js.publish("dead.mypage_svc", data, headers=headers)).seq)
+
+    number = asyncio.run(bury())
+    refused = forget(hotel, "--subject", guest.subject)
+    assert refused.returncode == 1
+    assert f"dead letters {number} hold what is to be erased" in refused.stderr
+    gotohotel(hotel, "dead-letters", "drop", str(number))
+    assert forget(hotel, "--subject", guest.subject).returncode == 0
+
+
+@pytest.mark.parametrize("subject", ["nobody", "\N{SNOWMAN}"])
+def test_a_guest_who_does_not_exist_is_said_so(hotel: Hotel, subject: str) -> None:
+    """A duty to erase is not done by a typing error."""
+    refused = gotohotel(hotel, "forget", "--subject", subject)
+    assert refused.returncode == 1
+    assert "no order of" in refused.stderr or "ASCII" in refused.stderr
 
 
 @pytest.mark.parametrize("arguments", [(), ("--subject", "a", "--stays-over", "1")], ids=["nothing", "both"])

@@ -134,6 +134,38 @@ def test_the_audit_sees_what_is_missing_in_nats(nats_hotel: Hotel) -> None:
     nats_hotel.page_with(gone, reservationStatus="RECEIVED")
 
 
+def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) -> None:
+    """It does not end with an error of its own."""
+    guest = nats_hotel.caller()
+    damaged, unlisted = booked(nats_hotel, guest, 2)
+
+    async def damage() -> None:
+        async with nats_server.as_operator(nats_hotel.stack.nats_url()) as js:
+            name = await fetch(nats_hotel, "SELECT place FROM pages_in")
+            bucket = await js.key_value(name)
+            keys = await bucket.keys()
+            await bucket.put(next(key for key in keys if key.startswith("page.") and damaged in key), b"{")
+            lost = next(key for key in keys if key.startswith("owner.") and unlisted in key)
+            await js.purge_stream(f"KV_{name}", subject=f"$KV.{name}.{lost}")
+
+    asyncio.run(damage())
+    found = audit.check(nats_hotel.stack, patience_seconds=0)["A7"]
+    assert f"order {damaged} has no page" in found
+    assert f"My page {unlisted} is missing in a list" in found
+    assert gotohotel(nats_hotel, "rebuild").returncode == 0
+    assert listed(guest) == [damaged, unlisted]
+
+
+def test_nobody_writes_to_the_table_and_nothing_stays_in_it(nats_hotel: Hotel) -> None:
+    """A service with another setting has no rights; what a killed move has left is seen, and removed."""
+    rights = "SELECT has_table_privilege('mypage_svc', 'mypages', 'INSERT, SELECT')"
+    assert asyncio.run(fetch(nats_hotel, rights)) is False
+    asyncio.run(fetch(nats_hotel, "INSERT INTO mypages VALUES (uuidv7(), 'left', '{}', now())"))
+    assert any("1 pages are left" in each for each in audit.check(nats_hotel.stack, patience_seconds=0)["A7"])
+    gotohotel(nats_hotel, "rebuild")
+    assert asyncio.run(fetch(nats_hotel, "SELECT count(*) FROM mypages")) == 0
+
+
 def test_while_nats_is_away_no_page_is_wrong(nats_hotel: Hotel) -> None:
     """Reading says so with 503, booking goes on, and afterwards the pages have everything."""
     guest = nats_hotel.caller()
@@ -182,9 +214,9 @@ def pid(hotel: Hotel) -> int:
 
 
 SLOWLY = """
-import ops.rebuild.events
+import ops.rebuild.history
 from ops.__main__ import main
-ops.rebuild.events.FETCH = 1
+ops.rebuild.history.FETCH = 1
 main(["rebuild"])
 """
 

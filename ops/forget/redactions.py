@@ -1,7 +1,7 @@
 """Replaces events by copies without personal data.
 
-A copy has the same id, version and time, so that it is the same event to a rebuild and to the audit. It goes to nobody:
-every service has handled the event.
+A copy has the same id, version and time, so that it is the same event to a rebuild and to the audit. It goes to no
+service that is there now, for each has handled the event, but to one that is added later.
 """
 
 from collections.abc import AsyncIterator
@@ -11,14 +11,12 @@ from typing import Any
 from google.protobuf.message import DecodeError, Message
 from nats.js import JetStreamContext
 
-from gotohotel.bus.consumer import REDRIVE_FOR
+from gotohotel.bus.consumer import HANDLED_BY, NOBODY, REDRIVE_FOR
 from gotohotel.bus.streams import EVENTS
 from ops.errors import StackError
 from ops.events import TYPES
 from ops.stack import Stack
 from ops.stream import PUBLISHED_AT, StreamMessage, messages_of, rewrite_archives
-
-NOBODY = "nobody"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Redaction:
         before = booking.SerializeToString()
         if event.order_id in self.orders:  # type: ignore[attr-defined]
             booking.name = booking.phone_no = ""
-        elif self.before and booking.check_out < self.before:
+        elif self.before and "" < booking.check_out < self.before:
             booking.phone_no = ""
         return event.SerializeToString() if booking.SerializeToString() != before else None
 
@@ -50,18 +48,25 @@ def parse(subject: str, data: bytes) -> Message | None:
         return None
 
 
-class Events:
-    """The events that a redaction concerns."""
+class Redactions:
+    """The events that a redaction concerns, among those that are in the stream now, or archived."""
 
-    def __init__(self, stack: Stack, js: JetStreamContext, redaction: Redaction) -> None:
+    def __init__(self, stack: Stack, js: JetStreamContext, redaction: Redaction, *, last: int) -> None:
         self._stack = stack
         self._js = js
         self._redaction = redaction
+        self._last = last
+
+    @classmethod
+    async def of_now(cls, stack: Stack, js: JetStreamContext, redaction: Redaction) -> "Redactions":
+        """Later events are left alone: nobody has looked whether they were handled."""
+        state = (await js.stream_info(str(EVENTS.name))).state
+        return cls(stack, js, redaction, last=state.last_seq)
 
     async def require_handled(self) -> None:
         """Raises StackError if a service has not handled one of them yet: it would never get it."""
-        consumers = await self._js.consumers_info(str(EVENTS.name))
-        behind = [each for each in consumers if each.config.durable_name and (each.num_pending or each.num_ack_pending)]
+        consumers = [each for each in await self._js.consumers_info(str(EVENTS.name)) if each.config.durable_name]
+        behind = [each for each in consumers if each.num_pending or each.num_ack_pending]
         async for message, _ in self._found():
             for consumer in behind:
                 listens = message.subject in (consumer.config.filter_subjects or [consumer.config.filter_subject or ""])
@@ -71,18 +76,20 @@ class Events:
                         f"{consumer.config.durable_name} has not handled all events of these orders: try again later. "
                         "Nothing was erased."
                     )
+        self._handled_by = sorted(str(each.config.durable_name) for each in consumers)
 
     async def replace(self) -> int:
         """Replaces them; returns how many there were. After an interruption a copy may be there twice, which does no
         harm, and the original is found again.
         """
-        count = await rewrite_archives(self._stack, self._redaction.of)
+        count = rewrite_archives(self._stack, self._redaction.of)
         async for message, data in self._found():
             headers = {
                 **message.headers,
                 "Nats-Msg-Id": f"forget/{message.sequence}",
                 PUBLISHED_AT: message.headers.get(PUBLISHED_AT, message.time.isoformat()),
                 REDRIVE_FOR: NOBODY,
+                HANDLED_BY: ",".join(self._handled_by),
             }
             headers.pop("Nats-Expected-Stream", None)
             await self._js.publish(message.subject, data, stream=EVENTS.name, headers=headers)
@@ -92,5 +99,7 @@ class Events:
 
     async def _found(self) -> AsyncIterator[tuple[StreamMessage, bytes]]:
         async for message in messages_of(self._js, str(EVENTS.name)):
+            if message.sequence > self._last:
+                return
             if (data := self._redaction.of(message.subject, message.data)) is not None:
                 yield message, data

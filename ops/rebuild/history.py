@@ -41,7 +41,7 @@ class Batch:
     position: Position
 
 
-class Events:
+class History:
     """Reads the events of My page's policies after a position."""
 
     def __init__(self, stack: Stack, js: JetStreamContext, position: Position) -> None:
