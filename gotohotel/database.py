@@ -27,7 +27,6 @@ TRANSIENT = (
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,  # a migration has changed the table meanwhile
-    asyncpg.InsufficientPrivilegeError,  # the table's data has moved: this process will be replaced
 )
 
 # Together under three seconds: then the caller gets UNAVAILABLE.

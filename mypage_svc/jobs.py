@@ -27,7 +27,7 @@ from mypage_svc.store import PostgresMessages, PostgresNumbers
 
 logger = logging.getLogger(__name__)
 
-BATCH, PAGES = 20, 500
+BATCH, PAGES, ERASED_AT_ONCE = 20, 500, 100
 UPGRADE_LASTS = timedelta(days=1)
 CLAIM_HOLDS = timedelta(seconds=45)  # shorter than the claim itself (CLAIM in store/messages.py)
 TOO_OLD = timedelta(hours=24)  # news that nobody needs any more
@@ -89,9 +89,16 @@ class Jobs:
             if not batch:
                 return
             claimed_at = self._clock()
-            reached = await asyncio.gather(*(self._send(message, claimed_at) for message in batch))
-            self._times_away = 0 if any(reached) else self._times_away + 1
-            if self._times_away:
+            found = await asyncio.gather(
+                *(self._send(message, claimed_at) for message in batch), return_exceptions=True
+            )
+            for error in found:
+                if isinstance(error, BaseException):
+                    logger.warning("what became of a message could not be stored: %r", error)
+            if True in found:
+                self._times_away = 0
+            elif False in found:
+                self._times_away += 1
                 pause = min(2 ** min(self._times_away - 1, 10), MAX_AWAY_SECONDS)
                 self._away_until = self._clock() + timedelta(seconds=pause)
 
@@ -109,7 +116,7 @@ class Jobs:
 
     async def erase_numbers(self) -> None:
         """Erases the phone numbers of stays that ended some time ago, in pages and messages."""
-        while order_ids := await self._numbers.due(self._numbers_end(), limit=PAGES):
+        while order_ids := await self._numbers.due(self._numbers_end(), limit=ERASED_AT_ONCE):
             async with self._database.transaction() as connection:
                 await PostgresNumbers(connection).erase(order_ids, self._pages_on(connection))
 
@@ -120,8 +127,8 @@ class Jobs:
         now = self._clock().astimezone(self._time_zone).time()
         return begins <= now < ends if begins <= ends else now >= begins or now < ends
 
-    async def _send(self, message: Message, claimed_at: datetime) -> bool:
-        """Returns whether the provider could be reached."""
+    async def _send(self, message: Message, claimed_at: datetime) -> bool | None:
+        """Returns whether the provider could be reached; None if it was not asked."""
         trace.about(message.order_id)
         recipient = recipient_of(message.phone_no, self._region)
         try:
@@ -151,9 +158,10 @@ class Jobs:
             await self._postpone(message, _pause(message.tries))
         except TRANSIENT as error:
             logger.warning("message %s: the database is away: %r", message.change, error)
+            return None
         except Exception:  # Outermost handler of a message: a failure must not end the sending of others.
             logger.exception("message %s can't be sent, and is tried again", message.change)
-        return True
+        return True if recipient and (message.tries > 1 or self._age(message) <= TOO_OLD) else None
 
     async def _taken_before(self, message: Message) -> Accepted | None:
         """What an earlier try came to, if its answer was lost: it is looked up before the message is sent again."""

@@ -47,8 +47,9 @@ async def declare(database_url: str, js: JetStreamContext) -> None:
     """Chooses the store of a new hotel, and makes the bucket if the pages are in one."""
     connection = await asyncpg.connect(database_url, timeout=3)
     try:
-        if wanted() == NATS:
+        if wanted() == NATS and await connection.fetchval(IS_NEW):
             async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '5s'")
                 await connection.execute("LOCK TABLE mypages IN ACCESS EXCLUSIVE MODE")
                 if await connection.fetchval(IS_NEW):
                     await connection.execute(CHOOSE.format(bucket=BUCKETS[0]))

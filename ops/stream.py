@@ -6,8 +6,8 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -250,14 +250,15 @@ async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
     floor = min((each.ack_floor.stream_seq for each in consumers if each.ack_floor), default=0)
     moved = 0
     batch: list[StreamMessage] = []
-    async for message in messages_of(js, name):
-        if message.time >= before or message.sequence > floor:
-            break
-        if message.sequence > done:
-            batch.append(message)
-        if len(batch) == ARCHIVE_FILE_EVENTS:
-            moved += _write(stack, stream, batch)
-            done, batch = batch[-1].sequence, []
+    async with aclosing(messages_of(js, name)) as messages:
+        async for message in messages:
+            if message.time >= before or message.sequence > floor:
+                break
+            if message.sequence > done:
+                batch.append(message)
+            if len(batch) == ARCHIVE_FILE_EVENTS:
+                moved += _write(stack, stream, batch)
+                done, batch = batch[-1].sequence, []
     if batch:
         moved += _write(stack, stream, batch)
         done = batch[-1].sequence
@@ -307,7 +308,7 @@ async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[Strea
             yield message
 
 
-async def messages_of(js: JetStreamContext, stream: str, *, subjects: str = "") -> AsyncIterator[StreamMessage]:
+async def messages_of(js: JetStreamContext, stream: str, *, subjects: str = "") -> AsyncGenerator[StreamMessage, None]:
     """The messages in a stream now, or those of some subjects."""
     reading = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=30, deliver_policy=DeliverPolicy.ALL)
     subscription = await js.pull_subscribe(subjects, stream=stream, config=reading)

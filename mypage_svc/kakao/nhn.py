@@ -81,7 +81,10 @@ class NhnProvider:
         answer = await self._call("POST", "/messages", json=body, headers={"X-NC-API-IDEMPOTENCY-KEY": message.key})
         code = answer["header"]["resultCode"]
         if code == USED_ALREADY:
-            found = await self.find(message)
+            try:
+                found = await self.find(message)
+            except Unreachable as error:  # of the look-up only
+                raise TryLater(str(error)) from error
             if found is None:
                 raise TryLater("taken before, but not listed yet")
             return found

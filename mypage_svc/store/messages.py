@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from gotohotel.database import Connection, Row
+from gotohotel.ids import first_id_at
 from mypage_svc.domain import MyPage
 from mypage_svc.kakao import Accepted, Message, Result
 
@@ -95,7 +96,7 @@ REPEAT = _CHANGED.format(
 POSTPONE = """
 UPDATE messages
 SET next_try_at = now() + make_interval(secs => $2),
-    tries = CASE WHEN change = $3 THEN $4 ELSE tries END
+    tries = CASE WHEN change = $3 AND attempt = $4 THEN greatest(tries - $5, 0) ELSE tries END
 WHERE order_id = $1
   AND status = 'PENDING'
   AND code = ''
@@ -113,6 +114,7 @@ WITH ended AS (
         SELECT order_id, change
         FROM messages
         WHERE status = 'PENDING'
+          AND order_id < $3  -- an id begins with the time of its order, which is before the change
           AND occurred_at < CASE WHEN tries = 0 THEN $1::timestamptz ELSE $2::timestamptz END
         LIMIT 1000
         FOR UPDATE SKIP LOCKED
@@ -191,12 +193,13 @@ class PostgresMessages:
         """The provider did not say whether it has the message, or (not `tried`) it certainly was not reached now. The
         order's next ones wait too.
         """
-        tries = message.tries if tried else message.tries - 1
-        await self._connection.execute(POSTPONE, message.order_id, seconds, message.change, tries)
+        in_vain = 0 if tried else 1
+        await self._connection.execute(POSTPONE, message.order_id, seconds, message.change, message.attempt, in_vain)
 
     async def end_old(self, untried_before: datetime, tried_before: datetime) -> None:
         """Gives up the messages about changes before these times, a thousand at a time."""
-        while len(await self._connection.fetch(END_OLD, untried_before, tried_before)) == 1000:
+        orders_before = first_id_at(untried_before)
+        while len(await self._connection.fetch(END_OLD, untried_before, tried_before, orders_before)) == 1000:
             pass
 
     async def hold(self, message: Message, *, code: str, seconds: float) -> None:

@@ -1,8 +1,11 @@
 """My pages in PostgreSQL: one row per order, with its facts as JSON."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from datetime import datetime
+
+import asyncpg
 
 from gotohotel.database import Connection, Row
 from mypage_svc.domain import Fact, MyPage, MyPageNotFound, Notification
@@ -102,7 +105,8 @@ class PostgresPages:
 
     async def get(self, order_id: str, *, owner: str | None) -> MyPage:
         """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
-        row = await self._connection.fetchrow(GET, order_id, owner)
+        with _may_have_moved():
+            row = await self._connection.fetchrow(GET, order_id, owner)
         if row is None:
             raise MyPageNotFound()
         return page_of(row)
@@ -110,11 +114,13 @@ class PostgresPages:
     async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
         """Pages, newest order first."""
         statement, owners = (LIST, ()) if owner is None else (LIST_OF_OWNER, (owner,))
-        return [page_of(row) for row in await self._connection.fetch(statement, before, size, *owners)]
+        with _may_have_moved():
+            return [page_of(row) for row in await self._connection.fetch(statement, before, size, *owners)]
 
     async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
         """The existing pages of these orders, whoever they belong to."""
-        return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
+        with _may_have_moved():
+            return [page_of(row) for row in await self._connection.fetch(FIND, order_ids)]
 
     async def erase(self, order_ids: Sequence[str], *, names: bool) -> None:
         """Erases the phone numbers in the pages of these orders, and the guests' names if `names`. Safe to repeat."""
@@ -131,6 +137,15 @@ class PostgresPages:
             columns[2].append(json.dumps(to_json(added)))
             columns[3].append(max(fact.time for fact in added))
         return [page_of(row) for row in await self._connection.fetch(MERGE, *columns)]
+
+
+@contextmanager
+def _may_have_moved() -> Iterator[None]:
+    """Without rights on the table the pages are elsewhere, and this process is about to be replaced."""
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise ConnectionError("the pages have moved to another store") from error
 
 
 def page_of(row: Row) -> MyPage:

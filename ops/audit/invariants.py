@@ -199,10 +199,10 @@ def _my_page_agrees(snapshot: AuditSnapshot) -> Iterator[str]:
             "amount": page.amount.amount if page.amount else None,
             "refunded amount": page.refunded.amount if page.refunded else 0,
             "owner": snapshot.page_owners.get(order_id),
-            "name": page.booking["name"],
-            "room type": page.booking["room_type"],
-            "check-in": page.booking["check_in"],
-            "check-out": page.booking["check_out"],
+            "name": page.booking.get("name"),
+            "room type": page.booking.get("room_type"),
+            "check-in": page.booking.get("check_in"),
+            "check-out": page.booking.get("check_out"),
             "confirmation number": page.confirmation_no,
         }
         for what, value in owners.items():

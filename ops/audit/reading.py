@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +27,9 @@ from ops.stream import PUBLISHED_AT, StreamMessage, every_event, jetstream, mess
 from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
 
 SANDBOX_CARDS = (APPROVED, *REFUSED, ANSWERS_WITH_AN_ERROR, ANSWER_IS_LOST)
+
+# A page that can't be read is missed by the audit.
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 
 SUBJECTS = ("owner", "subject")  # columns with ids of the token issuer, which may contain long numbers
 
@@ -93,8 +97,10 @@ async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot
             snapshot.pages_in = await connection.fetchval("SELECT place FROM pages_in")
         if snapshot.pages_in == POSTGRES:
             rows = await connection.fetch("SELECT order_id, owner, facts, NULL AS notifications FROM mypages")
-            snapshot.pages = {str(row["order_id"]): page_of(row) for row in rows}
-            snapshot.page_owners = {str(row["order_id"]): row["owner"] for row in rows}
+            for row in rows:
+                snapshot.page_owners[str(row["order_id"])] = row["owner"]
+                with suppress(*DAMAGED):
+                    snapshot.pages[str(row["order_id"])] = page_of(row)
         else:
             snapshot.pages_left = await connection.fetchval("SELECT count(*) FROM mypages")
         snapshot.messages_since = await connection.fetchval(MESSAGES_SINCE)
@@ -162,13 +168,11 @@ async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
         if not key.startswith("page."):
             continue
         order_id = key.rsplit(".", 1)[-1]
-        try:
+        with suppress(*DAMAGED):
             stored = json.loads(message.data)
-            snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
             snapshot.page_owners[order_id] = stored["owner"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            continue  # damaged: the audit misses it
-        if _shows_a_card(message.data.decode(), snapshot):
+            snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
+        if _shows_a_card(message.data.decode("latin-1"), snapshot):
             snapshot.card_numbers.append(f"a card number in {bucket}")
     for order_id, owner in snapshot.page_owners.items():
         snapshot.unlisted_pages += [order_id for key in list_keys(order_id, owner) if key not in keys]

@@ -37,7 +37,7 @@ async def forget_guest(stack: Stack, subject: str) -> Forgotten:
     if not (subject.isascii() and subject.isprintable()):
         raise StackError("A subject has printable ASCII characters only.")
     with archive_locked(stack):
-        async with jetstream(stack) as js, no_rebuild(stack, js), Tables.open(stack, js) as tables:
+        async with jetstream(stack) as js, no_rebuild(stack, js) as discard_rebuild, Tables.open(stack, js) as tables:
             ended, kept = await tables.orders_of(subject)
             if not ended and not kept:
                 raise StackError(f"There is no order of {subject!r}.")
@@ -46,6 +46,8 @@ async def forget_guest(stack: Stack, subject: str) -> Forgotten:
             await tables.require_published(ended)  # first: what is published now is in the stream
             redactions = await Redactions.of_now(stack, js, redaction)
             await redactions.require_handled()
+            await _refuse_dead_letters(stack, redaction)  # again: an event that became one counts as handled
+            await discard_rebuild()
             await tables.erase(ended)
             return Forgotten(ended, kept, await redactions.replace())
 
@@ -56,17 +58,24 @@ async def forget_numbers(stack: Stack, before: date) -> int:
     Raises StackError, before anything is erased, if a service has not handled one of these events yet.
     """
     with archive_locked(stack):
-        async with jetstream(stack) as js, no_rebuild(stack, js):
+        async with jetstream(stack) as js, no_rebuild(stack, js) as discard_rebuild:
             redaction = Redaction(before=before.isoformat())
             await _refuse_dead_letters(stack, redaction)
             redactions = await Redactions.of_now(stack, js, redaction)
             await redactions.require_handled()
+            await _refuse_dead_letters(stack, redaction)
+            await discard_rebuild()
             return await redactions.replace()
 
 
 async def _refuse_dead_letters(stack: Stack, redaction: Redaction) -> None:
     letters = await dead_letters.every(stack)
-    numbers = [str(each.number) for each in letters if redaction.of(each.subject, each.payload) is not None]
+    numbers = [
+        str(each.number)
+        for each in letters
+        if redaction.of(each.subject, each.payload) is not None
+        or redaction.is_unreadable(each.subject, each.aggregate, each.payload)
+    ]
     if numbers:
         raise StackError(
             f"The dead letters {', '.join(numbers)} hold what is to be erased: redrive or drop them first. "

@@ -4,19 +4,22 @@ A copy has the same id, version and time, so that it is the same event to a rebu
 service that is there now, for each has handled the event, but to one that is added later.
 """
 
-from collections.abc import AsyncIterator
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 from google.protobuf.message import DecodeError, Message
 from nats.js import JetStreamContext
+from nats.js.api import ConsumerInfo
 
 from gotohotel.bus.consumer import HANDLED_BY, NOBODY, REDRIVE_FOR
 from gotohotel.bus.streams import EVENTS
 from ops.errors import StackError
 from ops.events import TYPES
 from ops.stack import Stack
-from ops.stream import PUBLISHED_AT, StreamMessage, messages_of, rewrite_archives
+from ops.stream import PUBLISHED_AT, StreamMessage, archives, messages_of, rewrite_archives
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +42,10 @@ class Redaction:
             booking.phone_no = ""
         return event.SerializeToString() if booking.SerializeToString() != before else None
 
+    def is_unreadable(self, subject: str, aggregate: str, data: bytes) -> bool:
+        """Whether this is an event of these orders of which this release can't say what is in it."""
+        return aggregate in self.orders and parse(subject, data) is None
+
 
 def parse(subject: str, data: bytes) -> Message | None:
     """An event; None if this release can't read it."""
@@ -56,6 +63,7 @@ class Redactions:
         self._js = js
         self._redaction = redaction
         self._last = last
+        self._handled_by: defaultdict[str, list[str]] = defaultdict(list)  # subject → services
 
     @classmethod
     async def of_now(cls, stack: Stack, js: JetStreamContext, redaction: Redaction) -> "Redactions":
@@ -65,18 +73,37 @@ class Redactions:
 
     async def require_handled(self) -> None:
         """Raises StackError if a service has not handled one of them yet: it would never get it."""
+        self._refuse_unreadable(message for archived in archives(self._stack) for message in archived.read())
         consumers = [each for each in await self._js.consumers_info(str(EVENTS.name)) if each.config.durable_name]
-        behind = [each for each in consumers if each.num_pending or each.num_ack_pending]
-        async for message, _ in self._found():
-            for consumer in behind:
-                listens = message.subject in (consumer.config.filter_subjects or [consumer.config.filter_subject or ""])
-                floor = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
-                if listens and message.sequence > floor:
-                    raise StackError(
-                        f"{consumer.config.durable_name} has not handled all events of these orders: try again later. "
-                        "Nothing was erased."
-                    )
-        self._handled_by = sorted(str(each.config.durable_name) for each in consumers)
+        async with aclosing(messages_of(self._js, str(EVENTS.name))) as messages:
+            async for message in messages:
+                if message.sequence > self._last:
+                    break
+                self._refuse_unreadable([message])
+                if self._redaction.of(message.subject, message.data) is not None:
+                    self._require_handled(message, consumers)
+        for consumer in consumers:
+            for subject in _subjects(consumer):
+                self._handled_by[subject].append(str(consumer.config.durable_name))
+
+    @staticmethod
+    def _require_handled(message: StreamMessage, consumers: Sequence[ConsumerInfo]) -> None:
+        for consumer in consumers:
+            is_behind = consumer.num_pending or consumer.num_ack_pending
+            floor = consumer.ack_floor.stream_seq if consumer.ack_floor else 0
+            if is_behind and message.subject in _subjects(consumer) and message.sequence > floor:
+                raise StackError(
+                    f"{consumer.config.durable_name} has not handled all events of these orders: try again later. "
+                    "Nothing was erased."
+                )
+
+    def _refuse_unreadable(self, messages: Iterable[StreamMessage]) -> None:
+        for message in messages:
+            if self._redaction.is_unreadable(message.subject, message.headers.get("ce-subject", ""), message.data):
+                raise StackError(
+                    f"The event {message.sequence} ({message.subject}) of one of these orders can't be read by this "
+                    "release: use the one that wrote it. Nothing was erased."
+                )
 
     async def replace(self) -> int:
         """Replaces them; returns how many there were. After an interruption a copy may be there twice, which does no
@@ -89,7 +116,7 @@ class Redactions:
                 "Nats-Msg-Id": f"forget/{message.sequence}",
                 PUBLISHED_AT: message.headers.get(PUBLISHED_AT, message.time.isoformat()),
                 REDRIVE_FOR: NOBODY,
-                HANDLED_BY: ",".join(self._handled_by),
+                HANDLED_BY: ",".join(self._handled_by[message.subject]),
             }
             headers.pop("Nats-Expected-Stream", None)
             await self._js.publish(message.subject, data, stream=EVENTS.name, headers=headers)
@@ -98,8 +125,17 @@ class Redactions:
         return count
 
     async def _found(self) -> AsyncIterator[tuple[StreamMessage, bytes]]:
+        later = 0
         async for message in messages_of(self._js, str(EVENTS.name)):
-            if message.sequence > self._last:
-                return
-            if (data := self._redaction.of(message.subject, message.data)) is not None:
+            if (data := self._redaction.of(message.subject, message.data)) is None:
+                continue
+            if message.sequence <= self._last:
                 yield message, data
+            else:
+                later += 1
+        if later:
+            raise StackError(f"{later} events were published meanwhile: run it again.")
+
+
+def _subjects(consumer: ConsumerInfo) -> list[str]:
+    return consumer.config.filter_subjects or [consumer.config.filter_subject or ""]

@@ -6,7 +6,7 @@ places  where pages are, and where they are rebuilt
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from ops.console import Progress
 from ops.errors import StackError
 from ops.page_store import BUCKETS, POSTGRES
 from ops.rebuild.history import Batch, History, Position
-from ops.rebuild.places import SCHEMA, Place, place_of, unused_bucket
+from ops.rebuild.places import BUSY, SCHEMA, Place, clear_table, place_of, unused_bucket
 from ops.services import MYPAGE, owner
 from ops.stack import Stack
 from ops.stream import archive_locked, jetstream
@@ -96,21 +96,26 @@ async def _rebuild(stack: Stack, progress: Progress, store: str) -> Rebuilt:
 
 
 @asynccontextmanager
-async def no_rebuild(stack: Stack, js: JetStreamContext) -> AsyncIterator[None]:
-    """No rebuild runs meanwhile, and one that was interrupted will begin again: it has read the events of before."""
+async def no_rebuild(stack: Stack, js: JetStreamContext) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """No rebuild runs meanwhile. The yielded function discards one that was interrupted, which has read the events of
+    before, and whatever else is in places that are not served.
+    """
     async with _locked(stack) as connection:
-        await connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
-        place = await _place(connection)
-        for bucket in set(BUCKETS) - {place}:
-            await place_of(bucket, connection, js).begin()
-        yield
+
+        async def discard() -> None:
+            await connection.execute(f"DROP SCHEMA IF EXISTS {SCHEMA} CASCADE")
+            place = await _place(connection)
+            for bucket in set(BUCKETS) - {place}:
+                await place_of(bucket, connection, js).begin()
+
+        yield discard
 
 
 async def _place(connection: Session) -> str:
     """Where the pages are. What a rebuild that moved them has left in the table is removed."""
     place = str(await connection.fetchval("SELECT place FROM public.pages_in"))
     if place != POSTGRES:
-        await connection.execute("TRUNCATE public.mypages")
+        await clear_table(connection)
     return place
 
 
@@ -205,7 +210,7 @@ class _Rebuild:
             else:
                 break
         else:
-            raise StackError("Somebody keeps My page's table busy (a dump?); try again later.")
+            raise StackError(BUSY)
         if self._old.name != self._new.name:
             await self._old.clear()
 

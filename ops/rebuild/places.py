@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import asyncpg
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
@@ -15,6 +16,7 @@ from gotohotel.database import Session
 from gotohotel.schema import statements_of
 from mypage_svc.domain import Fact, Pages
 from mypage_svc.store import Buckets, NatsPages, PageBucket, PostgresPages
+from ops.errors import StackError
 from ops.page_store import BUCKETS, POSTGRES
 from ops.services import MYPAGE
 from ops.stream import messages_of
@@ -22,6 +24,7 @@ from ops.stream import messages_of
 MIGRATIONS = Path(mypage_svc.__file__).parent / "migrations"
 SCHEMA = "rebuilt"  # of a rebuild that is not finished
 READ = 1000  # pages at a time
+BUSY = "Somebody keeps My page's table busy (a dump?); try again later."
 READS_LAST_SECONDS = 5  # a read that has begun is over by then
 
 Facts = dict[str, dict[str, str]]  # order → key of a fact → its event
@@ -112,7 +115,7 @@ class PostgresPlace:
         await self._connection.execute(f"REVOKE ALL ON public.mypages FROM {MYPAGE}")
 
     async def clear(self) -> None:
-        await self._connection.execute("TRUNCATE public.mypages")
+        await clear_table(self._connection)
 
 
 class BucketPlace:
@@ -165,6 +168,17 @@ class BucketPlace:
     async def _delete(self) -> None:
         with suppress(NotFoundError):
             await self._js.delete_key_value(self.name)
+
+
+async def clear_table(connection: Session) -> None:
+    """Removes what is left in the table, when the pages are elsewhere. Raises StackError if somebody uses it."""
+    if await connection.fetchval("SELECT EXISTS (SELECT FROM public.mypages)"):
+        try:
+            async with connection.transaction():
+                await connection.execute("SET LOCAL lock_timeout = '5s'")
+                await connection.execute("TRUNCATE public.mypages")
+        except asyncpg.LockNotAvailableError:
+            raise StackError(BUSY) from None
 
 
 def place_of(name: str, connection: Session, js: JetStreamContext) -> Place:

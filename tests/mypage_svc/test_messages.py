@@ -254,10 +254,25 @@ async def test_while_the_provider_cannot_be_reached_few_messages_try(mypage_data
     assert len(list(provider.script)) == 45 - 20
     assert provider.taken == []
 
+    for _ in range(5):  # whoever needs no provider says nothing about it
+        await note(mypage_database, told(STORY[:1], phone="02-123-4567"))
     provider.is_away = True  # a look-up would fail
     await due_now(mypage_database)
     await jobs_of(mypage_database, provider).send_messages()
     assert len(provider.taken) == 50
+
+
+async def test_a_refused_connection_takes_back_only_its_own_try(mypage_database: Database) -> None:
+    """Another sender may have handed the message over meanwhile: it is looked up."""
+    order = await note(mypage_database, told(STORY[:1]))
+    messages = PostgresMessages(mypage_database.autocommit)
+    [slow] = await messages.claim(limit=1)
+    await due_now(mypage_database)
+    [other] = await messages.claim(limit=1)
+    await messages.postpone(other, seconds=0)
+    await messages.postpone(slow, seconds=0, tried=False)
+    [third] = await messages.claim(limit=1)
+    assert (third.order_id, third.tries) == (order, 2)
 
 
 async def test_messages_end_however_long_the_provider_is_away(mypage_database: Database) -> None:

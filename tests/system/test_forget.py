@@ -6,6 +6,7 @@ import gzip
 import json
 import uuid
 from datetime import date
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -13,6 +14,7 @@ import pytest
 
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
 from ops import audit
+from ops.errors import StackError
 from ops.forget.redactions import Redaction, Redactions
 from ops.services import SERVICES
 from ops.stream import archive_locked, jetstream, messages_of
@@ -167,17 +169,21 @@ async def _ordered(hotel: Hotel, phone: str) -> list[bytes]:
 def test_an_event_that_comes_meanwhile_is_left_alone(hotel: Hotel, guest: Client) -> None:
     """Nobody has looked whether it was handled: a relay may have been behind."""
 
+    name = f"Late {uuid.uuid4().hex}"
+
     async def forget_too_early() -> int:
         async with jetstream(hotel.stack) as js:
             orders: set[str] = set()
             redactions = await Redactions.of_now(hotel.stack, js, Redaction(orders=orders))  # type: ignore[arg-type]
-            order = await asyncio.to_thread(hotel.order, guest)
+            order = await asyncio.to_thread(partial(hotel.order, guest, name=name))
             orders.add(order["id"])
             await asyncio.to_thread(hotel.page_with, order["id"], reservationStatus="RECEIVED")
             await redactions.require_handled()
             return await redactions.replace()
 
-    assert asyncio.run(forget_too_early()) == 0
+    with pytest.raises(StackError, match="2 events were published meanwhile"):
+        asyncio.run(forget_too_early())
+    assert "EVENTS" in asyncio.run(places_of(hotel, name))
 
 
 def test_while_the_archive_is_in_use_nothing_is_erased(hotel: Hotel, guest: Client) -> None:
@@ -198,16 +204,17 @@ def test_dead_letters_are_dealt_with_first(hotel: Hotel, guest: Client, secrets:
     hotel.page_with(order, status="CANCELED")
     [data] = asyncio.run(_ordered(hotel, phone))
 
-    async def bury() -> int:
+    async def bury(subject: str) -> int:
         async with jetstream(hotel.stack) as js:
-            headers = {"x-dead-subject": "gotohotel.order.v1.Ordered", "ce-subject": order, "ce-id": str(uuid.uuid4())}
+            headers = {"x-dead-subject": subject, "ce-subject": order, "ce-id": str(uuid.uuid4())}
             return int((await js.publish("dead.mypage_svc", data, headers=headers)).seq)
 
-    number = asyncio.run(bury())
-    refused = forget(hotel, "--subject", guest.subject)
-    assert refused.returncode == 1
-    assert f"dead letters {number} hold what is to be erased" in refused.stderr
-    gotohotel(hotel, "dead-letters", "drop", str(number))
+    for subject in ("gotohotel.order.v1.Ordered", "gotohotel.order.v1.OfANewerRelease"):
+        number = asyncio.run(bury(subject))
+        refused = forget(hotel, "--subject", guest.subject)
+        assert refused.returncode == 1
+        assert f"dead letters {number} hold what is to be erased" in refused.stderr
+        gotohotel(hotel, "dead-letters", "drop", str(number))
     assert forget(hotel, "--subject", guest.subject).returncode == 0
 
 

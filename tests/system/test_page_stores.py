@@ -137,7 +137,7 @@ def test_the_audit_sees_what_is_missing_in_nats(nats_hotel: Hotel) -> None:
 def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) -> None:
     """It does not end with an error of its own."""
     guest = nats_hotel.caller()
-    damaged, unlisted = booked(nats_hotel, guest, 2)
+    damaged, unlisted, odd = booked(nats_hotel, guest, 3)
 
     async def damage() -> None:
         async with nats_server.as_operator(nats_hotel.stack.nats_url()) as js:
@@ -145,6 +145,9 @@ def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) 
             bucket = await js.key_value(name)
             keys = await bucket.keys()
             await bucket.put(next(key for key in keys if key.startswith("page.") and damaged in key), b"{")
+            page = next(key for key in keys if key.startswith("page.") and odd in key)
+            value = ((await bucket.get(page)).value or b"").replace(b'"name"', b'"noname"').replace(b'"80000"', b'"x"')
+            await bucket.put(page, value)
             lost = next(key for key in keys if key.startswith("owner.") and unlisted in key)
             await js.purge_stream(f"KV_{name}", subject=f"$KV.{name}.{lost}")
 
@@ -152,8 +155,9 @@ def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) 
     found = audit.check(nats_hotel.stack, patience_seconds=0)["A7"]
     assert f"order {damaged} has no page" in found
     assert f"My page {unlisted} is missing in a list" in found
+    assert f"order {odd} has no page" in found
     assert gotohotel(nats_hotel, "rebuild").returncode == 0
-    assert listed(guest) == [damaged, unlisted]
+    assert listed(guest) == [damaged, unlisted, odd]
 
 
 def test_nobody_writes_to_the_table_and_nothing_stays_in_it(nats_hotel: Hotel) -> None:
