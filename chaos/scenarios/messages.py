@@ -59,7 +59,7 @@ async def untold(rig: Rig) -> None:
         told, untold = [await rig.sql("mypage_svc", count, orders) for count in (TOLD, UNTOLD)]
         return bool(told >= 2 * len(orders) and not untold)  # placed and paid
 
-    await until(all_told, "messages are never delivered", seconds=120)
+    await until(all_told, "messages are never delivered", seconds=120 + backlog_seconds)
     taken = [json.loads(line) for line in log.read_text().splitlines()]
     keys = [each["recipientGroupingKey"] for each in taken if each["orderId"] in orders]
     told = await rig.sql("mypage_svc", TOLD, orders)
