@@ -86,12 +86,12 @@ async def _rebuild(stack: Stack, progress: Progress, store: str) -> Rebuilt:
         new = place_of(POSTGRES if in_postgres else unused_bucket(place), connection, js)
         done = await _Rebuild.resume(connection, old, new)
         resumed = done.count
-        events = History(stack, js, done.position)
-        progress.expect(resumed + await events.count())
+        history = History(stack, js, done.position)
+        progress.expect(resumed + await history.count())
         progress(resumed)
-        await done.catch_up(events, progress)
-        await done.refuse_loss(events, progress)
-        await done.swap(events, progress)
+        await done.catch_up(history, progress)
+        await done.refuse_loss(history, progress)
+        await done.swap(history, progress)
     return Rebuilt(done.count, resumed, done.skipped)
 
 
@@ -159,20 +159,20 @@ class _Rebuild:
         await connection.execute(f"INSERT INTO {SCHEMA}.progress VALUES ($1, $2, '', 0, 0, 0)", new.name, release)
         return made
 
-    async def catch_up(self, events: History, progress: Progress) -> None:
+    async def catch_up(self, history: History, progress: Progress) -> None:
         """Applies all events that are there now."""
-        async for batch in events.batches():
+        async for batch in history.batches():
             await self._apply(batch)
             progress(len(batch.events))
 
-    async def refuse_loss(self, events: History, progress: Progress) -> None:
+    async def refuse_loss(self, history: History, progress: Progress) -> None:
         """Raises StackError if old pages have an event that the new ones have not."""
         missing: dict[tuple[str, str], str] = {}
         async for facts in self._old.every_fact():
             new = await self._new.facts_of(list(facts))
             for order_id, known in facts.items():
                 missing |= {(order_id, key): known[key] for key in known.keys() - new.get(order_id, {}).keys()}
-        await self.catch_up(events, progress)  # with what has arrived since the old pages were read
+        await self.catch_up(history, progress)  # with what has arrived since the old pages were read
         new = await self._new.facts_of(sorted({order_id for order_id, _ in missing}))
         lost = {(order, key): event for (order, key), event in missing.items() if key not in new.get(order, {})}
         pages = len({order_id for order_id, _ in lost})
@@ -190,15 +190,15 @@ class _Rebuild:
                 "(`gotohotel republish`). The pages stay as they are."
             )
 
-    async def swap(self, events: History, progress: Progress) -> None:
+    async def swap(self, history: History, progress: Progress) -> None:
         """Serves the new pages from now on."""
         for _ in range(TRIES_TO_HOLD):
-            await self.catch_up(events, progress)
+            await self.catch_up(history, progress)
             try:
                 async with self._connection.transaction():
                     await self._connection.execute(HOLD)
                     # Whatever was handled before the lock is in the stream; this reads all that is there now.
-                    await self.catch_up(events, progress)
+                    await self.catch_up(history, progress)
                     await self._new.replace()
                     if self._old.name != self._new.name:
                         await self._old.leave()
