@@ -67,6 +67,7 @@ class Jobs:
         self._quiet_hours = quiet_hours
         self._numbers_end = numbers_end
         self._started = clock()
+        self._takes_newest = False
         self._times_away = 0  # how often the provider could not be reached, one time after the other
         self._away_until = self._started
 
@@ -83,9 +84,13 @@ class Jobs:
             before = pages[-1].order_id
 
     async def send_messages(self) -> None:
-        """Hands over the messages that are due. While the provider can't be reached at all, only a few of them try."""
+        """Hands over the messages that are due. While the provider can't be reached at all, only a few of them try.
+
+        The oldest and the newest take turns: after an outage, news of today does not wait behind all that is late.
+        """
         while not self._is_quiet() and self._clock() >= self._away_until:
-            batch = await self._messages.claim(limit=BATCH)
+            self._takes_newest = not self._takes_newest
+            batch = await self._messages.claim(limit=BATCH, newest=self._takes_newest)
             if not batch:
                 return
             claimed_at = self._clock()

@@ -32,7 +32,7 @@ ON CONFLICT DO NOTHING
 # Each message is postponed for longer than sending takes, so that replicas do not send the same one. Of an order only
 # the first one is taken: the next one follows when the provider has it. One that the provider has answered with a code
 # (its template is refused, or it could not be delivered) holds up no other.
-CLAIM = """
+_CLAIM = """
 UPDATE messages
 SET next_try_at = now() + interval '60 seconds',
     tries = tries + 1
@@ -51,12 +51,14 @@ WHERE (order_id, change) IN (
     WHERE message.status = 'PENDING'
       AND message.next_try_at <= now()
       AND (message.code <> '' OR first.change = message.change)
-    ORDER BY message.next_try_at
+    ORDER BY message.next_try_at {direction}
     LIMIT $1
     FOR UPDATE OF message SKIP LOCKED
 )
 RETURNING order_id, change, template, phone_no, variables, occurred_at, attempt, tries
 """
+CLAIM_OLDEST = _CLAIM.format(direction="ASC")
+CLAIM_NEWEST = _CLAIM.format(direction="DESC")
 
 # Whoever watches the page is told, and the next message of the order is due.
 _CHANGED = """
@@ -173,9 +175,12 @@ class PostgresMessages:
         if rows:
             await self._connection.execute(NOTE, *(list(column) for column in zip(*rows, strict=True)))
 
-    async def claim(self, *, limit: int) -> list[Message]:
-        """Messages that are due, for this caller alone; of an order its first one."""
-        return [_message(row) for row in await self._connection.fetch(CLAIM, limit)]
+    async def claim(self, *, limit: int, newest: bool = False) -> list[Message]:
+        """Messages that are due, for this caller alone; of an order its first one. Those that are due for longest, or
+        the `newest`.
+        """
+        statement = CLAIM_NEWEST if newest else CLAIM_OLDEST
+        return [_message(row) for row in await self._connection.fetch(statement, limit)]
 
     async def accept(self, message: Message, accepted: Accepted, *, provider: str) -> None:
         """This provider has the message."""

@@ -262,6 +262,19 @@ async def test_while_the_provider_cannot_be_reached_few_messages_try(mypage_data
     assert len(provider.taken) == 50
 
 
+async def test_after_an_outage_news_do_not_wait_behind_what_is_late(mypage_database: Database) -> None:
+    """The newest and the oldest take turns."""
+    late = [await note(mypage_database, told(STORY[:1])) for _ in range(60)]
+    await mypage_database.autocommit.execute("UPDATE messages SET next_try_at = now() - interval '1 minute'")
+    fresh = await note(mypage_database, told(STORY[:1]))
+    provider = ScriptedProvider(*[None] * 40, *[TryLater("away")] * 21)
+    await jobs_of(mypage_database, provider).send_messages()
+
+    assert (await states(mypage_database, fresh))["GTH_ORDERED"][0] == "ACCEPTED"
+    accepted = "SELECT count(*) FROM messages WHERE status = 'ACCEPTED' AND order_id = ANY($1::uuid[])"
+    assert await mypage_database.autocommit.fetchval(accepted, late) == 39
+
+
 async def test_a_refused_connection_takes_back_only_its_own_try(mypage_database: Database) -> None:
     """Another sender may have handed the message over meanwhile: it is looked up."""
     order = await note(mypage_database, told(STORY[:1]))
