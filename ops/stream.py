@@ -1,4 +1,7 @@
-"""The stream of events and its archive, for the operator's commands, which must not miss a message unnoticed."""
+"""The stream of events and its archive, for the operator's commands, which must not miss a message unnoticed.
+
+Long because the stream and its archive are one sequence of events: whoever changes how one is read changes the other.
+"""
 
 import base64
 import fcntl

@@ -1,4 +1,7 @@
-"""Payments in PostgreSQL."""
+"""Payments in PostgreSQL.
+
+Long because its statements are: each stores a payment with its events and the guest's limits in one round trip.
+"""
 
 import base64
 import json

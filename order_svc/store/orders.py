@@ -1,4 +1,7 @@
-"""Orders in PostgreSQL, with the nights that they hold."""
+"""Orders in PostgreSQL, with the nights that they hold.
+
+Long because its statements are: each does the work of a whole use case in one round trip.
+"""
 
 import logging
 from collections.abc import Mapping, Sequence

@@ -517,6 +517,7 @@ class Hotel:
             for key, row in self.reservations.rows.items()
         }
         snapshot.pages = {key: MyPage.of(key, facts) for key, facts in self.facts.items()}
+        snapshot.page_owners = {key: page.booking.get("owner") for key, page in snapshot.pages.items()}
         for entry in self.processor.ledger.values():
             if entry["charged"]:
                 snapshot.charges[entry["order_id"]].append(entry)

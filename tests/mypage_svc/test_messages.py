@@ -1,4 +1,7 @@
-"""One message for each change of state, on real PostgreSQL: whatever is repeated, and however many replicas send."""
+"""One message for each change of state, on real PostgreSQL: whatever is repeated, and however many replicas send.
+
+Long because every fault of a provider needs the same messages.
+"""
 
 import asyncio
 from collections.abc import Iterator

@@ -230,7 +230,7 @@ def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -
     seen, second, first = asyncio.run(hold())
 
     assert seen == {200}
-    assert "being rebuilt already" in second
+    assert "The archive is in use" in second
     assert "My page was rebuilt" in first
 
 
