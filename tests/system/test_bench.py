@@ -20,7 +20,7 @@ def test_rounds_are_compared(
     contestants[0].open_room_type()
     assert contestants[0].pids() == {name: pid for name, _, pid, _ in hotel.stack.status()}
 
-    found = asyncio.run(against.contest(contestants, rounds=1, seconds=1, clients=2, advance=lambda _: None))
+    found = asyncio.run(against.contest(contestants, rounds=1, seconds=1, clients=1, advance=lambda _: None))
     against.report(found["here"], found["there"], "there")
 
     assert all(rounds[0].rate > 0 and rounds[0].all_cpu > 0 for rounds in found.values())

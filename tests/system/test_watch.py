@@ -230,6 +230,7 @@ def test_a_watch_survives_restarts_and_kills_of_the_service(hotel: Hotel, guest:
 def test_a_restart_of_the_service_refuses_no_watch(hotel: Hotel, guest: Client) -> None:
     """A browser gives up for good when it is refused: the gateway tries again until the service is back, for all."""
     order = hotel.order(guest, card=None)
+    hotel.page_with(order["id"], status="PAYMENT_PENDING")
     with _stub(hotel) as stub:
         [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "mypage_svc"]
         os.kill(pid, signal.SIGKILL)
