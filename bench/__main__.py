@@ -3,7 +3,6 @@
 import asyncio
 import shutil
 import sys
-import time
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +18,6 @@ from ops import console
 from ops.errors import StackError
 from ops.stack import Stack
 
-CATCH_UP_SECONDS = 120
 IDLE_SECONDS = 5
 
 
@@ -59,7 +57,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
     gateway = stack.ports["gateway"]
     await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=2)  # warm up
-    await _caught_up(stack)
+    await load.caught_up(stack)
 
     cpu = usage.cpu_seconds(pids)
     with console.progress("full load, half load, watches, pgbench, rebuild", 5) as advance:
@@ -67,12 +65,12 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
             _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
         )
         advance(1)
-        drain_seconds = await _caught_up(stack)
+        drain_seconds = await load.caught_up(stack)
         used = {name: after - cpu[name] for name, after in usage.cpu_seconds(pids).items()}
         full_lag = await _lag(stack, full.seconds + drain_seconds)
 
         half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
-        half_lag = await _lag(stack, half.seconds + await _caught_up(stack))
+        half_lag = await _lag(stack, half.seconds + await load.caught_up(stack))
         advance(1)
 
         watching = Watching(stack, pgbench.ROOM_TYPE)
@@ -136,22 +134,6 @@ async def _peak_memory(pids: dict[str, int], seconds: int) -> dict[str, int]:
         now = await asyncio.to_thread(usage.memory_bytes, pids)
         peak = {name: max(peak[name], now[name]) for name in pids}
     return peak
-
-
-async def _caught_up(stack: Stack) -> float:
-    """Waits until My page has every paid order and its reservation; returns how many seconds that took."""
-    started = time.perf_counter()
-    orders = await asyncpg.connect(stack.database_url("order_svc", "postgres"))
-    pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
-    paid = await orders.fetchval("SELECT count(*) FROM orders WHERE status = 'PAID'")
-    shown = "SELECT count(*) FROM mypages WHERE facts ?& ARRAY['order/1', 'pay/1', 'reservation/1']"
-    while await pages.fetchval(shown) < paid:
-        if time.perf_counter() - started > CATCH_UP_SECONDS:
-            raise StackError(f"My page has not caught up after {CATCH_UP_SECONDS} s.")
-        await asyncio.sleep(0.05)
-    await orders.close()
-    await pages.close()
-    return time.perf_counter() - started
 
 
 async def _lag(stack: Stack, seconds: float) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
@@ -22,7 +23,6 @@ from ops.stack import Stack
 
 ROOT = Path(__file__).parents[1]
 ROOM_TYPE = "Bench"
-SETTLE_SECONDS = 2.0  # after a round, until the events of its last orders are handled
 CHART = Path(".run/against.svg")
 
 
@@ -78,8 +78,7 @@ class Round:
         return sum(value for name, value in self.cpu.items() if name != "bench")
 
 
-@contextmanager
-def checked_out(commit: str) -> Iterator[Path]:
+def check_out(commit: str) -> Path:
     """A folder with another commit and its virtual environment, kept for the next time."""
     done = subprocess.run(
         ["git", "rev-parse", "--short", "--verify", f"{commit}^{{commit}}"],
@@ -97,7 +96,7 @@ def checked_out(commit: str) -> Iterator[Path]:
         archive = subprocess.run(["git", "archive", folder.name], cwd=ROOT, capture_output=True, check=True)
         subprocess.run(["tar", "-x", "-C", str(folder)], input=archive.stdout, check=True)
         subprocess.run(["make", ".venv/ready", f"PYTHON={sys.executable}"], cwd=folder, check=True)
-    yield folder
+    return folder
 
 
 @contextmanager
@@ -135,18 +134,18 @@ async def contest(
 async def _load(
     contestant: Contestant, guests: Sequence[str], pids: Mapping[str, int], seconds: float
 ) -> tuple[load.Outcome, dict[str, float]]:
-    before = usage.cpu_seconds(pids)
+    before, began = usage.cpu_seconds(pids), datetime.now(tz=UTC)
     outcome = await load.run(contestant.stack.ports["gateway"], guests, ROOM_TYPE, seconds=seconds)
     if not outcome.latencies:
         raise StackError(f"{contestant.name}: no order was paid: {outcome.others[:1]}")
-    await asyncio.sleep(SETTLE_SECONDS)
+    await load.caught_up(contestant.stack, since=began)  # the CPU of its last events is its own
     return outcome, {name: after - before[name] for name, after in usage.cpu_seconds(pids).items()}
 
 
 def against(commit: str, *, rounds: int, seconds: float, clients: int) -> None:
     """Compares this code with another commit, and prints both, the ratios of each round, and a chart."""
+    folder = check_out(commit)
     with (
-        checked_out(commit) as folder,
         running("here", ROOT, Path(".run/here")) as here,
         running(folder.name, folder, Path(".run/there")) as there,
         console.progress(f"{rounds} rounds", 2 * rounds) as advance,

@@ -6,13 +6,20 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import partial
 
+import asyncpg
 import httpx
+
+from gotohotel.ids import first_id_at
+from ops.errors import StackError
+from ops.stack import Stack
 
 NIGHTS = 300  # number of guests that the orders are spread over
 CARD = "4242424242424242"
+CATCH_UP_SECONDS = 120
+EVER = datetime.fromtimestamp(0, tz=UTC)
 
 
 @dataclass
@@ -105,6 +112,29 @@ def request_of(port: int, token: str, room_type: str) -> bytes:
         f"POST /orders HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     ).encode() + body
+
+
+async def caught_up(stack: Stack, *, since: datetime = EVER) -> float:
+    """Waits until My page, in PostgreSQL, has every order that was paid since then, and its reservation; returns how
+    many seconds that took.
+    """
+    started, first = time.perf_counter(), first_id_at(since)
+    orders = await asyncpg.connect(stack.database_url("order_svc", "postgres"))
+    pages = await asyncpg.connect(stack.database_url("mypage_svc", "postgres"))
+    paid = await orders.fetchval("SELECT count(*) FROM orders WHERE status = 'PAID' AND id >= $1", first)
+    shown = """
+    SELECT count(*)
+    FROM mypages
+    WHERE facts ?& ARRAY['order/1', 'pay/1', 'reservation/1']
+      AND order_id >= $1
+    """
+    while await pages.fetchval(shown, first) < paid:
+        if time.perf_counter() - started > CATCH_UP_SECONDS:
+            raise StackError(f"My page has not caught up after {CATCH_UP_SECONDS} s.")
+        await asyncio.sleep(0.05)
+    await orders.close()
+    await pages.close()
+    return time.perf_counter() - started
 
 
 def open_room_type(gateway_url: str, token: str, room_type: str) -> None:

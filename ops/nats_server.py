@@ -74,7 +74,7 @@ async def _ignore(_: Exception) -> None:
 
 @asynccontextmanager
 async def as_operator(url: str) -> AsyncIterator[JetStreamContext]:
-    """A connection of the operator's."""
+    """A connection of the operator's. One that is lost must not be restored silently: messages would be missing."""
     client = await nats.connect(
         url,
         connect_timeout=3,

@@ -10,19 +10,19 @@ import json
 import os
 import shutil
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import nats
 import nats.errors
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus.streams import EVENTS
+from ops import nats_server
 from ops.errors import StackError
 from ops.stack import Stack
 
@@ -47,28 +47,15 @@ class StreamMessage:
 @asynccontextmanager
 async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
     """The JetStream context of a stack. Raises StackError if NATS can't be reached or the connection is lost."""
-    try:
-        client = await nats.connect(
-            stack.nats_url(),
-            connect_timeout=3,
-            # A lost connection must not be restored silently: messages that were on their way would be missing.
-            allow_reconnect=False,
-            max_reconnect_attempts=1,
-            reconnect_time_wait=0.2,
-            error_cb=_say_nothing,
-        )
-    except (OSError, TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS can't be reached: {str(error) or type(error).__name__}") from None
-    try:
-        yield client.jetstream()
-    except (TimeoutError, nats.errors.Error) as error:
-        raise StackError(f"NATS did not answer as it should: {str(error) or type(error).__name__}") from None
-    finally:
-        await client.close()
-
-
-async def _say_nothing(_: Exception) -> None:
-    """No log lines of the client: the exception that is raised says it."""
+    async with AsyncExitStack() as opened:
+        try:
+            js = await opened.enter_async_context(nats_server.as_operator(stack.nats_url()))
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            raise StackError(f"NATS can't be reached: {str(error) or type(error).__name__}") from None
+        try:
+            yield js
+        except (TimeoutError, nats.errors.Error) as error:
+            raise StackError(f"NATS did not answer as it should: {str(error) or type(error).__name__}") from None
 
 
 # ---------------------------------------------------------------------------------------------- size

@@ -1,8 +1,9 @@
 """My pages in NATS: in a bucket, whose name PostgreSQL knows."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from nats.js import JetStreamContext
 
@@ -36,13 +37,14 @@ FROM pages_in
 # They are not moved until the transaction ends.
 HELD_PLACE = f"{PLACE} FOR SHARE"
 
-# The place of the pages, and the messages of some orders.
 MESSAGES = """
-SELECT place, order_id, jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change) AS told
-FROM pages_in
-LEFT JOIN messages ON order_id = ANY($1::uuid[])
-GROUP BY place, order_id
+SELECT order_id, jsonb_agg(jsonb_build_array(template, status, updated_at) ORDER BY occurred_at, change) AS told
+FROM messages
+WHERE order_id = ANY($1::uuid[])
+GROUP BY order_id
 """
+
+T = TypeVar("T")
 
 
 class Buckets:
@@ -52,9 +54,11 @@ class Buckets:
         self._connected = connected
         self._opened: PageBucket | None = None
         self._js: JetStreamContext | None = None
+        self.last_place = ""  # where the pages were when somebody looked
 
     async def get(self, place: str) -> PageBucket:
         """The bucket with this name. Raises ConnectionError."""
+        self.last_place = place
         if self._opened is None or self._opened.name != place or self._js is not self._connected():
             self._js = self._connected()
             self._opened = await PageBucket.open(self._js, place)
@@ -70,27 +74,32 @@ class NatsPages:
 
     async def get(self, order_id: str, *, owner: str | None) -> MyPage:
         """A page. Raises MyPageNotFound if it does not exist or belongs to another owner (None: any owner)."""
-        found = await self._read([order_id])
-        if not found or owner not in (None, found[0][1].owner):
+        found = await self._read(lambda bucket: bucket.find([order_id]))
+        pages = await self._with_messages(found)
+        if not pages or owner not in (None, found[order_id].owner):
             raise MyPageNotFound()
-        return found[0][0]
+        return pages[0]
 
     async def find(self, order_ids: Sequence[str]) -> list[MyPage]:
         """The existing pages of these orders, whoever they belong to."""
-        return [page for page, _ in await self._read(order_ids)]
+        return await self._with_messages(await self._read(lambda bucket: bucket.find(order_ids)))
 
     async def page(self, *, owner: str | None, before: str, size: int) -> list[MyPage]:
         """Pages, newest order first."""
-        bucket = await self._buckets.get(await self._connection.fetchval(PLACE))
-        if owner is not None:
-            return await self.find(await bucket.of_owner(owner, before=before, size=size))
-        pages: list[MyPage] = []
-        async for orders in bucket.newest(before=before):
-            for begin in range(0, len(orders), size):  # a minute may have thousands
-                pages += await self.find(orders[begin : begin + size])
-                if len(pages) >= size:
-                    return pages[:size]
-        return pages
+
+        async def newest(bucket: PageBucket) -> dict[str, StoredPage]:
+            if owner is not None:
+                return await bucket.find(await bucket.of_owner(owner, before=before, size=size))
+            found: dict[str, StoredPage] = {}
+            async for orders in bucket.newest(before=before):
+                for begin in range(0, len(orders), size):  # a minute may have thousands
+                    some = await bucket.find(orders[begin : begin + size])
+                    found |= {order_id: page for order_id, page in some.items() if page.owner is not None}
+                    if len(found) >= size:
+                        return found
+            return found
+
+        return (await self._with_messages(await self._read(newest)))[:size]
 
     async def merge(self, facts: dict[str, list[Fact]]) -> list[MyPage]:
         """Adds facts to the pages of their orders; returns the pages, without their messages. Safe to repeat.
@@ -108,12 +117,29 @@ class NatsPages:
         bucket = await self._buckets.get(await self._connection.fetchval(HELD_PLACE))
         await bucket.erase(order_ids, names=names)
 
-    async def _read(self, order_ids: Sequence[str]) -> list[tuple[MyPage, StoredPage]]:
-        rows = await self._connection.fetch(MESSAGES, order_ids)
-        told = {str(row["order_id"]): _notifications(row["told"]) for row in rows if row["order_id"]}
-        found = await (await self._buckets.get(rows[0]["place"])).find(order_ids)
+    async def _read(self, read: Callable[[PageBucket], Awaitable[T]]) -> T:
+        """Reads, and again if the pages have moved: then the bucket may be gone, or be filled for the next move."""
+        place = self._buckets.last_place or await self._connection.fetchval(PLACE)
+        while True:
+            failure: ConnectionError | None = None
+            try:
+                found = await read(await self._buckets.get(place))
+            except ConnectionError as error:
+                failure = error
+            before, place = place, await self._connection.fetchval(PLACE)
+            if place == before:
+                if failure is not None:
+                    raise failure
+                return found
+
+    async def _with_messages(self, found: Mapping[str, StoredPage]) -> list[MyPage]:
+        """The pages that have an owner, in the same order."""
+        if not found:
+            return []
+        rows = await self._connection.fetch(MESSAGES, list(found))
+        told = {str(row["order_id"]): _notifications(row["told"]) for row in rows}
         return [
-            (MyPage.of(order_id, from_json(page.facts), told.get(order_id, ())), page)
+            MyPage.of(order_id, from_json(page.facts), told.get(order_id, ()))
             for order_id, page in found.items()
             if page.owner is not None
         ]

@@ -1,6 +1,5 @@
 """Where pages can be: in a table, or in a bucket of NATS."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
@@ -25,7 +24,6 @@ MIGRATIONS = Path(mypage_svc.__file__).parent / "migrations"
 SCHEMA = "rebuilt"  # of a rebuild that is not finished
 READ = 1000  # pages at a time
 BUSY = "Somebody keeps My page's table busy (a dump?); try again later."
-READS_LAST_SECONDS = 5  # a read that has begun is over by then
 
 Facts = dict[str, dict[str, str]]  # order → key of a fact → its event
 
@@ -157,8 +155,7 @@ class BucketPlace:
         """Whoever writes here has asked for the place in a transaction, and the rebuild has waited for its end."""
 
     async def clear(self) -> None:
-        await asyncio.sleep(READS_LAST_SECONDS)
-        await self._delete()
+        await self._delete()  # whoever reads here meanwhile looks where the pages are now
 
     async def _bucket(self) -> PageBucket:
         if self._made is None:

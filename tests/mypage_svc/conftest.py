@@ -3,10 +3,11 @@
 import asyncio
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
+from nats.js.errors import NotFoundError
 
 from gotohotel.bus.connection import Bus
 from gotohotel.database import Database
@@ -37,7 +38,8 @@ async def pages_in_nats(database: Database, stack: Stack) -> AsyncIterator[InNat
             yield InNats(NatsPages(database.autocommit, Buckets(lambda: bus.js)), bus, bucket)
         finally:
             await bus.close()
-            await js.delete_key_value(bucket)
+            with suppress(NotFoundError):  # the test has deleted it
+                await js.delete_key_value(bucket)
 
 
 @pytest.fixture(params=["postgres", "nats"])

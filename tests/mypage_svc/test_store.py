@@ -12,7 +12,7 @@ from gotohotel.database import Database
 from gotohotel.ids import new_id
 from gotohotel.wire import LAST_ID
 from mypage_svc.domain import MyPageNotFound, Pages
-from mypage_svc.store import Changes, NatsPages, PostgresMessages, PostgresPages
+from mypage_svc.store import Changes, NatsPages, PageBucket, PostgresMessages, PostgresPages
 from ops.stack import Stack
 from tests.conftest import within
 from tests.mypage_svc.conftest import pages_in_nats
@@ -203,6 +203,44 @@ async def test_pages_that_can_not_be_reached_are_no_empty_pages(mypage_database:
         assert (await kept.pages.get(order, owner="alice")).order_id == order
         await kept.bus.close()
         await _is_unavailable(kept.pages)
+
+
+@pytest.mark.parametrize("kind", ["get", "find", "list", "list of owner"])
+@pytest.mark.parametrize("old", ["deleted", "empty"])
+async def test_whoever_reads_while_pages_move_reads_again(
+    mypage_database: Database, stack: Stack, kind: str, old: str
+) -> None:
+    """The old bucket may be gone, or be filled for the next rebuild already: neither is an answer."""
+    async with pages_in_nats(mypage_database, stack) as kept:
+        [order] = await stored(kept.pages, "alice")
+        moved = False
+        async with pages_in_nats(mypage_database, stack) as new:
+            await new.pages.merge({order: [STORY[0]]})
+            await mypage_database.autocommit.execute("UPDATE pages_in SET place = $1", kept.bucket)
+            open_bucket = kept.pages._buckets.get
+
+            async def move_after_it_is_opened(place: str) -> PageBucket:
+                nonlocal moved
+                bucket = await open_bucket(place)
+                if not moved:
+                    moved = True
+                    await mypage_database.autocommit.execute("UPDATE pages_in SET place = $1", new.bucket)
+                    if old == "deleted":
+                        await kept.bus.js.delete_key_value(kept.bucket)
+                    else:
+                        await kept.bus.js.purge_stream(f"KV_{kept.bucket}")
+                return bucket
+
+            kept.pages._buckets.get = move_after_it_is_opened  # type: ignore[method-assign]
+            if kind == "get":
+                found = [await kept.pages.get(order, owner="alice")]
+            elif kind == "find":
+                found = await kept.pages.find([order])
+            else:
+                owner = "alice" if kind == "list of owner" else None
+                found = await kept.pages.page(owner=owner, before=LAST_ID, size=5)
+            assert moved
+            assert [page.order_id for page in found] == [order]
 
 
 async def _is_unavailable(pages: NatsPages) -> None:

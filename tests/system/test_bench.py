@@ -30,7 +30,19 @@ def test_rounds_are_compared(
     assert all(name in against.CHART.read_text() for name in SERVICES)
 
 
+def test_a_ratio_above_one_is_ours(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Twice the orders, at half the CPU."""
+    monkeypatch.setattr(against, "CHART", tmp_path / "chart.svg")
+    against.report([against.Round(200, 5, {"order_svc": 3})], [against.Round(100, 9, {"order_svc": 6})], "abc123")
+
+    printed = capsys.readouterr().out
+    assert "orders/s: median 2.00 × abc123" in printed
+    assert "CPU per order: median 0.50 × abc123" in printed
+
+
 def test_a_commit_that_does_not_exist_is_said_so() -> None:
     """Nothing is checked out."""
-    with pytest.raises(StackError, match="no commit 'nothing'"), against.checked_out("nothing"):
-        pass
+    with pytest.raises(StackError, match="no commit 'nothing'"):
+        against.check_out("nothing")

@@ -234,6 +234,9 @@ def test_a_rebuild_that_was_killed_goes_on(nats_hotel: Hotel) -> None:
     slow = subprocess.Popen([sys.executable, "-c", SLOWLY], env=environment)
     before = place(nats_hotel)
     wait_for(lambda: _progress(nats_hotel) > 10)
+    slow.send_signal(signal.SIGSTOP)  # in the middle, while other commands run
+    archived = gotohotel(nats_hotel, "stream", "archive", "--older-than-days", "0")
+    assert "The archive is in use" in archived.stderr  # events that move meanwhile would be missed
     slow.kill()
     slow.wait()
     assert place(nats_hotel) == before
