@@ -1,6 +1,7 @@
 """The embedded stack: real PostgreSQL, NATS and Envoy beside the services, under a supervisor. No root needed."""
 
 import asyncio
+import atexit
 import fcntl
 import json
 import random
@@ -44,13 +45,18 @@ class Stack(Addresses):
 
     @classmethod
     def on_free_ports(cls, home: Path) -> "Stack":
-        """A stack in its own folder, on ports that are free now.
+        """A stack in its own folder, on ports that are free now, and that no other process gets from here.
 
-        They are below the ephemeral range, so that no outgoing connection takes one before its owner does.
+        They are below the ephemeral range, so that no outgoing connection takes one before its owner does. The port
+        before them is bound as long as this process lives, which reserves the others.
         """
-        candidates = random.sample(range(20_000, 32_000), 500)
-        ports = dict(zip(PORTS, filter(_is_free, candidates), strict=False))
-        return cls(home.resolve(), ports)
+        size = len(PORTS)
+        for first in random.sample(range(20_000, 32_000, size + 1), 500):
+            ports = range(first + 1, first + 1 + size)
+            if all(map(_is_free, ports)) and (reservation := _bound(first)) is not None:
+                atexit.register(reservation.close)  # until then it is kept open
+                return cls(home.resolve(), dict(zip(PORTS, ports, strict=True)))
+        raise StackError("There are no free ports between 20000 and 32000.")
 
     @cached_property
     def _supervisor(self) -> Supervisor:
@@ -261,13 +267,23 @@ def _place(name: str) -> int:
 
 
 def _is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return False
-    return True
+    bound = _bound(port)
+    if bound is not None:
+        bound.close()
+    return bound is not None
+
+
+def _bound(port: int) -> socket.socket | None:
+    """A socket that listens on this port; None if the port is in use."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        probe.bind(("127.0.0.1", port))
+        probe.listen()  # two sockets may be bound to a port as long as neither listens
+    except OSError:
+        probe.close()
+        return None
+    return probe
 
 
 def accepts(port: int) -> bool:

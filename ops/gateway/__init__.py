@@ -121,7 +121,7 @@ def _route(rpc: PublicRpc) -> str:
     if rpc.is_stream:
         # A browser gives up for good when a stream is refused: a restart of the service is waited for.
         again = {
-            "retry_on": "connect-failure,reset-before-request",
+            "retry_on": "connect-failure,reset",
             "num_retries": 15,
             "retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"},
         }

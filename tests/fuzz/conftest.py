@@ -1,5 +1,6 @@
 """The state that the fuzz tests expect: which orders exist, who owns them, and which calls were accepted."""
 
+import json
 import os
 import random
 import time
@@ -91,27 +92,19 @@ class Truth:
 
     def check(self) -> None:
         """Checks that every stored change comes from an accepted call."""
-        owned = "SELECT array_agg(id::text) FROM orders WHERE owner = $1"
-        for guest in (*self._guests, self.stranger):
-            found = query(self.hotel, "order_svc", owned, guest.subject)
-            assert set(found or []) == self.orders[guest.subject]
-            for fact, acts in FACTS.items():
-                having = query(self.hotel, "order_svc", f"{owned} AND {fact} IS NOT NULL", guest.subject)
-                assert set(having or []) <= set().union(*(self.accepted[act] for act in acts)), fact
-            for order_id, booked in query(self.hotel, "order_svc", BOOKED, guest.subject) or []:
-                assert self.booked.setdefault(order_id, booked) == booked, order_id
-            charged = query(self.hotel, "sandbox", CHARGED, sorted(self.orders[guest.subject])) or []
-            assert set(charged) <= self.accepted["paid"]
+        guests = [guest.subject for guest in (*self._guests, self.stranger)]
+        found: defaultdict[str, set[str]] = defaultdict(set)
+        for order in json.loads(query(self.hotel, "order_svc", STORED, guests) or "[]"):
+            found[order["owner"]].add(order["id"])
+            for fact in order["facts"]:
+                assert order["id"] in set().union(*(self.accepted[act] for act in FACTS[fact])), fact
+            assert self.booked.setdefault(order["id"], order["booked"]) == order["booked"], order["id"]
+        assert found == {guest: self.orders[guest] for guest in guests if self.orders[guest]}
+        charged = query(self.hotel, "sandbox", CHARGED, sorted(set().union(*found.values()))) or []
+        assert set(charged) <= self.accepted["paid"]
         assert {room["id"]: room for room in self.hotel.desk.get("/roomTypes")["roomTypes"]} == self.rooms
 
 
-BOOKED = """
-SELECT array_agg(ARRAY[
-    id::text, md5(ROW(name, phone_no, room_type, guest_cnt, check_in, check_out, amount, currency, expires_at)::text)
-])
-FROM orders
-WHERE owner = $1
-"""
 CHARGED = "SELECT array_agg(order_id) FROM ledger WHERE outcome = 'CHARGED' AND order_id = ANY($1)"
 GOOD = "4242424242424242"
 ENDED = ("CancelOrder", "CancelReservation", "RejectReservation")
@@ -124,6 +117,16 @@ FACTS = {
     "reservation_canceled_at": ENDED,
     "expired_at": (),
 }
+STORED = f"""
+SELECT json_agg(json_build_object(
+    'owner', owner,
+    'id', id,
+    'booked', md5(ROW(name, phone_no, room_type, guest_cnt, check_in, check_out, amount, currency, expires_at)::text),
+    'facts', array_remove(ARRAY[{", ".join(f"CASE WHEN {fact} IS NOT NULL THEN '{fact}' END" for fact in FACTS)}], NULL)
+))
+FROM orders
+WHERE owner = ANY($1)
+"""
 
 
 def patiently(call: Callable[[], R], is_limited: Callable[[R], bool]) -> R:

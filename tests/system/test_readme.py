@@ -28,6 +28,14 @@ def stack() -> Iterator[Stack]:
     shutil.rmtree(home)
 
 
+@pytest.fixture
+def running(stack: Stack) -> Stack:
+    """The same stack, started; each test runs alone too."""
+    if not stack.is_up:
+        bash(stack, "make up")
+    return stack
+
+
 def bash(stack: Stack, script: str, **environment: str) -> str:
     """Runs a script as a reader would, but on this stack; it must succeed."""
     ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
@@ -85,19 +93,19 @@ def test_the_commands_that_run_it(stack: Stack) -> None:
     assert stack.is_up
 
 
-def test_the_calls_with_curl(stack: Stack) -> None:
+def test_the_calls_with_curl(running: Stack) -> None:
     """The calls book, pay, confirm and cancel one order."""
-    told = bash(stack, SHELL[2])
+    told = bash(running, SHELL[2])
 
     assert '"status":"PAID"' in told
     assert '"status":"CONFIRMED"' in told
     assert '"status":"CANCELING"' in told
 
 
-def test_the_grpc_client(stack: Stack) -> None:
+def test_the_grpc_client(running: Stack) -> None:
     """The client that is printed in the README books and pays a room."""
-    script = PYTHON[0].replace("8088", str(stack.ports["gateway"]))
-    told = bash(stack, f"TOKEN=$(make -s token) .venv/bin/python - <<'END'\n{script}\nEND")
+    script = PYTHON[0].replace("8088", str(running.ports["gateway"]))
+    told = bash(running, f"TOKEN=$(make -s token) .venv/bin/python - <<'END'\n{script}\nEND")
 
     assert "Prime 240000" in told
     assert told.strip().endswith("PAID")
@@ -121,9 +129,9 @@ def test_make_siege(stack: Stack, tmp_path: Path) -> None:
     assert (tmp_path / "siege.svg").read_text().startswith("<svg")
 
 
-def test_make_chaos(stack: Stack) -> None:
+def test_make_chaos(running: Stack) -> None:
     """The scenarios hold on a separate stack beside this one, and this one has no dead letters."""
-    told = bash(stack, SHELL[5])
+    told = bash(running, SHELL[5])
 
     assert re.findall(r"^(\d+) [\w-]+ .* holds$", told, re.MULTILINE) == ["3"]
     assert "0 dead letters" in told

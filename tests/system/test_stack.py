@@ -163,6 +163,15 @@ def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
     assert "GOTOHOTEL_ORDER_PORT and GOTOHOTEL_PAY_PORT" in done.stderr
 
 
+def test_two_stacks_never_get_the_same_ports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The ports are free until the stack starts: meanwhile nobody else gets them."""
+    monkeypatch.setattr("random.sample", lambda population, _: list(population))
+
+    first, second = (Stack.on_free_ports(home / name) for name in ("first", "second"))
+
+    assert not set(first.ports.values()) & set(second.ports.values())
+
+
 def test_a_stack_that_is_not_up_says_so(home: Path) -> None:
     """The commands name `make up` instead of printing a traceback."""
     stack = Stack.on_free_ports(home)

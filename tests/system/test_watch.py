@@ -227,15 +227,21 @@ def test_a_watch_survives_restarts_and_kills_of_the_service(hotel: Hotel, guest:
     wait_for(lambda: hotel.order(hotel.caller())["status"] == "PAID")
 
 
-def test_a_restart_of_the_service_refuses_no_watch(hotel: Hotel, guest: Client) -> None:
-    """A browser gives up for good when it is refused: the gateway tries again until the service is back, for all."""
+@pytest.mark.parametrize("has_the_calls", [False, True])
+def test_a_restart_of_the_service_refuses_no_watch(hotel: Hotel, guest: Client, has_the_calls: bool) -> None:
+    """A browser gives up for good when it is refused: the gateway tries again until the service is back, for all, also
+    when the service ends with calls that it has not answered yet.
+    """
     order = hotel.order(guest, card=None)
     hotel.page_with(order["id"], status="PAYMENT_PENDING")
     with _stub(hotel) as stub:
         [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "mypage_svc"]
-        os.kill(pid, signal.SIGKILL)
+        os.kill(pid, signal.SIGSTOP if has_the_calls else signal.SIGKILL)
         request = pb.WatchMyPageRequest(order_id=order["id"])
         streams = [stub.WatchMyPage(request, metadata=_bearer(guest)) for _ in range(20)]
+        if has_the_calls:
+            time.sleep(0.5)  # the gateway has passed them on
+            os.kill(pid, signal.SIGKILL)
         assert {next(stream).order_id for stream in streams} == {order["id"]}
         for stream in streams:
             stream.cancel()
