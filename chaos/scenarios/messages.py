@@ -4,7 +4,7 @@ import json
 from functools import partial
 from pathlib import Path
 
-from chaos.load import PHONE_OF_A_LATE_ANSWER, PHONE_OF_A_LOST_ANSWER, a_stay
+from chaos.load import PHONE_OF_A_DOUBLED_ANSWER, PHONE_OF_A_LATE_ANSWER, PHONE_OF_A_LOST_ANSWER, a_stay
 from chaos.nemesis import until
 from chaos.rig import Rig, let_run
 from chaos.scenario import scenario
@@ -34,7 +34,7 @@ class _Log:
         return order_id in self._orders
 
 
-@scenario(27, "the provider of messages away, its answers lost, the sender killed: each change is told once")
+@scenario(27, "the provider of messages away, its answers lost or doubled, the sender killed: each change is told once")
 async def untold(rig: Rig) -> None:
     """Counted in the provider's own log; the audit does so for the load (A8)."""
     guest, log = rig.caller("victim"), rig.stack.home / kakao.LOG
@@ -45,7 +45,10 @@ async def untold(rig: Rig) -> None:
     lines = _Log(log)
     backlog_seconds = 30 + rig.seconds(8)  # what waited goes out first
     for _ in range(3):
-        booked.append(await guest.book(phoneNo=PHONE_OF_A_LOST_ANSWER, **a_stay(rig.chance)))
+        booked += [
+            await guest.book(phoneNo=phone_no, **a_stay(rig.chance))
+            for phone_no in (PHONE_OF_A_LOST_ANSWER, PHONE_OF_A_DOUBLED_ANSWER)
+        ]
         late = await guest.book(phoneNo=PHONE_OF_A_LATE_ANSWER, **a_stay(rig.chance))
         booked.append(late)
         reached = partial(lines.has, late.order_id)

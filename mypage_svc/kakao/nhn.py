@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 SEOUL = timezone(timedelta(hours=9))  # the provider's dates
 LOOK_BACK = timedelta(days=2)
 
+# A second answer to a call would otherwise be read as the answer to the next one.
+ONE_CALL_FOR_EACH_CONNECTION = httpx.Limits(max_connections=100, max_keepalive_connections=0)
+
 # Codes of the API.
 ACCEPTED = 0
 USED_ALREADY = -1005  # the idempotency key: the message was taken before
@@ -185,9 +188,17 @@ def _date(time: datetime) -> str:
 
 @asynccontextmanager
 async def open_nhn() -> AsyncIterator[NhnProvider]:
-    """Reads the settings and opens the connections."""
-    settings = read_settings(NhnSettings, "MYPAGE_NHN")
+    """Reads the settings and opens the provider."""
+    async with connected(read_settings(NhnSettings, "MYPAGE_NHN")) as provider:
+        yield provider
+
+
+@asynccontextmanager
+async def connected(settings: NhnSettings) -> AsyncIterator[NhnProvider]:
+    """The provider with these settings."""
     logging.getLogger("httpx").setLevel(logging.WARNING)  # its lines have the app key in them
     headers = {"X-Secret-Key": settings.secret_key, "Content-Type": "application/json;charset=UTF-8"}
-    async with httpx.AsyncClient(base_url=settings.url, headers=headers, timeout=settings.timeout_seconds) as client:
+    async with httpx.AsyncClient(
+        base_url=settings.url, headers=headers, timeout=settings.timeout_seconds, limits=ONE_CALL_FOR_EACH_CONNECTION
+    ) as client:
         yield NhnProvider(client, settings)

@@ -7,7 +7,6 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
-import httpx
 import pytest
 
 from mypage_svc.domain import CANCELED, TEMPLATES
@@ -23,7 +22,7 @@ from mypage_svc.kakao import (
     Undelivered,
     recipient_of,
 )
-from mypage_svc.kakao.nhn import NhnProvider, NhnSettings
+from mypage_svc.kakao.nhn import NhnProvider, NhnSettings, connected
 from ops import kakao
 
 VARIABLES = {
@@ -93,18 +92,15 @@ def fake(tmp_path: Path) -> Iterator[str]:
 @pytest.fixture
 async def nhn(fake: str) -> AsyncIterator[NhnProvider]:
     """The adapter, which waits for an answer for a second."""
-    async with client_of(fake, kakao.SECRET_KEY) as client:
-        yield NhnProvider(client, settings_of(fake))
+    async with connected(settings_of(fake)) as provider:
+        yield provider
 
 
-def settings_of(url: str) -> NhnSettings:
+def settings_of(url: str, *, secret: str = kakao.SECRET_KEY) -> NhnSettings:
     return NhnSettings(
-        url=url, app_key=kakao.APP_KEY, secret_key="-", sender_key=kakao.SENDER_KEY, sms_sender_no="0212345678"
-    )
-
-
-def client_of(url: str, secret: str) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=url, headers={"X-Secret-Key": secret}, timeout=1)
+        url=url, app_key=kakao.APP_KEY, secret_key=secret, sender_key=kakao.SENDER_KEY, sms_sender_no="0212345678",
+        timeout_seconds=1,
+    )  # fmt: skip
 
 
 async def test_a_message_is_accepted_and_delivered(nhn: NhnProvider) -> None:
@@ -113,6 +109,15 @@ async def test_a_message_is_accepted_and_delivered(nhn: NhnProvider) -> None:
     assert await nhn.result(accepted) == Result("DELIVERED", "1000", "KAKAO")
     assert await nhn.find(message()) == accepted
     assert await nhn.find(message("GTH_EXPIRED")) is None
+
+
+async def test_an_answer_that_comes_twice_is_not_the_next_messages(nhn: NhnProvider) -> None:
+    """Each message has the number that the provider gave to it."""
+    first = await nhn.send(message("GTH_PAID"), "01012340200")
+    second = await nhn.send(message("GTH_CONFIRMED"), "01012340000")
+
+    assert first.request_id != second.request_id
+    assert await nhn.find(message("GTH_CONFIRMED", tries=2)) == second
 
 
 async def test_a_message_that_is_sent_again_is_taken_once(nhn: NhnProvider) -> None:
@@ -146,9 +151,9 @@ async def test_a_template_that_is_not_approved_is_refused(nhn: NhnProvider) -> N
 
 async def test_a_wrong_secret_stops_the_sender(fake: str) -> None:
     """Every call is refused."""
-    async with client_of(fake, "wrong") as client:
+    async with connected(settings_of(fake, secret="wrong")) as nhn:
         with pytest.raises(Misconfigured):
-            await NhnProvider(client, settings_of(fake)).send(message(), "01012340000")
+            await nhn.send(message(), "01012340000")
 
 
 async def test_a_refused_number_is_given_up(nhn: NhnProvider) -> None:
@@ -191,11 +196,11 @@ async def test_a_provider_that_is_away_or_talks_nonsense_is_tried_again() -> Non
 
     server = await asyncio.start_server(nonsense, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    async with client_of(url, "") as client:
+    async with connected(settings_of(url)) as nhn:
         for _ in range(4):
             with pytest.raises(TryLater):
-                await NhnProvider(client, settings_of(url)).send(message(), "01012340000")
+                await nhn.send(message(), "01012340000")
         server.close()
         await server.wait_closed()
         with pytest.raises(TryLater):
-            await NhnProvider(client, settings_of(url)).result(Accepted("r1", 1))
+            await nhn.result(Accepted("r1", 1))
