@@ -205,12 +205,17 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True  # the caller has given up
 
 
+class Server(ThreadingHTTPServer):
+    """A thread for each connection; many callers may connect at once."""
+
+    request_queue_size = 128
+    daemon_threads = True
+
+
 def serve(port: int, log: Path) -> ThreadingHTTPServer:
     """The server, listening on loopback; the caller runs it."""
     handler = type("BoundHandler", (Handler,), {"provider": FakeProvider(log)})
-    server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-    server.daemon_threads = True
-    return server
+    return Server(("127.0.0.1", port), handler)
 
 
 if __name__ == "__main__":

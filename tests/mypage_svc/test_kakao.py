@@ -120,6 +120,13 @@ async def test_an_answer_that_comes_twice_is_not_the_next_messages(nhn: NhnProvi
     assert await nhn.find(message("GTH_CONFIRMED", tries=2)) == second
 
 
+async def test_many_messages_are_taken_at_once(nhn: NhnProvider) -> None:
+    """Each call has a connection of its own, and none is refused."""
+    sent = await asyncio.gather(*(nhn.send(message(attempt=number), "01012340000") for number in range(100)))
+
+    assert len({accepted.request_id for accepted in sent}) == 100
+
+
 async def test_a_message_that_is_sent_again_is_taken_once(nhn: NhnProvider) -> None:
     """The provider refuses the key (-1005); the message is looked up."""
     first = await nhn.send(message(), "01012340000")
