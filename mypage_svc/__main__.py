@@ -34,7 +34,7 @@ from mypage_svc.watches import open_watches
 PageStore = Callable[[Connection], Pages]
 STORES: dict[str, Callable[[App], PageStore]] = {
     "postgres": lambda _: PostgresPages,
-    "nats": lambda app: partial(NatsPages, buckets=Buckets(lambda: app.bus.js)),
+    "nats": lambda app: partial(NatsPages, buckets=Buckets(app.bus.connected)),
 }
 PROVIDERS: dict[str, Callable[[], AbstractAsyncContextManager[Provider]]] = {
     "console": open_console,

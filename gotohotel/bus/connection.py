@@ -37,6 +37,12 @@ class Bus:
         """Whether the server is reachable now."""
         return bool(self.client.is_connected)
 
+    def connected(self) -> JetStreamContext:
+        """The JetStream context. Raises ConnectionError if the server is not reachable now."""
+        if not self.is_connected:
+            raise ConnectionError("NATS is not connected")
+        return self.js
+
     async def connect(self, stopping: asyncio.Event) -> None:
         """Connects and declares the streams, however long it takes, or until `stopping` is set.
 

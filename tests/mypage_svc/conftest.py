@@ -35,7 +35,7 @@ async def pages_in_nats(database: Database, stack: Stack) -> AsyncIterator[InNat
         await PageBucket.make(js, bucket)
         await database.autocommit.execute("UPDATE pages_in SET place = $1", bucket)
         try:
-            yield InNats(NatsPages(database.autocommit, Buckets(lambda: bus.js)), bus, bucket)
+            yield InNats(NatsPages(database.autocommit, Buckets(bus.connected)), bus, bucket)
         finally:
             await bus.close()
             with suppress(NotFoundError):  # the test has deleted it

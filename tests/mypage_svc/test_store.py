@@ -8,11 +8,12 @@ from datetime import timedelta
 
 import pytest
 
+from gotohotel.bus.connection import Bus
 from gotohotel.database import Database
 from gotohotel.ids import new_id
 from gotohotel.wire import LAST_ID
 from mypage_svc.domain import MyPageNotFound, Pages
-from mypage_svc.store import Changes, NatsPages, PageBucket, PostgresMessages, PostgresPages
+from mypage_svc.store import Buckets, Changes, NatsPages, PageBucket, PostgresMessages, PostgresPages
 from ops.stack import Stack
 from tests.conftest import within
 from tests.mypage_svc.conftest import pages_in_nats
@@ -241,6 +242,13 @@ async def test_whoever_reads_while_pages_move_reads_again(
                 found = await kept.pages.page(owner=owner, before=LAST_ID, size=5)
             assert moved
             assert [page.order_id for page in found] == [order]
+
+
+async def test_before_nats_is_connected_the_pages_are_unavailable(mypage_database: Database, stack: Stack) -> None:
+    """A service that has just started takes calls before it has its connection."""
+    bus = Bus(stack.nats_url(), name="test")
+    async with pages_in_nats(mypage_database, stack):
+        await _is_unavailable(NatsPages(mypage_database.autocommit, Buckets(bus.connected)))
 
 
 async def _is_unavailable(pages: NatsPages) -> None:
