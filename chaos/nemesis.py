@@ -17,7 +17,8 @@ from chaos.links import Links
 from gotohotel.bus.streams import EVENTS
 from gotohotel.database import TRANSIENT
 from ops.configuration import PROCESSES
-from ops.stack import Stack, accepts
+from ops.ports import accepts
+from ops.stack import Stack
 from ops.stream import jetstream
 
 COMES_BACK_SECONDS = 60

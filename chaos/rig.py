@@ -20,7 +20,8 @@ from chaos.links import Links
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, NotAsItMust, query, until
 from ops.configuration import PROCESSES
-from ops.stack import Stack, accepts
+from ops.ports import accepts
+from ops.stack import Stack
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}

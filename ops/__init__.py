@@ -13,6 +13,7 @@ provisioning  roles, databases, schemas, streams, consumers
 catalogue     the sample catalogue
 events        all event types
 services      the table of services, from which ports, users, secrets and settings follow
+ports         free ones, and whether one answers
 postgres      its PostgreSQL: cluster, databases, roles
 nats_server   its NATS: configuration, users
 gateway       Envoy's configuration
@@ -21,5 +22,6 @@ demo          the main job, as a story
 audit         checks the invariants
 dead_letters, republish, rebuild  repairs after events went wrong
 stream        the stream and its archive
+backup        a copy of a whole hotel, and a hotel from it
 errors        errors without a traceback
 """

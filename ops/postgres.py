@@ -82,6 +82,16 @@ def make_cluster(home: Path, password: str) -> None:
     folder.rename(home / "postgres")
 
 
+def give(cluster: Path) -> None:
+    """Makes the user that PostgreSQL runs as the owner of a cluster's files."""
+    if os.geteuid() == 0:
+        group = pwd.getpwnam(STAND_IN).pw_gid
+        for path in (cluster, *cluster.rglob("*")):
+            shutil.chown(path, STAND_IN, group)
+        _let_through(Path(program("initdb")).resolve().parent)
+        _let_through(cluster.parent)
+
+
 async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:
     """Creates a database for each service that has none: its owner role changes the schema, its run-time role only
     rows.

@@ -1,11 +1,8 @@
 """The embedded stack: real PostgreSQL, NATS and Envoy beside the services, under a supervisor. No root needed."""
 
 import asyncio
-import atexit
 import fcntl
 import json
-import random
-import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -15,7 +12,7 @@ from typing import Any
 import asyncpg
 import httpx
 
-from ops import configuration, page_store, postgres, provisioning, tokens
+from ops import configuration, page_store, ports, postgres, provisioning, tokens
 from ops.addresses import Addresses
 from ops.catalogue import open_catalogue
 from ops.configuration import KAKAO, LISTENS_TOO, PROCESSES
@@ -25,6 +22,7 @@ from ops.settings import PORTS, home_setting, port_setting, stream_bytes
 from ops.supervision import Supervisor, wait_until
 
 START_SECONDS = 60
+RESTORING = "restoring"  # this file is there while a backup is being restored
 
 
 class Stack(Addresses):
@@ -45,18 +43,8 @@ class Stack(Addresses):
 
     @classmethod
     def on_free_ports(cls, home: Path) -> "Stack":
-        """A stack in its own folder, on ports that are free now, and that no other process gets from here.
-
-        They are below the ephemeral range, so that no outgoing connection takes one before its owner does. The port
-        before them is bound as long as this process lives, which reserves the others.
-        """
-        size = len(PORTS)
-        for first in random.sample(range(20_000, 32_000, size + 1), 500):
-            ports = range(first + 1, first + 1 + size)
-            if all(map(_is_free, ports)) and (reservation := _bound(first)) is not None:
-                atexit.register(reservation.close)  # until then it is kept open
-                return cls(home.resolve(), dict(zip(PORTS, ports, strict=True)))
-        raise StackError("There are no free ports between 20000 and 32000.")
+        """A stack in its own folder, on ports that are free, and that no other process gets from here."""
+        return cls(home.resolve(), dict(zip(PORTS, ports.reserve(len(PORTS)), strict=True)))
 
     @cached_property
     def _supervisor(self) -> Supervisor:
@@ -64,10 +52,16 @@ class Stack(Addresses):
 
     # ------------------------------------------------------------------------------------------ up and down
 
-    def up(self) -> None:
-        """Starts every process that is not running; returns when the gateway answers. Existing data is kept."""
+    def up(self, *, restoring: Callable[[], None] | None = None) -> None:
+        """Starts every process that is not running; returns when the gateway answers. Existing data is kept.
+
+        `restoring` is run before the services start, by who restores a backup. Raises StackError if that was
+        interrupted, and somebody else starts the stack.
+        """
         with self._one_at_a_time():
             if not self.is_up:
+                if restoring is None and (self.home / RESTORING).exists():
+                    raise StackError("A restore was interrupted: run `gotohotel restore` again.")
                 if self._supervisor.orphans():
                     raise StackError(
                         "The processes of a stack whose supervisor was killed still run: run `make down` first."
@@ -88,12 +82,15 @@ class Stack(Addresses):
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
                 self._migrate()  # never while services run, perhaps of the previous release
                 asyncio.run(page_store.require_wanted(self.database_url(MYPAGE, MYPAGE)))
+                if restoring is not None:
+                    restoring()
+                    (self.home / RESTORING).unlink()
             if KAKAO in self._known_processes():
                 self._start(KAKAO)
             for name in (*SERVICES, "envoy"):
                 self._start(name)
             for name in SERVICES:
-                self._wait(name, partial(accepts, self.ports[PROCESSES[name]]))
+                self._wait(name, partial(ports.accepts, self.ports[PROCESSES[name]]))
             self._wait("envoy", self._gateway_answers)
             open_catalogue(self)
             wait_until(
@@ -165,7 +162,7 @@ class Stack(Addresses):
         """Starts one process and waits until it answers."""
         self._refuse_unknown(name)
         self._start(name)
-        self._wait(name, lambda: accepts(self.ports[PROCESSES.get(name, name)]))
+        self._wait(name, lambda: ports.accepts(self.ports[PROCESSES.get(name, name)]))
 
     def stop(self, name: str) -> None:
         """Stops one process; it stays stopped until it is started again."""
@@ -206,7 +203,7 @@ class Stack(Addresses):
                 )
         for name in names:
             for port in (PROCESSES.get(name, name), *LISTENS_TOO.get(name, ())):
-                if not _is_free(self.ports[port]):
+                if not ports.is_free(self.ports[port]):
                     raise StackError(
                         f"Port {self.ports[port]} for {name} is in use; "
                         f"set GOTOHOTEL_{port.upper()}_PORT to a free one."
@@ -240,7 +237,7 @@ class Stack(Addresses):
             return 0
 
     def _nats_answers(self) -> bool:
-        return accepts(self.ports["nats"])
+        return ports.accepts(self.ports["nats"])
 
     def _postgres_answers(self) -> bool:
         async def connect() -> None:
@@ -264,30 +261,3 @@ class Stack(Addresses):
 def _place(name: str) -> int:
     """A process's position in the start order; one that only another release knows counts as a service."""
     return list(PROCESSES).index(name if name in PROCESSES else next(iter(SERVICES)))
-
-
-def _is_free(port: int) -> bool:
-    bound = _bound(port)
-    if bound is not None:
-        bound.close()
-    return bound is not None
-
-
-def _bound(port: int) -> socket.socket | None:
-    """A socket that listens on this port; None if the port is in use."""
-    probe = socket.socket()
-    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        probe.bind(("127.0.0.1", port))
-        probe.listen()  # two sockets may be bound to a port as long as neither listens
-    except OSError:
-        probe.close()
-        return None
-    return probe
-
-
-def accepts(port: int) -> bool:
-    """Whether a port of this machine accepts connections."""
-    with socket.socket() as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -171,8 +171,13 @@ class Archive:
 
 def archives(stack: Stack) -> list[Archive]:
     """The archive's files, oldest first."""
+    return archives_in(stack.archive)
+
+
+def archives_in(folder: Path) -> list[Archive]:
+    """The archive's files in a folder, oldest first."""
     found = []
-    for path in sorted(stack.archive.glob("events-*-*-*.jsonl.gz")):
+    for path in sorted(folder.glob("events-*-*-*.jsonl.gz")):
         stream, first, last = path.name.removesuffix(".jsonl.gz").split("-")[1:]
         found.append(Archive(path, stream, int(first), int(last)))
     return found
@@ -209,7 +214,9 @@ def archive_locked(stack: Stack) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise StackError("The archive is in use, by an archive, a rebuild or a forget; try again later.") from None
+            raise StackError(
+                "The archive is in use, by an archive, a backup, a rebuild or a forget; try again later."
+            ) from None
         yield
 
 
@@ -225,7 +232,7 @@ def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None])
             messages.append(message if data is None else replace(message, data=data))
             found += data is not None
         if found:
-            _write(stack, archived.stream, messages)
+            write_archive(stack.archive, archived.stream, messages)
         changed += found
     return changed
 
@@ -247,20 +254,20 @@ async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
             if message.sequence > done:
                 batch.append(message)
             if len(batch) == ARCHIVE_FILE_EVENTS:
-                moved += _write(stack, stream, batch)
+                moved += write_archive(stack.archive, stream, batch)
                 done, batch = batch[-1].sequence, []
     if batch:
-        moved += _write(stack, stream, batch)
+        moved += write_archive(stack.archive, stream, batch)
         done = batch[-1].sequence
     if done:
         await js.purge_stream(name, seq=min(done, floor) + 1)
     return moved
 
 
-def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
+def write_archive(folder: Path, stream: str, messages: list[StreamMessage]) -> int:
     """Writes a file, which gets its final name only after it was read back completely."""
     first, last = messages[0].sequence, messages[-1].sequence
-    path = stack.archive / f"events-{stream}-{first:016d}-{last:016d}.jsonl.gz"
+    path = folder / f"events-{stream}-{first:016d}-{last:016d}.jsonl.gz"
     fresh = path.with_suffix(".new")
     fresh.touch(mode=0o600)
     with fresh.open("wb") as raw:
@@ -278,9 +285,9 @@ def _write(stack: Stack, stream: str, messages: list[StreamMessage]) -> int:
         os.fsync(raw.fileno())
     Archive(fresh, stream, first, last).check()
     fresh.rename(path)
-    folder = os.open(stack.archive, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    opened = os.open(folder, os.O_RDONLY)
+    os.fsync(opened)
+    os.close(opened)
     return len(messages)
 
 

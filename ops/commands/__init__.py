@@ -1,5 +1,5 @@
 """The commands.
 
-stack   up, down, migrate, status, logs, start, stop, token, demo, audit
+stack   up, down, migrate, status, logs, start, stop, token, backup, restore, demo, audit
 events  stream, dead-letters, republish, rebuild
 """

@@ -3,11 +3,13 @@
 import os
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ops import console
+from ops.backup import LATER, back_up, restore
 from ops.configuration import PROCESSES
 from ops.errors import StackError
 from ops.stack import Stack
@@ -100,6 +102,30 @@ def rotate_key() -> None:
     """Signs tokens with a new key from now on. Those of the key before it stay valid until they expire."""
     running_stack().rotate_token_key()
     print("Tokens are signed with a new key. Run it again to make those of the key before it invalid.")
+
+
+@app.command()
+def backup(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
+    """Copies the running hotel into a folder: databases, events, passwords and keys."""
+    count = back_up(running_stack(), folder)
+    print(f"The hotel, with {count} events, is in {folder}/.")
+    print("It holds passwords, keys and guests' names.")
+
+
+@app.command(name="restore")
+def restore_backup(folder: Annotated[Path, typer.Argument(help="Of a backup.")]) -> None:
+    """Makes a running hotel of a backup, in a home without a database, and names what came after it."""
+    stack = Stack.from_environment()
+    done = restore(stack, folder)
+    print(f"The hotel is restored, with {done.events} events; {done.sent_again} of them are on their way again.")
+    if done.later:
+        shown = console.table("time", "order", "event")
+        for each in done.later:
+            shown.add_row(each.time[:19], each.order_id, each.type)
+        print(
+            f"\n{len(done.later)} events came after the backup. No database knows them; {LATER} in the home has them:\n"
+        )
+        console.show(shown)
 
 
 @app.command()

@@ -361,8 +361,10 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
     assert re.search(r"^archived +[1-9]", gotohotel(hotel, "stream").stdout, re.MULTILINE)
 
 
-def test_a_damaged_archive_is_said_so(hotel: Hotel) -> None:
+def test_a_damaged_archive_is_said_so(hotel: Hotel, guest: Client) -> None:
     """The audit and the rebuild fail if they can't read a file of the archive."""
+    hotel.page_with(hotel.order(guest)["id"], status="PAID", reservationStatus="RECEIVED")
+    wait_for(lambda: "0 events" not in gotohotel(hotel, "stream", "archive", "--older-than-days", "0").stdout)
     (archived, *_) = sorted(hotel.stack.archive.glob("*.gz"))
     whole = archived.read_bytes()
     archived.write_bytes(whole[: len(whole) // 2])

@@ -1,4 +1,7 @@
-"""My page in NATS, on a stack of its own: serving, outages, rebuilding there, and moving between the stores."""
+"""My page in NATS, on a stack of its own: serving, outages, rebuilding there, and moving between the stores.
+
+Long because all of it needs that stack, which takes long to start.
+"""
 
 import asyncio
 import json
@@ -16,6 +19,7 @@ import asyncpg
 import pytest
 
 from ops import audit, nats_server
+from ops.backup import back_up, restore
 from ops.errors import StackError
 from ops.stack import Stack
 from tests.conftest import Client, Hotel, wait_for
@@ -256,6 +260,28 @@ def _progress(hotel: Hotel) -> int:
         return int(asyncio.run(fetch(hotel, "SELECT events FROM rebuilt.progress")) or 0)
     except asyncpg.UndefinedTableError:
         return 0
+
+
+def test_a_backup_brings_the_pages_back(nats_hotel: Hotel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages in NATS are not copied: the events are, and a restore rebuilds the pages from them."""
+    guest = nats_hotel.caller()
+    order = nats_hotel.order(guest)["id"]
+    page = nats_hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
+    folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
+    second = Stack.on_free_ports(folder / "home")
+    monkeypatch.setenv("MYPAGE_STORE", "nats")
+    try:
+        back_up(nats_hotel.stack, folder / "backup")
+        restore(second, folder / "backup")
+        client = Client(second, subject=guest.subject, role="guest")
+
+        wait_for(lambda: client.get(f"/mypages/{order}")["timeline"] == page["timeline"])
+
+        assert order in [each["orderId"] for each in client.get("/mypages")["mypages"]]
+        client.close()
+    finally:
+        second.down()
+        shutil.rmtree(folder)
 
 
 def test_pages_move_between_the_stores(nats_hotel: Hotel) -> None:

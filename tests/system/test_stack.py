@@ -29,7 +29,8 @@ import gotohotel as gotohotel_package
 from ops import services
 from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
-from ops.stack import Stack, accepts
+from ops.ports import accepts
+from ops.stack import Stack
 from tests.conftest import ROOT, Client, Hotel, wait_for
 
 
