@@ -1,7 +1,10 @@
 """The embedded NATS: its configuration, and a user for each service."""
 
+import asyncio
 import json
 import shutil
+import sys
+import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,8 +14,11 @@ from nats.js import JetStreamContext
 from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
+from ops import ports
 from ops.errors import StackError
-from ops.services import OPERATOR, SERVICES, part
+from ops.services import OPERATOR, SERVICES, nats_password, part
+
+START_SECONDS = 30
 
 CONF = """\
 host: 127.0.0.1
@@ -87,6 +93,31 @@ async def as_operator(url: str) -> AsyncIterator[JetStreamContext]:
         yield client.jetstream()
     finally:
         await client.close()
+
+
+@asynccontextmanager
+async def of_a_stopped_stack(home: Path, secrets: Mapping[str, str]) -> AsyncIterator[JetStreamContext]:
+    """Runs the NATS of a stack that does not run, to read its streams. Raises StackError if it does not answer."""
+    if not (home / "nats").exists():
+        raise StackError(f"There is no stream in {home}.")
+    [port] = ports.reserve(1)
+    passwords = {user: secrets[nats_password(user)] for user in (OPERATOR, *SERVICES)}
+    with tempfile.NamedTemporaryFile("w", suffix=".conf") as conf:
+        conf.write(configuration(home=home, port=port, passwords=passwords))
+        conf.flush()
+        program = Path(sys.executable).parent / "nats-server"
+        server = await asyncio.create_subprocess_exec(program, "-c", conf.name, stderr=asyncio.subprocess.DEVNULL)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                while not ports.accepts(port):  # noqa: ASYNC110 - it says so nowhere else
+                    await asyncio.sleep(0.1)
+            async with as_operator(f"nats://{OPERATOR}:{passwords[OPERATOR]}@127.0.0.1:{port}") as js:
+                yield js
+        except TimeoutError:
+            raise StackError(f"The NATS of {home} does not answer.") from None
+        finally:
+            server.terminate()
+            await server.wait()
 
 
 async def declare_streams(js: JetStreamContext, *, events_bytes: int) -> None:

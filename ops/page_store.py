@@ -29,17 +29,21 @@ def wanted() -> str:
     return store
 
 
-async def require_wanted(database_url: str) -> None:
-    """Raises StackError if the pages are not where this environment wants them."""
+async def place(database_url: str) -> str:
+    """Where the pages are: POSTGRES, or the name of a bucket."""
     connection = await asyncpg.connect(database_url, timeout=3)
     try:
-        place = await connection.fetchval("SELECT place FROM pages_in")
+        return str(await connection.fetchval("SELECT place FROM pages_in"))
     finally:
         await connection.close()
-    if (place == POSTGRES) != (wanted() == POSTGRES):
+
+
+def require_wanted(pages_in: str) -> None:
+    """Raises StackError if the pages are not where this environment wants them."""
+    if (pages_in == POSTGRES) != (wanted() == POSTGRES):
         raise StackError(
-            f"MYPAGE_STORE is {wanted()}, but the pages are in {place}: set it to "
-            f"{POSTGRES if place == POSTGRES else NATS}, or move them first (`gotohotel rebuild --store`)."
+            f"MYPAGE_STORE is {wanted()}, but the pages are in {pages_in}: set it to "
+            f"{POSTGRES if pages_in == POSTGRES else NATS}, or move them first (`gotohotel rebuild --store`)."
         )
 
 

@@ -8,14 +8,16 @@ from ops.errors import StackError
 
 # Below the ephemeral range, so that no outgoing connection takes one before its owner does.
 CANDIDATES = range(20_000, 32_000)
+BLOCK = 16
 
 
 def reserve(count: int) -> range:
-    """Ports that are free now, and that nobody else gets from here as long as this process lives.
+    """Fewer than BLOCK ports that are free now, and that nobody else gets from here as long as this process lives.
 
     The port before them is bound, which reserves the others. Raises StackError if there are none.
     """
-    for first in random.sample(CANDIDATES[:: count + 1], len(CANDIDATES) // (count + 1)):
+    blocks = CANDIDATES[::BLOCK]
+    for first in random.sample(blocks, len(blocks)):
         chosen = range(first + 1, first + 1 + count)
         if all(map(is_free, chosen)) and (reservation := _bound(first)) is not None:
             atexit.register(reservation.close)  # until then it is kept open

@@ -55,13 +55,13 @@ class Stack(Addresses):
     def up(self, *, restoring: Callable[[], None] | None = None) -> None:
         """Starts every process that is not running; returns when the gateway answers. Existing data is kept.
 
-        `restoring` is run before the services start, by who restores a backup. Raises StackError if that was
-        interrupted, and somebody else starts the stack.
+        `restoring` is run before the services start, by who restores a backup. Raises StackError if a restore was not
+        completed here.
         """
         with self._one_at_a_time():
+            if restoring is None:
+                self._refuse_half_restored()
             if not self.is_up:
-                if restoring is None and (self.home / RESTORING).exists():
-                    raise StackError("A restore was interrupted: run `gotohotel restore` again.")
                 if self._supervisor.orphans():
                     raise StackError(
                         "The processes of a stack whose supervisor was killed still run: run `make down` first."
@@ -81,7 +81,7 @@ class Stack(Addresses):
                 self._wait(name, ready)
             if not any(state == "RUNNING" for name, state, _, _ in self.status() if name in SERVICES):
                 self._migrate()  # never while services run, perhaps of the previous release
-                asyncio.run(page_store.require_wanted(self.database_url(MYPAGE, MYPAGE)))
+                page_store.require_wanted(asyncio.run(page_store.place(self.database_url(MYPAGE, MYPAGE))))
                 if restoring is not None:
                     restoring()
                     (self.home / RESTORING).unlink()
@@ -160,6 +160,7 @@ class Stack(Addresses):
 
     def start(self, name: str) -> None:
         """Starts one process and waits until it answers."""
+        self._refuse_half_restored()
         self._refuse_unknown(name)
         self._start(name)
         self._wait(name, lambda: ports.accepts(self.ports[PROCESSES.get(name, name)]))
@@ -186,6 +187,12 @@ class Stack(Addresses):
             raise StackError(
                 f"The running stack was started by a release without {', '.join(missing)}: "
                 "run `make down`, then `make up`."
+            )
+
+    def _refuse_half_restored(self) -> None:
+        if (self.home / RESTORING).exists():
+            raise StackError(
+                f"A restore into {self.home} was not completed: run `make down`, remove the folder, and restore again."
             )
 
     def _refuse_unknown(self, name: str) -> None:

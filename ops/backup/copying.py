@@ -17,9 +17,10 @@ from nats.js import JetStreamContext
 
 from gotohotel.bus.streams import DEAD_LETTERS as DEAD_LETTERS_STREAM
 from gotohotel.bus.streams import EVENTS
-from ops import postgres
+from ops import page_store, postgres
 from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, KEYS, POSTGRES, Contents
 from ops.errors import StackError
+from ops.services import MYPAGE
 from ops.stack import Stack
 from ops.stream import (
     ARCHIVE_FILE_EVENTS,
@@ -36,40 +37,62 @@ from ops.stream import (
 
 
 def back_up(stack: Stack, folder: Path) -> int:
-    """Makes a backup in a new folder; returns how many events it has. Raises StackError if the folder is not empty."""
-    if folder.exists() and any(folder.iterdir()):
-        raise StackError(f"{folder} is not empty: a backup needs a new folder.")
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # it holds passwords, keys, and guests' names
-    for name in (ARCHIVE, DEAD_LETTERS):
-        (folder / name).mkdir()
-    with archive_locked(stack):
-        contents = asyncio.run(_copy(stack, folder))
-    contents.write(folder)
+    """Makes a backup in a new folder; returns how many events it has. One that fails leaves nothing with that name.
+
+    Raises StackError if the folder exists.
+    """
+    if folder.exists():
+        raise StackError(f"{folder} exists: a backup needs a new folder.")
+    fresh = folder.with_name(f"{folder.name}.new")
+    try:
+        shutil.rmtree(fresh, ignore_errors=True)  # of a backup that was killed
+        fresh.mkdir(mode=0o700, parents=True)  # it will hold passwords, keys, and guests' names
+    except OSError as error:
+        raise StackError(f"{fresh} can't be made: {error.strerror}") from None
+    try:
+        for name in (ARCHIVE, DEAD_LETTERS):
+            (fresh / name).mkdir()
+        with archive_locked(stack):
+            contents = asyncio.run(_copy(stack, fresh))
+        contents.write(fresh)
+        os.sync()
+        fresh.rename(folder)
+    except BaseException:
+        shutil.rmtree(fresh, ignore_errors=True)
+        raise
     return sum(each.last - each.first + 1 for each in archives_in(folder / ARCHIVE))
 
 
 async def _copy(stack: Stack, folder: Path) -> Contents:
     async with jetstream(stack) as js:
-        contents = await _contents(js)
+        contents = await _contents(stack, js)
         _copy_keys(stack.home, folder / HOME)
         await _copy_databases(stack, folder / POSTGRES)
+        # Before the events: a letter that is sent again meanwhile is in both copies, not in none.
+        await _copy_stream(js, str(DEAD_LETTERS_STREAM.name), folder / DEAD_LETTERS, contents.stream)
         for archived in archives(stack):
             shutil.copy2(archived.path, folder / ARCHIVE)
         done = await archived_until(stack, js)
         await _copy_stream(js, str(EVENTS.name), folder / ARCHIVE, contents.stream, after=done)
-        await _copy_stream(js, str(DEAD_LETTERS_STREAM.name), folder / DEAD_LETTERS, contents.stream)
     return contents
 
 
-async def _contents(js: JetStreamContext) -> Contents:
-    began_at, name = datetime.now(UTC), str(EVENTS.name)
-    last = int((await js.stream_info(name)).state.last_seq)
+async def _contents(stack: Stack, js: JetStreamContext) -> Contents:
+    began_at, stream = datetime.now(UTC), await js.stream_info(str(EVENTS.name))
+    last = int(stream.state.last_seq)
     handled = {
         str(each.config.durable_name): _handled(each, last)
-        for each in await js.consumers_info(name)
+        for each in await js.consumers_info(str(EVENTS.name))
         if each.config.durable_name
     }
-    return Contents(began_at=began_at, stream=await stream_id(js), last=last, handled=handled)
+    return Contents(
+        began_at=began_at,
+        stream=await stream_id(js),
+        stream_bytes=int(stream.config.max_bytes or 0),
+        last=last,
+        handled=handled,
+        pages_in=await page_store.place(stack.database_url(MYPAGE, MYPAGE)),
+    )
 
 
 def _handled(consumer: Any, last: int) -> int:

@@ -1,17 +1,18 @@
-"""Makes a hotel of a backup, in a home without a database.
+"""Makes a hotel of a backup, in an empty home.
 
 All events of the backup become the archive of a new stream. Those that a service may not have handled are published
 again, for that service; what waited in an outbox is published as ever. Events that the restored databases do not know
-came after the backup: they are set aside and named, whether they are in the backup's copy of the stream, which is a
-little newer than its databases, or in a stream that has survived in this home.
+came after the backup: they are named, and written to LATER. They are in the backup's copy of the stream, which is a
+little newer than its databases, or in the stream of a home whose database was lost.
 """
 
 import asyncio
 import json
+import os
 import shutil
 import tarfile
-from collections.abc import Callable, Iterable
-from contextlib import aclosing, suppress
+from collections.abc import Iterable
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -20,38 +21,24 @@ import asyncpg
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import DecodeError
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
 
 from gotohotel.bus.consumer import HANDLED_BY, NOBODY, REDRIVE_FOR
 from gotohotel.bus.streams import DEAD_LETTERS as DEAD_LETTERS_STREAM
 from gotohotel.bus.streams import EVENTS
 from gotohotel.ids import first_id_at
-from ops import page_store, postgres
+from ops import nats_server, page_store, postgres
 from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, KEYS, POSTGRES, Contents
 from ops.console import Progress
 from ops.errors import StackError
 from ops.events import TYPES
-from ops.provisioning import provision
 from ops.rebuild import rebuild
 from ops.services import PUBLISHERS
-from ops.settings import stream_bytes
 from ops.stack import RESTORING, Stack
-from ops.stream import (
-    PUBLISHED_AT,
-    StreamMessage,
-    archives,
-    archives_in,
-    jetstream,
-    messages_of,
-    stream_id,
-    write_archive,
-)
+from ops.stream import PUBLISHED_AT, StreamMessage, archives_in, jetstream, messages_of, stream_id, write_archive
 
 LATER = "later.jsonl"
 CLOCKS_DIFFER = timedelta(minutes=5)  # at most, between those who make the ids of events
-
-# Whether an event of this stream came after the backup.
-IsLater = Callable[[str, StreamMessage], bool]
+OCCUPIED_BY = ("postgres", "nats", "archive", "secrets.json", RESTORING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,89 +56,82 @@ class Later:
 class Restored:
     """What a restore has done."""
 
+    contents: Contents
     events: int = 0
     sent_again: int = 0
     later: list[Later] = field(default_factory=list)
 
 
-def restore(stack: Stack, folder: Path) -> Restored:
-    """Makes a running hotel of a backup. After an interruption it can be run again.
+def restore(stack: Stack, folder: Path, *, lost: Path | None = None) -> Restored:
+    """Makes a running hotel of a backup. `lost` is the home of a stopped hotel without its database, whose stream tells
+    what came after the backup; it is left as it is.
 
-    Raises StackError if the stack runs, or if its home has a database.
+    Raises StackError if the backup is damaged, or if the home is not empty. A restore that fails leaves a home that
+    does not start.
     """
     contents = Contents.read(folder)
-    if stack.is_up:
-        raise StackError("The stack is up: run `make down` first.")
-    data, marker = stack.home / "postgres", stack.home / RESTORING
-    if data.exists() and not marker.exists():
-        raise StackError(f"{data} exists: a backup is restored beside no other database. Move it away first.")
+    page_store.require_wanted(contents.pages_in)
+    if occupied := [name for name in OCCUPIED_BY if (stack.home / name).exists()]:
+        raise StackError(f"{stack.home} has {', '.join(occupied)} already: a backup is restored into an empty home.")
+    survivors = _read_lost(Stack(lost.resolve(), {}), contents) if lost else []
     stack.home.mkdir(parents=True, exist_ok=True)
-    marker.touch()
-    shutil.rmtree(data, ignore_errors=True)  # of an interrupted restore
-    _restore_keys(folder / HOME, stack.home)
-    _unpack(folder / POSTGRES, data)
-    done = Restored()
-    stack.up(restoring=lambda: asyncio.run(_restore_events(stack, folder, contents, done)))
-    if page_store.wanted() == page_store.NATS:
-        asyncio.run(rebuild(stack, progress=Progress()))
+    try:
+        (stack.home / RESTORING).touch(exist_ok=False)
+    except FileExistsError:
+        raise StackError(f"Another restore into {stack.home} has just begun.") from None
+    done = Restored(contents)
+    try:
+        _restore_keys(folder / HOME, stack.home)
+        _unpack(folder / POSTGRES, stack.home / "postgres")
+        stack.up(restoring=lambda: asyncio.run(_restore_events(stack, folder, survivors, done)))
+    except BaseException:
+        stack.down()
+        raise
     return done
 
 
 def _restore_keys(kept: Path, home: Path) -> None:
     for name in KEYS:
-        if (kept / name).is_dir():
-            shutil.copytree(kept / name, home / name, dirs_exist_ok=True)
-        else:
-            shutil.copy2(kept / name, home / name)
+        copy = shutil.copytree if (kept / name).is_dir() else shutil.copy2
+        copy(kept / name, home / name)
 
 
 def _unpack(kept: Path, data: Path) -> None:
-    """Unpacks the databases; the folder gets its name when it is complete."""
-    fresh = data.with_name("postgres.new")
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(mode=0o700)
+    data.mkdir(mode=0o700)
     try:
-        for name, place in (("base", fresh), ("pg_wal", fresh / "pg_wal")):
+        for name, place in (("base", data), ("pg_wal", data / "pg_wal")):
             with tarfile.open(kept / f"{name}.tar.gz") as packed:
                 packed.extractall(place, filter="tar")
     except (OSError, EOFError, tarfile.TarError) as error:
         raise StackError(f"The databases in {kept} can't be read: {error}") from None
-    postgres.give(fresh)
-    fresh.rename(data)
+    postgres.give(data)
 
 
-async def _restore_events(stack: Stack, folder: Path, contents: Contents, done: Restored) -> None:
-    """Runs while PostgreSQL and NATS run, and no service does."""
-    stored = await _stored_events(stack)
+# ---------------------------------------------------------------------------------------------- what came later
 
-    def is_later(stream: str, message: StreamMessage) -> bool:
-        """Whether no restored database knows an event of this stream."""
-        event_id = message.headers.get("ce-id", "")
-        if event_id in stored:
-            return False
-        if stream == contents.stream:
-            return message.sequence > contents.last
-        return event_id >= first_id_at(contents.began_at - CLOCKS_DIFFER)
 
-    async with jetstream(stack) as js:
-        await _set_survivors_aside(stack, js, is_later)
-        for name in (str(EVENTS.name), str(DEAD_LETTERS_STREAM.name)):
-            with suppress(NotFoundError):
-                await js.delete_stream(name)
-    await provision(stack, stream_bytes=stream_bytes(stack.home))
-    async with jetstream(stack) as js:
-        stack.archive.mkdir(mode=0o700, exist_ok=True)
-        for archived in archives_in(folder / ARCHIVE):
-            known, later = _parted(archived.stream, archived.read(), is_later)
-            _note_later(stack, later)
-            if known:
-                done.events += write_archive(stack.archive, archived.stream, known)
-            if archived.stream == contents.stream:
-                done.sent_again += await _send_again(js, known, contents)
-        for letters in archives_in(folder / DEAD_LETTERS):
-            for letter in letters.read():
-                await _publish(js, letter, letter.headers, stream=str(DEAD_LETTERS_STREAM.name))
-    done.later = _read_later(stack)
+def _may_be_later(contents: Contents, stream: str, message: StreamMessage) -> bool:
+    """Whether an event of this stream may have come after the backup; the restored outboxes decide."""
+    if stream == contents.stream:
+        return message.sequence > contents.last
+    return message.headers.get("ce-id", "") >= first_id_at(contents.began_at - CLOCKS_DIFFER)
+
+
+def _read_lost(hotel: Stack, contents: Contents) -> list[StreamMessage]:
+    """What the stream and the archive of a lost hotel know, and the backup may not."""
+    if hotel.is_up or (hotel.home / "postgres").exists():
+        raise StackError(f"{hotel.home} is the home of a hotel that runs, or has its database.")
+    found = []
+    for archived in archives_in(hotel.archive):
+        found += [each for each in archived.read() if _may_be_later(contents, archived.stream, each)]
+    return found + asyncio.run(_read_lost_stream(hotel, contents))
+
+
+async def _read_lost_stream(hotel: Stack, contents: Contents) -> list[StreamMessage]:
+    async with nats_server.of_a_stopped_stack(hotel.home, hotel.credentials.all()) as js:
+        stream = await stream_id(js)
+        async with aclosing(messages_of(js, str(EVENTS.name))) as messages:
+            return [each async for each in messages if _may_be_later(contents, stream, each)]
 
 
 async def _stored_events(stack: Stack) -> set[str]:
@@ -166,57 +146,66 @@ async def _stored_events(stack: Stack) -> set[str]:
     return found
 
 
-async def _set_survivors_aside(stack: Stack, js: JetStreamContext, is_later: IsLater) -> None:
-    """Notes what a stream and an archive that have survived in this home know, and the backup does not."""
-    for archived in archives(stack):
-        _note_later(stack, _parted(archived.stream, archived.read(), is_later)[1])
-    stream = await stream_id(js)
-    async with aclosing(messages_of(js, str(EVENTS.name))) as messages:
-        async for message in messages:
-            if is_later(stream, message):
-                _note_later(stack, [message])
-    aside = stack.home / "archive.before"
-    if aside.exists():
-        shutil.rmtree(stack.archive, ignore_errors=True)  # of an interrupted restore
-    elif stack.archive.exists():
-        stack.archive.rename(aside)
+def _key(message: StreamMessage) -> str:
+    """The event's id: the same event may be in both streams."""
+    return message.headers.get("ce-id") or f"{message.subject} {message.sequence}"
 
 
-def _parted(
-    stream: str, messages: Iterable[StreamMessage], is_later: IsLater
-) -> tuple[list[StreamMessage], list[StreamMessage]]:
-    """What the restored databases know, and what came later."""
-    known: list[StreamMessage] = []
-    later: list[StreamMessage] = []
-    for message in messages:
-        (later if is_later(stream, message) else known).append(message)
-    return known, later
+def _named(message: StreamMessage) -> Later:
+    try:
+        event = MessageToDict(TYPES[message.subject].FromString(message.data))
+    except (KeyError, DecodeError):  # of another release
+        event = {"payload": message.data.hex()}
+    return Later(
+        id=message.headers.get("ce-id", ""),
+        type=message.subject,
+        order_id=message.headers.get("ce-subject", ""),
+        time=message.headers.get("ce-time", message.time.isoformat()),
+        event=event,
+    )
 
 
-def _note_later(stack: Stack, messages: Iterable[StreamMessage]) -> None:
-    """Writes them down, before anything is deleted."""
-    file = stack.home / LATER
-    file.touch(mode=0o600)
-    with file.open("a") as lines:
-        for message in messages:
-            try:
-                event = MessageToDict(TYPES[message.subject].FromString(message.data))
-            except (KeyError, DecodeError):  # of another release
-                event = {"payload": message.data.hex()}
-            kept = Later(
-                id=message.headers.get("ce-id", ""),
-                type=message.subject,
-                order_id=message.headers.get("ce-subject", ""),
-                time=message.headers.get("ce-time", message.time.isoformat()),
-                event=event,
-            )
-            lines.write(json.dumps(asdict(kept)) + "\n")
+def _write_later(home: Path, later: Iterable[Later]) -> None:
+    (home / LATER).touch(mode=0o600)  # it has guests' names
+    with (home / LATER).open("w") as lines:
+        lines.writelines(json.dumps(asdict(each)) + "\n" for each in later)
+        lines.flush()
+        os.fsync(lines.fileno())
 
 
-def _read_later(stack: Stack) -> list[Later]:
-    """All that was noted, each event once."""
-    noted = (Later(**json.loads(line)) for line in (stack.home / LATER).read_text().splitlines())
-    return sorted({each.id: each for each in noted}.values(), key=lambda each: each.time)
+# ---------------------------------------------------------------------------------------------- events
+
+
+async def _restore_events(stack: Stack, folder: Path, survivors: list[StreamMessage], done: Restored) -> None:
+    """Runs while PostgreSQL and NATS run, and no service does."""
+    contents, stored = done.contents, await _stored_events(stack)
+    later: dict[str, Later] = {}
+
+    def is_known(stream: str, message: StreamMessage) -> bool:
+        if message.headers.get("ce-id") in stored or not _may_be_later(contents, stream, message):
+            return True
+        later[_key(message)] = _named(message)
+        return False
+
+    async with jetstream(stack) as js:
+        fresh = (await js.stream_info(str(EVENTS.name))).config
+        if (fresh.max_bytes or 0) < contents.stream_bytes:
+            await js.update_stream(fresh.evolve(max_bytes=contents.stream_bytes))
+        stack.archive.mkdir(mode=0o700)
+        for archived in archives_in(folder / ARCHIVE):
+            known = [each for each in archived.read() if is_known(archived.stream, each)]
+            if known:
+                done.events += write_archive(stack.archive, archived.stream, known)
+            if archived.stream == contents.stream:
+                done.sent_again += await _send_again(js, known, contents)
+        for letters in archives_in(folder / DEAD_LETTERS):
+            for letter in letters.read():
+                await _publish(js, letter, letter.headers, stream=str(DEAD_LETTERS_STREAM.name))
+    later |= {_key(each): _named(each) for each in survivors if each.headers.get("ce-id") not in stored}
+    done.later = sorted(later.values(), key=lambda each: each.time)
+    _write_later(stack.home, done.later)
+    if contents.pages_in != page_store.POSTGRES:  # the buckets are not copied
+        await rebuild(stack, progress=Progress())
 
 
 async def _send_again(js: JetStreamContext, messages: Iterable[StreamMessage], contents: Contents) -> int:
@@ -237,5 +226,8 @@ async def _send_again(js: JetStreamContext, messages: Iterable[StreamMessage], c
 
 
 async def _publish(js: JetStreamContext, message: StreamMessage, headers: dict[str, str], *, stream: str) -> None:
-    headers = {name: value for name, value in headers.items() if name != "Nats-Expected-Stream"}
-    await js.publish(message.subject, message.data, stream=stream, headers=headers)
+    kept = {name: value for name, value in headers.items() if name != "Nats-Expected-Stream"}
+    if kept.get("Nats-Msg-Id") != kept.get("ce-id"):
+        # It has a number of the old stream in it: the new one gives it to another message.
+        kept["Nats-Msg-Id"] = f"restored/{kept.get('Nats-Msg-Id', message.sequence)}"
+    await js.publish(message.subject, message.data, stream=stream, headers=kept)

@@ -113,10 +113,15 @@ def backup(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> Non
 
 
 @app.command(name="restore")
-def restore_backup(folder: Annotated[Path, typer.Argument(help="Of a backup.")]) -> None:
-    """Makes a running hotel of a backup, in a home without a database, and names what came after it."""
+def restore_backup(
+    folder: Annotated[Path, typer.Argument(help="Of a backup.")],
+    lost: Annotated[
+        Path | None, typer.Option(help="Home of a stopped hotel without its database: its stream names later events.")
+    ] = None,
+) -> None:
+    """Makes a running hotel of a backup, in an empty home, and names what came after the backup."""
     stack = Stack.from_environment()
-    done = restore(stack, folder)
+    done = restore(stack, folder, lost=lost)
     print(f"The hotel is restored, with {done.events} events; {done.sent_again} of them are on their way again.")
     if done.later:
         shown = console.table("time", "order", "event")
@@ -126,6 +131,7 @@ def restore_backup(folder: Annotated[Path, typer.Argument(help="Of a backup.")])
             f"\n{len(done.later)} events came after the backup. No database knows them; {LATER} in the home has them:\n"
         )
         console.show(shown)
+    print(f"Compare the charges with the card processor's since {done.contents.began_at:%Y-%m-%d %H:%M:%SZ}.")
 
 
 @app.command()

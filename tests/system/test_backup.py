@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from gotohotel.bus.streams import DEAD_LETTERS
 from ops import audit, dead_letters
 from ops.backup import LATER, restore
 from ops.errors import StackError
 from ops.stack import Stack
-from ops.stream import jetstream
-from tests.conftest import Client, Hotel, wait_for
+from ops.stream import jetstream, messages_of
+from tests.conftest import GOOD_CARD, Client, Hotel, wait_for
 from tests.system.test_stack import gotohotel
 
 
@@ -81,6 +82,12 @@ async def _publish_nonsense(stack: Stack) -> None:
         await js.publish("gotohotel.order.v1.OrderCanceled", b"\xff\xff", headers=headers)
 
 
+async def _letter_ids(stack: Stack) -> set[str]:
+    """The beginnings of the ids of the dead letters' messages."""
+    async with jetstream(stack) as js:
+        return {each.headers["Nats-Msg-Id"].split("/")[0] async for each in messages_of(js, str(DEAD_LETTERS.name))}
+
+
 def _drop_letters(stack: Stack) -> int:
     """Drops all dead letters; returns how many there were."""
     letters = asyncio.run(dead_letters.every(stack))
@@ -91,7 +98,7 @@ def _drop_letters(stack: Stack) -> int:
 
 @pytest.fixture(scope="module")
 def second(folder: Path, copied: Copied) -> Iterator[Stack]:
-    """A stack that was made of the backup, in an empty home. Each test leaves it as restored."""
+    """A stack that was made of the backup, in an empty home."""
     stack = Stack.on_free_ports(folder / uuid.uuid4().hex[:8])
     try:
         told = gotohotel(stack, "restore", str(copied.folder))
@@ -116,11 +123,12 @@ def test_a_backup_becomes_a_hotel_in_an_empty_home(hotel: Hotel, copied: Copied,
             assert guest.get(f"/orders/{order}")["status"] == "PAID"
             assert desk.get(f"/reservations/{order}")["status"] == "RECEIVED"
         assert guest.get(f"/mypages/{copied.canceled}")["status"] == "CANCELED"
+        assert asyncio.run(_letter_ids(second)) == {"restored"}  # the new stream may give their own ids again
         assert _drop_letters(second) == 2
         assert not violations(second)
 
         # It goes on, and the other one is untouched.
-        fresh = guest.post("/orders", {"name": "A", "roomType": "Prime", "cardNo": "4242424242424242"})
+        fresh = guest.post("/orders", {"name": "A", "roomType": "Prime", "cardNo": GOOD_CARD})
         assert fresh["status"] == "PAID"
         assert hotel.desk.request("GET", f"/orders/{fresh['id']}").status_code == 404
         wait_for(lambda: desk.request("GET", f"/reservations/{fresh['id']}").is_success)
@@ -129,54 +137,107 @@ def test_a_backup_becomes_a_hotel_in_an_empty_home(hotel: Hotel, copied: Copied,
         desk.close()
 
 
-def test_what_came_after_the_backup_is_named(copied: Copied, second: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The database is lost, the stream has survived: its later events change nothing, and are listed by order. A
-    restore that is interrupted is run again; until it is complete, nobody starts the hotel otherwise.
-    """
+def test_what_came_after_the_backup_is_named(copied: Copied, second: Stack, folder: Path) -> None:
+    """The database is lost, the stream has survived: its later events are listed by order, with what was paid."""
     guest = Client(second, subject=copied.guest, role="guest")
-    later = guest.post("/orders", {"name": "B", "roomType": "Prime", "cardNo": "4242424242424242"})["id"]
+    later = guest.post("/orders", {"name": "B", "roomType": "Prime", "cardNo": GOOD_CARD})["id"]
     guest.post(f"/orders/{copied.paid[0]}:cancel")
     wait_for(lambda: guest.get(f"/mypages/{copied.paid[0]}")["status"] == "CANCELED")
     wait_for(lambda: guest.request("GET", f"/mypages/{later}").is_success)
     wait_for(lambda: guest.get(f"/mypages/{later}")["reservationStatus"] == "RECEIVED")
+    guest.close()
+    third = Stack.on_free_ports(folder / "third")
+    arguments = ("restore", str(copied.folder), "--lost", str(second.home))
+    assert "has its database" in gotohotel(third, *arguments).stderr
     second.down()
-    assert "Move it away first" in gotohotel(second, "restore", str(copied.folder)).stderr
-    shutil.rmtree(second.home / "postgres")
-    with monkeypatch.context() as broken:
-        broken.delattr("ops.backup.restoring._send_again")
-        with pytest.raises(NameError):
-            restore(second, copied.folder)
-    second.down()
-    with pytest.raises(StackError, match="restore was interrupted"):
+    shutil.move(second.home / "postgres", folder / "lost")
+    try:
+        told = gotohotel(third, *arguments)
+
+        assert told.returncode == 0, told.stderr
+        named = {tuple(line.split()[1:]) for line in told.stdout.splitlines() if "gotohotel." in line}
+        assert {
+            (later, "gotohotel.order.v1.Ordered"),
+            (later, "gotohotel.pay.v1.PaymentApproved"),
+            (copied.paid[0], "gotohotel.order.v1.OrderCanceled"),
+            (copied.paid[0], "gotohotel.pay.v1.PaymentCanceled"),
+        } <= named, told.stdout
+        assert not {line[0] for line in named} & {copied.unseen, *copied.paid[1:]}
+        kept = [json.loads(line) for line in (third.home / LATER).read_text().splitlines()]
+        approved = [each for each in kept if each["order_id"] == later and each["type"].endswith("PaymentApproved")]
+        assert approved[0]["event"]["amount"]["units"]
+        guest = Client(third, subject=copied.guest, role="guest")
+        assert guest.get(f"/orders/{copied.paid[0]}")["status"] == "PAID"
+        assert guest.request("GET", f"/orders/{later}").status_code == 404
+        assert guest.request("GET", f"/mypages/{later}").status_code == 404
+        guest.close()
+        _drop_letters(third)
+        assert not violations(third)
+    finally:
+        third.down()
+        shutil.move(folder / "lost", second.home / "postgres")
         second.up()
 
-    told = gotohotel(second, "restore", str(copied.folder))
 
-    assert told.returncode == 0, told.stderr
-    named = {tuple(line.split()[1:]) for line in told.stdout.splitlines() if "gotohotel." in line}
-    assert {
-        (later, "gotohotel.order.v1.Ordered"),
-        (later, "gotohotel.pay.v1.PaymentApproved"),
-        (copied.paid[0], "gotohotel.order.v1.OrderCanceled"),
-        (copied.paid[0], "gotohotel.pay.v1.PaymentCanceled"),
-    } <= named, told.stdout
-    kept = [json.loads(line) for line in (second.home / LATER).read_text().splitlines()]
-    assert {
-        each["event"]["amount"]["units"] for each in kept if each["order_id"] == later and "Approved" in each["type"]
-    }
-    assert guest.get(f"/orders/{copied.paid[0]}")["status"] == "PAID"
-    assert guest.request("GET", f"/orders/{later}").status_code == 404
-    assert guest.request("GET", f"/mypages/{later}").status_code == 404
-    _drop_letters(second)
-    assert not violations(second)
-    guest.close()
+@pytest.mark.parametrize("broken", ["killed before anything is sent", "a message can't be sent"])
+def test_a_hotel_that_is_not_completely_restored_does_not_start(
+    copied: Copied, folder: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    """It says what to do. Its parts have stopped."""
+    stack = Stack.on_free_ports(folder / uuid.uuid4().hex[:8])
+    count = 0
+
+    async def fail(*_: object, **__: object) -> None:
+        nonlocal count
+        count += 1
+        if count > 2:
+            raise TimeoutError
+
+    name = "_stored_events" if "killed" in broken else "_publish"
+    count = 2 if "killed" in broken else 0
+    monkeypatch.setattr(f"ops.backup.restoring.{name}", fail)
+
+    with pytest.raises((TimeoutError, StackError)):
+        restore(stack, copied.folder)
+
+    assert count > 2
+    assert not stack.is_up
+    for command in (["up"], ["start", "order_svc"], ["restore", str(copied.folder)]):
+        told = gotohotel(stack, *command)
+        assert told.returncode == 1
+        assert "was not completed" in told.stderr or "into an empty home" in told.stderr
 
 
-def test_what_is_no_backup_is_refused(hotel: Hotel, copied: Copied, tmp_path: Path) -> None:
-    """A backup without its last file is not complete; a folder with files gets none."""
+@pytest.mark.parametrize("part", ["archive/", "postgres/base", "home/secrets", "dead_letters/"])
+def test_a_damaged_backup_is_refused_before_anything_is_done(
+    copied: Copied, folder: Path, tmp_path: Path, part: str
+) -> None:
+    """Whether a file is missing or one byte of it has changed."""
+    stack = Stack.on_free_ports(tmp_path)
+    copy = folder / uuid.uuid4().hex[:8]
+    shutil.copytree(copied.folder, copy)
+    file = next(each for each in copy.rglob("*") if str(each.relative_to(copy)).startswith(part) and each.is_file())
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert "missing or changed" in gotohotel(stack, "restore", str(copy)).stderr
+    file.unlink()
+    assert "missing or changed" in gotohotel(stack, "restore", str(copy)).stderr
+    assert not any(tmp_path.iterdir())
+
+
+def test_what_is_no_backup_or_no_place_for_one_is_refused(hotel: Hotel, copied: Copied, tmp_path: Path) -> None:
+    """One sentence each; a backup that fails leaves nothing."""
     stack = Stack.on_free_ports(tmp_path / "home")
 
     assert "no complete backup" in gotohotel(stack, "restore", str(tmp_path)).stderr
-    assert "run `make down` first" in gotohotel(hotel.stack, "restore", str(copied.folder)).stderr
-    assert "is not empty" in gotohotel(hotel.stack, "backup", str(copied.folder)).stderr
-    assert not (stack.home / "postgres").exists()
+    assert "into an empty home" in gotohotel(hotel.stack, "restore", str(copied.folder)).stderr
+    assert "exists: a backup needs" in gotohotel(hotel.stack, "backup", str(copied.folder)).stderr
+    assert "can't be made" in gotohotel(hotel.stack, "backup", "/proc/nope").stderr
+    hotel.stack.stop("nats")
+    try:
+        assert "NATS can't be reached" in gotohotel(hotel.stack, "backup", str(tmp_path / "new")).stderr
+    finally:
+        hotel.stack.start("nats")
+    assert not any(tmp_path.iterdir())
+    assert {file.stat().st_mode & 0o077 for file in (copied.folder, copied.folder / "backup.json")} == {0}
