@@ -65,7 +65,7 @@ SEARCH = settings(
 )
 
 
-@seed(1)  # whose runs need only seconds to find what each guard prevents
+@seed(48)  # whose runs need only seconds to find what each guard prevents
 class SeededHotel(TheHotel):
     """The model, with the same runs each time."""
 
