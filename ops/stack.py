@@ -118,7 +118,11 @@ class Stack(Addresses):
             if not self.is_up:
                 self._supervisor.end_orphans()
                 return
-            for name in reversed(self._known_processes()):  # the running stack may belong to another release
+            known = self._known_processes()  # the running stack may belong to another release
+            services = [name for name in known if name in SERVICES or name not in (*PROCESSES, KAKAO)]
+            self._supervisor.stop("envoy")
+            self._supervisor.stop(*services)
+            for name in reversed([name for name in known if name not in ("envoy", *services)]):
                 self._supervisor.stop(name)
             self._supervisor.shut_down()
 

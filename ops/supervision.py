@@ -163,10 +163,16 @@ class Supervisor:
         """Starts a process without waiting for it."""
         self.call("startProcess", name, False)
 
-    def stop(self, name: str) -> None:
-        """Stops a process unless it is stopped already."""
-        if self.call("getProcessInfo", name)["statename"] not in ("STOPPED", "EXITED", "FATAL"):
-            self.call("stopProcess", name)
+    def stop(self, *names: str) -> None:
+        """Stops processes, all at once, unless they are stopped already."""
+        for name in names:
+            if not self._has_stopped(name):
+                self.call("stopProcess", name, False)
+        ends = f"{', '.join(names)} did not stop"
+        wait_until(lambda: all(map(self._has_stopped, names)), ends, seconds=STOP_SECONDS + 10)
+
+    def _has_stopped(self, name: str) -> bool:
+        return self.call("getProcessInfo", name)["statename"] in ("STOPPED", "EXITED", "FATAL")
 
     def is_started(self, name: str) -> bool:
         """Whether a process is running or being started."""
