@@ -101,7 +101,9 @@ async def of_a_stopped_stack(home: Path, secrets: Mapping[str, str]) -> AsyncIte
     if not (home / "nats").exists():
         raise StackError(f"There is no stream in {home}.")
     [port] = ports.reserve(1)
-    passwords = {user: secrets[nats_password(user)] for user in (OPERATOR, *SERVICES)}
+    operator = secrets[nats_password(OPERATOR)]
+    # It may be of a release with fewer services: nobody else knows the operator's password.
+    passwords = {user: secrets.get(nats_password(user), operator) for user in (OPERATOR, *SERVICES)}
     with tempfile.NamedTemporaryFile("w", suffix=".conf") as conf:
         conf.write(configuration(home=home, port=port, passwords=passwords))
         conf.flush()
@@ -111,7 +113,7 @@ async def of_a_stopped_stack(home: Path, secrets: Mapping[str, str]) -> AsyncIte
             async with asyncio.timeout(START_SECONDS):
                 while not ports.accepts(port):  # noqa: ASYNC110 - it says so nowhere else
                     await asyncio.sleep(0.1)
-            async with as_operator(f"nats://{OPERATOR}:{passwords[OPERATOR]}@127.0.0.1:{port}") as js:
+            async with as_operator(f"nats://{OPERATOR}:{operator}@127.0.0.1:{port}") as js:
                 yield js
         except TimeoutError:
             raise StackError(f"The NATS of {home} does not answer.") from None

@@ -59,10 +59,8 @@ def make_cluster(home: Path, password: str) -> None:
     if os.geteuid() == 0:
         group = pwd.getpwnam(STAND_IN).pw_gid
         as_user = {"user": STAND_IN, "group": group, "extra_groups": []}
-        _let_through(Path(program("initdb")).resolve().parent)
-        _let_through(home)
-        for path in (folder, password_file):
-            shutil.chown(path, STAND_IN, group)
+        give(folder)
+        shutil.chown(password_file, STAND_IN, group)
     done = subprocess.run(
         [
             *(program("initdb"), "-D", str(folder), "-U", "postgres"),

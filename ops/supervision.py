@@ -18,6 +18,7 @@ from supervisor.xmlrpc import SupervisorTransport
 from ops.errors import StackError
 
 STOP_SECONDS = 60  # how long a process may take to end
+STOPPED = ("STOPPED", "EXITED", "FATAL")
 
 SUPERVISOR_CONF = """\
 [supervisord]
@@ -164,23 +165,23 @@ class Supervisor:
         self.call("startProcess", name, False)
 
     def stop(self, *names: str) -> None:
-        """Stops processes, all at once, unless they are stopped already."""
+        """Stops processes, all at once, unless they are stopped or being stopped already."""
         for name in names:
-            if not self._has_stopped(name):
+            if self._state(name) not in (*STOPPED, "STOPPING"):
                 self.call("stopProcess", name, False)
-        ends = f"{', '.join(names)} did not stop"
-        wait_until(lambda: all(map(self._has_stopped, names)), ends, seconds=STOP_SECONDS + 10)
+        otherwise = f"{', '.join(names)} did not stop"
+        wait_until(lambda: all(self._state(name) in STOPPED for name in names), otherwise, seconds=STOP_SECONDS + 10)
 
-    def _has_stopped(self, name: str) -> bool:
-        return self.call("getProcessInfo", name)["statename"] in ("STOPPED", "EXITED", "FATAL")
+    def _state(self, name: str) -> str:
+        return str(self.call("getProcessInfo", name)["statename"])
 
     def is_started(self, name: str) -> bool:
         """Whether a process is running or being started."""
-        return self.call("getProcessInfo", name)["statename"] in ("RUNNING", "STARTING", "BACKOFF")
+        return self._state(name) in ("RUNNING", "STARTING", "BACKOFF")
 
     def has_ended(self, name: str) -> bool:
         """Whether a process ended by itself soon after its start; the supervisor starts it again and again."""
-        return bool(self.call("getProcessInfo", name)["statename"] == "BACKOFF")
+        return self._state(name) == "BACKOFF"
 
     def call(self, name: str, *arguments: Any) -> Any:
         """Calls its XML-RPC interface. Raises OSError if it does not run."""

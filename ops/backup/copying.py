@@ -35,17 +35,19 @@ from ops.stream import (
     write_archive,
 )
 
+STALLED_SECONDS = 60.0  # pg_basebackup itself waits for a frozen server for ever
+
 
 def back_up(stack: Stack, folder: Path) -> int:
     """Makes a backup in a new folder; returns how many events it has. One that fails leaves nothing with that name.
 
     Raises StackError if the folder exists.
     """
-    if folder.exists():
-        raise StackError(f"{folder} exists: a backup needs a new folder.")
     fresh = folder.with_name(f"{folder.name}.new")
+    for each, why in ((folder, "a backup needs a new folder"), (fresh, "if a backup was killed, remove it")):
+        if each.exists():
+            raise StackError(f"{each} exists: {why}.")
     try:
-        shutil.rmtree(fresh, ignore_errors=True)  # of a backup that was killed
         fresh.mkdir(mode=0o700, parents=True)  # it will hold passwords, keys, and guests' names
     except OSError as error:
         raise StackError(f"{fresh} can't be made: {error.strerror}") from None
@@ -117,9 +119,20 @@ async def _copy_databases(stack: Stack, folder: Path) -> None:
         env={**os.environ, "PGPASSWORD": stack.credentials["postgres"]},
         stderr=asyncio.subprocess.PIPE,
     )
-    _, said = await copying.communicate()
+    communicating = asyncio.create_task(copying.communicate())
+    copied = -1
+    while not (await asyncio.wait([communicating], timeout=STALLED_SECONDS))[0]:
+        before, copied = copied, _size(folder)
+        if copied == before:
+            copying.kill()
+    _, said = await communicating
     if copying.returncode != 0:
-        raise StackError(f"PostgreSQL can't be copied: {said.decode(errors='replace').strip()}")
+        reason = said.decode(errors="replace").strip() or f"it has sent nothing for {STALLED_SECONDS:.0f} s"
+        raise StackError(f"PostgreSQL can't be copied: {reason}")
+
+
+def _size(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*"))
 
 
 async def _copy_stream(js: JetStreamContext, name: str, folder: Path, stream: str, *, after: int = 0) -> None:

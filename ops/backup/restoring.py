@@ -29,10 +29,11 @@ from gotohotel.ids import first_id_at
 from ops import nats_server, page_store, postgres
 from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, KEYS, POSTGRES, Contents
 from ops.console import Progress
+from ops.credentials import Credentials
 from ops.errors import StackError
 from ops.events import TYPES
 from ops.rebuild import rebuild
-from ops.services import PUBLISHERS
+from ops.services import ORDER_SIGNING, PUBLISHERS
 from ops.stack import RESTORING, Stack
 from ops.stream import PUBLISHED_AT, StreamMessage, archives_in, jetstream, messages_of, stream_id, write_archive
 
@@ -73,7 +74,7 @@ def restore(stack: Stack, folder: Path, *, lost: Path | None = None) -> Restored
     page_store.require_wanted(contents.pages_in)
     if occupied := [name for name in OCCUPIED_BY if (stack.home / name).exists()]:
         raise StackError(f"{stack.home} has {', '.join(occupied)} already: a backup is restored into an empty home.")
-    survivors = _read_lost(Stack(lost.resolve(), {}), contents) if lost else []
+    survivors = _read_lost(Stack(lost.resolve(), {}), folder, contents) if lost else []
     stack.home.mkdir(parents=True, exist_ok=True)
     try:
         (stack.home / RESTORING).touch(exist_ok=False)
@@ -117,8 +118,10 @@ def _may_be_later(contents: Contents, stream: str, message: StreamMessage) -> bo
     return message.headers.get("ce-id", "") >= first_id_at(contents.began_at - CLOCKS_DIFFER)
 
 
-def _read_lost(hotel: Stack, contents: Contents) -> list[StreamMessage]:
+def _read_lost(hotel: Stack, folder: Path, contents: Contents) -> list[StreamMessage]:
     """What the stream and the archive of a lost hotel know, and the backup may not."""
+    if hotel.credentials[ORDER_SIGNING] != Credentials(folder / HOME)[ORDER_SIGNING]:
+        raise StackError(f"{hotel.home} is the home of another hotel than the backup's.")
     if hotel.is_up or (hotel.home / "postgres").exists():
         raise StackError(f"{hotel.home} is the home of a hotel that runs, or has its database.")
     found = []

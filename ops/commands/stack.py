@@ -14,6 +14,8 @@ from ops.configuration import PROCESSES
 from ops.errors import StackError
 from ops.stack import Stack
 
+MAX_SHOWN = 100  # events after a backup, on the terminal
+
 app = typer.Typer()
 ProcessName = StrEnum("ProcessName", {name: name for name in PROCESSES})  # type: ignore[misc]  # the services' table
 
@@ -125,12 +127,14 @@ def restore_backup(
     print(f"The hotel is restored, with {done.events} events; {done.sent_again} of them are on their way again.")
     if done.later:
         shown = console.table("time", "order", "event")
-        for each in done.later:
+        for each in done.later[:MAX_SHOWN]:
             shown.add_row(each.time[:19], each.order_id, each.type)
         print(
             f"\n{len(done.later)} events came after the backup. No database knows them; {LATER} in the home has them:\n"
         )
         console.show(shown)
+        if len(done.later) > MAX_SHOWN:
+            print(f"… and {len(done.later) - MAX_SHOWN} more.")
     print(f"Compare the charges with the card processor's since {done.contents.began_at:%Y-%m-%d %H:%M:%SZ}.")
 
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
 import pytest
 
 from gotohotel.bus.streams import DEAD_LETTERS
 from ops import audit, dead_letters
-from ops.backup import LATER, restore
+from ops.backup import LATER, copying, restore
 from ops.errors import StackError
 from ops.stack import Stack
 from ops.stream import jetstream, messages_of
@@ -151,6 +152,11 @@ def test_what_came_after_the_backup_is_named(copied: Copied, second: Stack, fold
     assert "has its database" in gotohotel(third, *arguments).stderr
     second.down()
     shutil.move(second.home / "postgres", folder / "lost")
+    secrets = json.loads((second.home / "secrets.json").read_text())
+    (folder / "foreign").mkdir()
+    (folder / "foreign" / "secrets.json").write_text(json.dumps({**secrets, "order_signing": "of another hotel"}))
+    foreign = gotohotel(third, "restore", str(copied.folder), "--lost", str(folder / "foreign"))
+    assert "is the home of another hotel" in foreign.stderr
     try:
         told = gotohotel(third, *arguments)
 
@@ -241,3 +247,27 @@ def test_what_is_no_backup_or_no_place_for_one_is_refused(hotel: Hotel, copied: 
         hotel.stack.start("nats")
     assert not any(tmp_path.iterdir())
     assert {file.stat().st_mode & 0o077 for file in (copied.folder, copied.folder / "backup.json")} == {0}
+
+
+async def test_a_backup_does_not_wait_for_ever(hotel: Hotel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frozen PostgreSQL sends nothing: the copy is given up."""
+    monkeypatch.setattr(copying, "STALLED_SECONDS", 1.0)
+    [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "postgres"]
+    frozen = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)]
+    for process in frozen:
+        process.suspend()
+    try:
+        with pytest.raises(StackError, match="sent nothing"):
+            await copying._copy_databases(hotel.stack, tmp_path / "postgres")
+    finally:
+        for process in frozen:
+            process.resume()
+    await asyncio.to_thread(wait_for, lambda: hotel.desk.request("GET", "/roomTypes").is_success)
+
+
+def test_a_folder_that_may_be_somebodys_is_left_alone(hotel: Hotel, tmp_path: Path) -> None:
+    """A backup is written beside its final name; what is there already is not removed."""
+    (tmp_path / "backup.new").mkdir()
+
+    assert "remove it" in gotohotel(hotel.stack, "backup", str(tmp_path / "backup")).stderr
+    assert [each.name for each in tmp_path.iterdir()] == ["backup.new"]

@@ -164,6 +164,15 @@ def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
     assert "GOTOHOTEL_ORDER_PORT and GOTOHOTEL_PAY_PORT" in done.stderr
 
 
+def test_a_process_that_is_stopped_twice_at_once_stops(hotel: Hotel) -> None:
+    """The second command waits for the first one's end."""
+    with ThreadPoolExecutor() as pool:
+        done = list(pool.map(lambda _: gotohotel(hotel.stack, "stop", "reservation_svc"), range(2)))
+    hotel.stack.start("reservation_svc")
+
+    assert [each.returncode for each in done] == [0, 0], done
+
+
 def test_two_stacks_never_get_the_same_ports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ports are free until the stack starts: meanwhile nobody else gets them."""
     monkeypatch.setattr("random.sample", lambda population, _: list(population))
