@@ -2,12 +2,16 @@
 
 import asyncio
 import json
-from contextlib import suppress
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from itertools import pairwise
 from typing import Any
 
 import httpx
 
 from chaos.load import HANGS_SECONDS, Caller
+from chaos.nemesis import until
+from chaos.rig import Rig
 from ops.stack import Stack
 
 RECONNECT_SECONDS = 0.3  # a browser takes longer
@@ -47,3 +51,30 @@ class Watcher:
                         self.pages.append(json.loads(event["data"]))
                         self._last_id = event["id"]
                     event = {}
+
+
+@asynccontextmanager
+async def under_watch(
+    rig: Rig, guest: Caller, order_ids: Sequence[str], *, each: int = 1
+) -> AsyncIterator[list[Watcher]]:
+    """Watches these orders during the block. In the end every watch has the true page, and none went back or repeated
+    a page.
+    """
+    watchers = [Watcher(rig.stack, guest, order_id) for order_id in order_ids for _ in range(each)]
+    watching = [asyncio.create_task(watcher.run()) for watcher in watchers]
+
+    async def all_true() -> bool:
+        pages = {order_id: (await guest.look(f"/mypages/{order_id}")).answer for order_id in order_ids}
+        return all(watcher.pages[-1:] == [pages[watcher.order_id]] for watcher in watchers)
+
+    try:
+        yield watchers
+        await until(all_true, "a watch does not end with the true page", seconds=60)
+    finally:
+        for task in watching:
+            task.cancel()
+        await asyncio.wait(watching)
+    for watcher in watchers:
+        for before, after in pairwise(watcher.pages):
+            rig.demand(before["etag"] != after["etag"], "a watch repeated a page")
+            rig.demand(len(before["timeline"]) <= len(after["timeline"]), "a watch went back")

@@ -1,7 +1,7 @@
 """Events: lost, repeated, shuffled, poisonous."""
 
 import asyncio
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import nats.errors
@@ -12,6 +12,7 @@ from chaos.load import OK, Caller, a_stay
 from chaos.nemesis import NoHarmDone, NotAsItMust, until
 from chaos.rig import Rig, paid
 from chaos.scenario import scenario
+from chaos.watcher import under_watch
 from gotohotel.bus.streams import EVENTS
 from ops import dead_letters, rebuild
 from ops.console import Progress
@@ -53,13 +54,14 @@ async def _out_of_order(rig: Rig) -> None:
                 for event in events:
                     await js.delete_msg(str(EVENTS.name), event.seq)
             rig.nemesis.note("shuffle", f"{len(events)} events × {COPIES}")
-    for order in orders:
-        # The load's desk may have been faster than this one, so the reservation's final state counts. A cancel whose
-        # call failed is completed all the same.
-        await until(lambda order=order: _is_decided(rig, order), f"the reservation of {order} is not decided")
-        ends = await rig.sql("reservation_svc", STATUS, order)
-        await until(lambda order=order, ends=ends: rig.order_is(order, ends), f"{order} is not {ends}")
-        await until(lambda order=order: _page_is_complete(rig, order), f"My page of {order} is not complete")
+    async with under_watch(rig, guest, orders):
+        for order in orders:
+            # The load's desk may have been faster than this one, so the reservation's final state counts. A cancel
+            # whose call failed is completed all the same.
+            await until(lambda order=order: _is_decided(rig, order), f"the reservation of {order} is not decided")
+            ends = await rig.sql("reservation_svc", STATUS, order)
+            await until(lambda order=order, ends=ends: rig.order_is(order, ends), f"{order} is not {ends}")
+            await until(lambda order=order: _page_is_complete(rig, order), f"My page of {order} is not complete")
 
 
 STATUS = "SELECT status FROM reservations WHERE order_id = $1"
@@ -112,9 +114,9 @@ async def _once_more(rig: Rig) -> None:
         raise NoHarmDone(f"{len(events)} of {sum(announced)} events were found to be sent again")
     before = {name: await rig.sql(name, statement, orders) for name, statement in STATES.items()}
 
-    last = await _publish_shuffled(rig, events)
-    rig.nemesis.note("redelivery", f"{len(events)} events × {COPIES}")
-    async with jetstream(rig.stack) as js:
+    async with under_watch(rig, guest, orders), jetstream(rig.stack) as js:
+        last = await _publish_shuffled(rig, events)
+        rig.nemesis.note("redelivery", f"{len(events)} events × {COPIES}")
         for name in ("order_svc", "reservation_svc", "mypage_svc"):
             await until(lambda name=name: _has_handled(js, name, last), f"{name} does not catch up", seconds=90)
     rig.demand(await _announced(rig, orders) == announced, "something was announced again")
@@ -152,12 +154,19 @@ async def _has_handled(js: JetStreamContext, name: str, last: int) -> bool:
 @scenario(12, "a poison event goes to the dead letters, others go on; redriven after the fix it applies once")
 async def poison(rig: Rig) -> None:
     """My page's database refuses one guest's rows: that is the bug, and dropping the constraint is the fix."""
+    async with AsyncExitStack() as watching:
+        await _poisoned(rig, watching)
+
+
+async def _poisoned(rig: Rig, watching: AsyncExitStack) -> None:
     bad, good = rig.caller("poisoned"), rig.caller("healthy")
     rule = f"CHECK (owner <> '{bad.subject}') NOT VALID"
     await rig.sql("mypage_svc", f"ALTER TABLE mypages ADD CONSTRAINT poison {rule}")
     try:
         poisoned = (await bad.book(**a_stay(rig.chance))).order_id
         healthy = (await good.book(**a_stay(rig.chance))).order_id
+        for guest, order_id in ((bad, poisoned), (good, healthy)):
+            await watching.enter_async_context(under_watch(rig, guest, [order_id]))
 
         async def dead() -> list[dead_letters.DeadLetter]:
             return [letter for letter in await dead_letters.every(rig.stack) if letter.aggregate == poisoned]
@@ -187,17 +196,19 @@ async def _page_has(guest: Caller, order_id: str, events: int) -> bool:
 async def ack_lost(rig: Rig) -> None:
     """Data from reservation_svc to NATS is discarded, including its acknowledgements; then it is killed."""
     guest = rig.caller("victim")
-    for _ in range(6):
-        async with rig.nemesis.cut("reservation_svc", "nats", back=False):
-            orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(4))))
-            handled = await _some_are_handled(rig, orders)
+    async with AsyncExitStack() as watching:
+        for _ in range(6):
+            async with rig.nemesis.cut("reservation_svc", "nats", back=False):
+                orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(4))))
+                await watching.enter_async_context(under_watch(rig, guest, orders[:3]))  # one guest has twenty at most
+                handled = await _some_are_handled(rig, orders)
+                if handled:
+                    await rig.nemesis.kill("reservation_svc")
             if handled:
-                await rig.nemesis.kill("reservation_svc")
-        if handled:
-            break
-    else:
-        raise NoHarmDone("nothing was handled while the acknowledgements were lost")
-    await rig.received(orders)
+                break
+        else:
+            raise NoHarmDone("nothing was handled while the acknowledgements were lost")
+        await rig.received(orders)
     rows = "SELECT count(*) FROM outbox WHERE aggregate_id = ANY($1) AND type LIKE '%ReservationTaken'"
     rig.demand(await rig.sql("reservation_svc", rows, orders) == len(orders), "a reservation was taken twice")
 
@@ -222,7 +233,14 @@ async def rebuilt(rig: Rig) -> None:
     orders = paid(await asyncio.gather(*(guest.book(**a_stay(rig.chance)) for _ in range(10))))
     for order_id in orders:
         await until(lambda order_id=order_id: _page_has(guest, order_id, 3), f"{order_id} has no page")
-    lost, kept = orders[:5], orders[5:]
+    async with under_watch(rig, guest, orders) as watchers:
+        await until(lambda: all(watcher.pages for watcher in watchers), "a watch has no first page")
+        await _rebuilt(rig, guest, orders[:5], orders[5:])
+    for order_id in orders:
+        rig.demand(await _page_has(guest, order_id, 3), f"the rebuilt page of {order_id} is not whole")
+
+
+async def _rebuilt(rig: Rig, guest: Caller, lost: list[str], kept: list[str]) -> None:
     await rig.sql("mypage_svc", "DELETE FROM mypages WHERE order_id = ANY($1::uuid[])", lost)
     rig.nemesis.note("wipe", "mypage_svc")
     done = asyncio.Event()
@@ -237,8 +255,6 @@ async def rebuilt(rig: Rig) -> None:
         tasks.create_task(look())
         await rebuild.rebuild(rig.stack, progress=Progress())
         done.set()
-    for order_id in orders:
-        rig.demand(await _page_has(guest, order_id, 3), f"the rebuilt page of {order_id} is not whole")
 
 
 async def _quiet(rig: Rig, orders: list[str]) -> None:
