@@ -9,13 +9,15 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack, suppress
 from datetime import date, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import asyncpg
 import nats.errors
 import uvloop
 from google.protobuf.descriptor import ServiceDescriptor
+from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, stop_after_delay, wait_random
 
 from gotohotel import idempotency, inbox, language, log, outbox
 from gotohotel.bus.connection import Bus
@@ -48,7 +50,9 @@ class App:
         self.bus = Bus(settings.nats_url, name=name)
         self._relay = Relay(settings.database_url, self.bus, source=name)
         database.after_commits(self._follow_commit)
-        self._server = RpcServer(port=settings.port, host=settings.host, tls_folder=settings.tls_folder)
+        self._server = RpcServer(
+            port=settings.port, host=settings.host, tls_folder=settings.tls_folder, health_port=settings.health_port
+        )
         self._consumer: Consumer | None = None
         self._jobs: list[tuple[Callable[[], Awaitable[None]], float, asyncio.Event]] = []
         self._follow_ups: list[asyncio.Event] = []
@@ -110,6 +114,7 @@ class App:
             consumer = tasks.create_task(self._or_stop(self._consume()))
             jobs = [tasks.create_task(self._repeat(*job)) for job in self._jobs]
             _calm_the_garbage_collector()
+            await self._server.note_started()
             logger.info("%s serves on port %d", self.name, self.settings.port)
 
             lost = tasks.create_task(self.bus.lost.wait())
@@ -219,12 +224,39 @@ def _calm_the_garbage_collector() -> None:
     gc.set_threshold(20_000, 20, 20)
 
 
+def _patiently(seconds: float) -> AsyncRetrying:
+    """Retries what a start needs for this long: in a cluster everything starts at once."""
+
+    def warn(state: RetryCallState) -> None:
+        logger.warning("the start waits: %s", state.outcome.exception() if state.outcome else None)
+
+    return AsyncRetrying(
+        retry=retry_if_exception_type((SchemaBehind, OSError, asyncpg.PostgresError)),
+        stop=stop_after_delay(seconds),
+        wait=wait_random(0.5, 1.5),
+        before_sleep=warn,
+        reraise=True,
+    )
+
+
+def _give_up(name: str, *_: object) -> NoReturn:
+    """SIGTERM before there is anything to drain. The kernel ignores it for a container's first process, if nobody
+    handles it.
+    """
+    sys.exit(f"{name} was stopped before it had started")
+
+
 async def _main(name: str, settings: Settings, compose: Callable[[App, Any], Awaitable[None]], folder: Path) -> None:
+    signal.signal(signal.SIGTERM, partial(_give_up, name))
     async with AsyncExitStack() as resources:
-        database = await resources.enter_async_context(
-            open_database(settings.database_url, name=name, pool_size=settings.pool_size)
-        )
-        await require_migrations(database, KERNEL_MIGRATIONS, folder / "migrations")
+        async for attempt in _patiently(settings.start_seconds):
+            with attempt:
+                database = await resources.enter_async_context(
+                    open_database(settings.database_url, name=name, pool_size=settings.pool_size)
+                )
+        async for attempt in _patiently(settings.start_seconds):
+            with attempt:
+                await require_migrations(database, KERNEL_MIGRATIONS, folder / "migrations")
         app = App(settings, database, resources, name=name)
         await compose(app, settings)
         await app.run()

@@ -25,7 +25,8 @@ Text = Annotated[str, Field(min_length=1)]
 PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?://.")]
 NatsUrl = Annotated[str, Field(pattern=r"^(nats|tls)://.")]
 Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]  # host:port
-PublicKey = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]  # Ed25519, hexadecimal
+# Ed25519: in hexadecimal, or a certificate in PEM
+PublicKey = Annotated[str, Field(pattern=r"^([0-9a-f]{64}|-----BEGIN CERTIFICATE-----\s[\s\S]+)$")]
 PhoneRegion = Annotated[str, AfterValidator(_supported_region)]  # ISO 3166, of numbers without a country code
 Timeout = Annotated[float, Field(gt=0, le=600, allow_inf_nan=False)]
 
@@ -44,6 +45,8 @@ class Settings(BaseSettings):
     nats_url: NatsUrl
     tls_folder: DirectoryPath  # this service's certificate and the authority that it trusts: see gotohotel/rpc/tls.py
     host: Text = "127.0.0.1"
+    health_port: Port | None = None  # health alone, without TLS: Kubernetes' probes have no certificate
+    start_seconds: Seconds = 0.0  # how long a start waits for the database and for its schema
     pool_size: PoolSize = 10
     drain_seconds: Seconds = 20.0  # how long running calls may take after SIGTERM
     notice_seconds: Seconds = 1.0  # how long calls are accepted after SIGTERM, so that callers see NOT_SERVING

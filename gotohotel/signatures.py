@@ -7,16 +7,29 @@ higher numbers are those of later releases, and are not covered.
 import hashlib
 import json
 
+from cryptography import x509
 from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from google.protobuf.message import Message
 
+PEM = "-----BEGIN "
+
 
 class SigningKey:
-    """Signs. Made from a secret text with at least 128 bits of chance."""
+    """Signs. Made from a secret text with at least 128 bits of chance, or a private key in PEM.
+
+    Raises ValueError if the PEM is damaged or holds a key of another kind.
+    """
 
     def __init__(self, secret: str) -> None:
-        self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(secret.encode()).digest())
+        if secret.startswith(PEM):
+            key = serialization.load_pem_private_key(secret.encode(), None)
+            if not isinstance(key, Ed25519PrivateKey):
+                raise ValueError("is a key of another kind than Ed25519")
+            self._key = key
+        else:
+            self._key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(secret.encode()).digest())
 
     @property
     def public(self) -> str:
@@ -29,10 +42,19 @@ class SigningKey:
 
 
 class VerifyKey:
-    """Checks signatures. Raises ValueError unless the text is a public key in hexadecimal."""
+    """Checks signatures. Made from a public key in hexadecimal, or a certificate for it in PEM: only its key is used.
+
+    Raises ValueError if the text is neither, or the key is of another kind.
+    """
 
     def __init__(self, public: str) -> None:
-        self._key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
+        if public.startswith(PEM):
+            key = x509.load_pem_x509_certificate(public.encode()).public_key()
+            if not isinstance(key, Ed25519PublicKey):
+                raise ValueError("is a key of another kind than Ed25519")
+            self._key = key
+        else:
+            self._key = Ed25519PublicKey.from_public_bytes(bytes.fromhex(public))
 
     def has_signed(self, message: Message, *about: object) -> bool:
         """Whether the owner of the key has signed exactly this message about exactly this."""

@@ -1,7 +1,6 @@
 """Serves RPCs: identity, required fields, deadline, concurrency limit, errors, health and reflection."""
 
 import asyncio
-import socket
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
@@ -16,22 +15,19 @@ from google.protobuf.descriptor import ServiceDescriptor
 from google.protobuf.message import Message
 from google.protobuf.message_factory import GetMessageClass
 from google.rpc import status_pb2
-from grpc_health.v1 import health_pb2
-from grpc_health.v1._async import HealthServicer
-from grpc_health.v1.health_pb2_grpc import add_HealthServicer_to_server
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 from grpc_reflection.v1alpha.reflection_pb2_grpc import add_ServerReflectionServicer_to_server
 
 from gotohotel import language, trace
 from gotohotel.domain import Invalid
-from gotohotel.rpc import deadline
+from gotohotel.rpc import deadline, health
 from gotohotel.rpc.access import SERVICE, allowed_roles, has_side_effects
 from gotohotel.rpc.deadline import MAX_CALL_SECONDS
+from gotohotel.rpc.health import Health
 from gotohotel.rpc.identity import Caller, PermissionDenied, Unauthenticated, identify
 from gotohotel.rpc.status import DeadlineExceeded, Overloaded, Unavailable, abort, status_of
 from gotohotel.rpc.tls import peer_name, server_credentials
 
-DATABASE = "database"  # the name for which a health check asks about the database
 EXPIRY_HEADER = "x-gotohotel-expiry"  # when the caller's token expires, in seconds since 1970
 IDEMPOTENCY_KEY_HEADER = "idempotency-key"
 MESSAGE_LIMIT_BYTES = 1024 * 1024
@@ -56,6 +52,7 @@ class RpcServer:
         port: int,
         host: str,
         tls_folder: Path,
+        health_port: int | None = None,
         max_calls: int = 600,
         max_calls_of_one: int = 64,
         max_streams: int = 2000,
@@ -71,8 +68,9 @@ class RpcServer:
         self._max_streams_of_one = max_streams_of_one
         self._reads = 0
         self._calls_of: Counter[str] = Counter()  # concurrent calls, by the caller's subject
-        self._health = HealthServicer()
-        self._names = [reflection.SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name]
+        self._health = Health()
+        self._health_address = f"{host}:{health_port}" if health_port else ""
+        self._names = [reflection.SERVICE_NAME, health.NAME]
         self._mutations: set[asyncio.Task[Any]] = set()
         self._streams: dict[object, asyncio.Timeout] = {}
         self._streams_of: Counter[str] = Counter()
@@ -98,21 +96,21 @@ class RpcServer:
         self._names.append(service.full_name)
 
     async def start(self) -> None:
-        """Opens the port, for clients with a certificate.
+        """Opens the port, for clients with a certificate, and the port for health checks, if there is to be one.
 
-        Raises OSError if the port is in use, or if the server's own certificate is missing.
+        Raises OSError if a port is in use, or if the server's own certificate is missing.
         """
-        add_HealthServicer_to_server(self._health, self._server)
+        await self._health.add_to(self._server)
         self._add_reflection()
-        with socket.socket() as probe:  # otherwise gRPC logs a line of its own about it
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            host, port = self._address.rsplit(":", 1)
-            try:
-                probe.bind((host, int(port)))
-            except OSError as error:
-                raise OSError(f"can't listen on {self._address}: {error.strerror}") from error
+        health.refuse_taken(self._address)
         self._server.add_secure_port(self._address, server_credentials(self._tls_folder))
+        if self._health_address:
+            await self._health.open_port(self._health_address)
         await self._server.start()
+
+    async def note_started(self) -> None:
+        """Answers health checks that ask whether the start is complete with SERVING."""
+        await self._health.note_started()
 
     def _add_reflection(self) -> None:
         """Reflection in both versions; their messages are the same, and grpcio-reflection knows the older name only."""
@@ -131,9 +129,7 @@ class RpcServer:
         """Sets the answer to health checks: SERVING or NOT_SERVING; for the service "database", whether the database
         answers.
         """
-        for name in ("", *self._names):
-            await self._health.set(name, _serving_status(serving and has_database))
-        await self._health.set(DATABASE, _serving_status(has_database))
+        await self._health.set_serving(self._names, serving, has_database=has_database)
 
     async def stop(self, *, grace_seconds: float) -> None:
         """Accepts no new calls, ends streams, and waits for running calls, including mutations whose callers have
@@ -146,6 +142,7 @@ class RpcServer:
         await self._server.stop(grace_seconds)
         if self._mutations:
             await asyncio.wait(self._mutations, timeout=grace_seconds)
+        await self._health.close()
 
     def _edge(self, method: Any, function: Any) -> Callable[[Any, Any], Awaitable[Message]]:
         """Wraps an implementation: identity, required fields, deadline, errors."""
@@ -273,11 +270,6 @@ class RpcServer:
 
 def _seconds_until(expiry: object) -> float | None:
     return float(str(expiry)) - time.time() if expiry else None
-
-
-def _serving_status(serving: bool) -> Any:
-    statuses = health_pb2.HealthCheckResponse
-    return statuses.SERVING if serving else statuses.NOT_SERVING
 
 
 def _required_fields(request_type: Any) -> list[Any]:

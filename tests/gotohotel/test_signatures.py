@@ -1,6 +1,11 @@
 """Signatures of messages."""
 
+from datetime import UTC, datetime, timedelta
+
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
 from gotohotel.order.v1.events_pb2 import Booking
 from gotohotel.signatures import SigningKey, VerifyKey
@@ -48,3 +53,46 @@ def test_every_field_of_a_booking_is_covered(field: str) -> None:
 def test_no_signature_is_no_signature(signature: bytes) -> None:
     """An empty, short or invented one does not hold."""
     assert not VerifyKey(KEY.public).has_signed(Booking(name="Kim", signature=signature), "order")
+
+
+def test_keys_may_be_in_pem() -> None:
+    """As Helm's functions and cert-manager make them: the public half is in a certificate."""
+    private = ed25519.Ed25519PrivateKey.generate()
+    signing, checking = SigningKey(private_pem(private)), VerifyKey(certificate(private))
+
+    assert checking.has_signed(signed(signing, "order"), "order")
+    assert not VerifyKey(KEY.public).has_signed(signed(signing, "order"), "order")
+    assert VerifyKey(signing.public).has_signed(signed(signing, "order"), "order")
+
+
+def test_a_key_of_another_kind_is_refused() -> None:
+    """Not at the first order: at the start."""
+    private = ec.generate_private_key(ec.SECP256R1())
+
+    for make, text in ((SigningKey, private_pem(private)), (VerifyKey, certificate(private))):
+        with pytest.raises(ValueError, match="another kind"):
+            make(text)
+
+
+def private_pem(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    """The key in PEM."""
+    plain = serialization.NoEncryption()
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, plain).decode()
+
+
+def certificate(key: ed25519.Ed25519PrivateKey | ec.EllipticCurvePrivateKey) -> str:
+    """A self-signed certificate of the key's public half, in PEM."""
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "orders")])
+    begins = datetime(2026, 1, 1, tzinfo=UTC)
+    signed_by = None if isinstance(key, ed25519.Ed25519PrivateKey) else hashes.SHA256()
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(begins)
+        .not_valid_after(begins + timedelta(days=1))
+        .sign(key, signed_by)
+    )
+    return made.public_bytes(serialization.Encoding.PEM).decode()

@@ -1,0 +1,132 @@
+"""The three questions of a supervisor: has it started, does it live, should it get calls?"""
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import asyncpg
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gotohotel.rpc.health import DATABASE, LIVE, STARTED
+from gotohotel.schema import migrate
+from ops import ports
+from ops.stack import Stack
+from tests.conftest import wait_for
+from tests.gotohotel.test_app import environment
+
+READY = ""  # the name that gRPC's own load balancers ask for
+SERVING = health_pb2.HealthCheckResponse.SERVING
+NOWHERE = "nats://127.0.0.1:1"  # what has another database must not take the stack's events
+ROOT = Path(__file__).parents[2]
+MIGRATIONS = (ROOT / "gotohotel" / "migrations", ROOT / "mypage_svc" / "migrations")
+
+
+@contextmanager
+def running(stack: Stack, **changes: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A mypage_svc on ports of its own, in the way a chart starts it; and its health port."""
+    port, health_port = ports.reserve(2)
+    told = environment(stack, MYPAGE_PORT=str(port), MYPAGE_HEALTH_PORT=str(health_port), **changes)
+    command = [sys.executable, "-m", "mypage_svc"]
+    with subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        try:
+            yield process, health_port
+        finally:
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+
+
+def answers(port: int, name: str, *, seconds: float = 1.0) -> bool:
+    """Whether the health port says SERVING for a name in time, as Kubernetes' gRPC probe asks."""
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        try:
+            request = health_pb2.HealthCheckRequest(service=name)
+            return bool(health_pb2_grpc.HealthStub(channel).Check(request, timeout=seconds).status == SERVING)
+        except grpc.RpcError:
+            return False
+
+
+def test_a_started_service_says_yes_to_all_three(stack: Stack) -> None:
+    """Without a certificate, on a port where nothing else answers."""
+    with running(stack) as (_, port):
+        wait_for(lambda: answers(port, STARTED))
+        wait_for(lambda: answers(port, READY))
+
+        assert answers(port, LIVE)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/gotohotel.mypage.v1.MyPageService/ListMyPages")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=5)
+    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+
+
+def test_a_service_that_hangs_does_not_live(stack: Stack) -> None:
+    """A process that is stopped, like one whose event loop is stuck, accepts connections all the same."""
+    with running(stack) as (process, port):
+        wait_for(lambda: answers(port, LIVE))
+        process.send_signal(signal.SIGSTOP)
+
+        assert ports.accepts(port)
+        assert not answers(port, LIVE)
+
+        process.send_signal(signal.SIGCONT)
+        wait_for(lambda: answers(port, LIVE))
+
+
+async def test_a_service_without_its_database_lives_and_gets_no_calls(stack: Stack, scratch_url: str) -> None:
+    """Another start would not help it: so it must not fail the check after which it is started again."""
+    await migrate(scratch_url, *MIGRATIONS)
+    with running(stack, MYPAGE_DATABASE_URL=scratch_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
+        wait_for(lambda: answers(port, READY))
+        await close(stack, scratch_url)
+
+        wait_for(lambda: not answers(port, READY))
+        wait_for(lambda: not answers(port, DATABASE))
+        assert answers(port, LIVE)
+        assert process.poll() is None
+
+
+async def test_a_start_waits_for_the_schema(stack: Stack, scratch_url: str) -> None:
+    """In a cluster everything starts at once. Until then it has not started; told to end, it ends at once."""
+    waits = {"MYPAGE_DATABASE_URL": scratch_url, "MYPAGE_NATS_URL": NOWHERE, "MYPAGE_START_SECONDS": "60"}
+    with running(stack, **waits) as (process, port):
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert "the start waits: the schema lacks" in first
+        assert not answers(port, STARTED)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=10) == 1
+        assert "was stopped before it had started" in process.stdout.read()
+
+    with running(stack, **waits) as (_, port):
+        await migrate(scratch_url, *MIGRATIONS)
+        wait_for(lambda: answers(port, STARTED))
+
+
+async def close(stack: Stack, url: str) -> None:
+    """Ends a database's connections, and lets nobody in any more."""
+    name = url.rsplit("/", 1)[-1]
+    admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
+    try:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+    finally:
+        await admin.close()
+
+
+def test_a_taken_health_port_is_one_clear_sentence(stack: Stack) -> None:
+    """The message names it."""
+    [port] = ports.reserve(1)
+    taken = str(stack.ports["order"])
+    told = environment(stack, MYPAGE_PORT=str(port), MYPAGE_HEALTH_PORT=taken)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypage_svc"], env={**os.environ, **told}, capture_output=True, text=True, check=False
+    )
+
+    assert done.returncode == 1
+    assert f"can't listen on 127.0.0.1:{taken}: Address already in use" in done.stderr
