@@ -181,7 +181,7 @@ class App:
         on: the consumer on the server is not as declared, or no event at all could be handled. A service that has
         handled at least one event keeps taking calls.
         """
-        with suppress(*TRANSIENT):
+        with suppress(*TRANSIENT, asyncpg.PostgresError):  # such as a password that was changed
             await self.database.autocommit.fetchval("SELECT 1")
             self._database_answered = time.monotonic()
         has_database = time.monotonic() - self._database_answered < DATABASE_GONE_SECONDS

@@ -13,6 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gotohotel.mypage.v1 import mypage_service_pb2, mypage_service_pb2_grpc
 from gotohotel.rpc.health import DATABASE, LIVE, STARTED
 from gotohotel.schema import migrate
 from ops import ports
@@ -28,12 +29,15 @@ MIGRATIONS = (ROOT / "gotohotel" / "migrations", ROOT / "mypage_svc" / "migratio
 
 
 @contextmanager
-def running(stack: Stack, **changes: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
-    """A mypage_svc on ports of its own, in the way a chart starts it; and its health port."""
+def running(stack: Stack, log: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A mypage_svc on ports of its own, in the way a chart starts it; and its health port.
+
+    Its log is a file: a pipe that nobody reads fills, and stops the event loop.
+    """
     port, health_port = ports.reserve(2)
     told = environment(stack, MYPAGE_PORT=str(port), MYPAGE_HEALTH_PORT=str(health_port), **changes)
     command = [sys.executable, "-m", "mypage_svc"]
-    with subprocess.Popen(command, env=told, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    with log.open("w") as output, subprocess.Popen(command, env=told, stdout=output, stderr=output) as process:
         try:
             yield process, health_port
         finally:
@@ -51,23 +55,22 @@ def answers(port: int, name: str, *, seconds: float = 1.0) -> bool:
             return False
 
 
-def test_a_started_service_says_yes_to_all_three(stack: Stack) -> None:
+def test_a_started_service_says_yes_to_all_three(stack: Stack, tmp_path: Path) -> None:
     """Without a certificate, on a port where nothing else answers."""
-    with running(stack) as (_, port):
+    with running(stack, tmp_path / "log") as (_, port):
         wait_for(lambda: answers(port, STARTED))
         wait_for(lambda: answers(port, READY))
 
         assert answers(port, LIVE)
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/gotohotel.mypage.v1.MyPageService/ListMyPages")
-            with pytest.raises(grpc.RpcError) as refused:
-                call(b"", timeout=5)
-    assert refused.value.code() == grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+            pages = mypage_service_pb2_grpc.MyPageServiceStub(channel)
+            with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
+                pages.ListMyPages(mypage_service_pb2.ListMyPagesRequest(), timeout=5)
 
 
-def test_a_service_that_hangs_does_not_live(stack: Stack) -> None:
+def test_a_service_that_hangs_does_not_live(stack: Stack, tmp_path: Path) -> None:
     """A process that is stopped, like one whose event loop is stuck, accepts connections all the same."""
-    with running(stack) as (process, port):
+    with running(stack, tmp_path / "log") as (process, port):
         wait_for(lambda: answers(port, LIVE))
         process.send_signal(signal.SIGSTOP)
 
@@ -78,10 +81,12 @@ def test_a_service_that_hangs_does_not_live(stack: Stack) -> None:
         wait_for(lambda: answers(port, LIVE))
 
 
-async def test_a_service_without_its_database_lives_and_gets_no_calls(stack: Stack, scratch_url: str) -> None:
+async def test_a_service_without_its_database_lives_and_gets_no_calls(
+    stack: Stack, scratch_url: str, tmp_path: Path
+) -> None:
     """Another start would not help it: so it must not fail the check after which it is started again."""
     await migrate(scratch_url, *MIGRATIONS)
-    with running(stack, MYPAGE_DATABASE_URL=scratch_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
+    with running(stack, tmp_path / "log", MYPAGE_DATABASE_URL=scratch_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
         wait_for(lambda: answers(port, READY))
         await close(stack, scratch_url)
 
@@ -91,19 +96,17 @@ async def test_a_service_without_its_database_lives_and_gets_no_calls(stack: Sta
         assert process.poll() is None
 
 
-async def test_a_start_waits_for_the_schema(stack: Stack, scratch_url: str) -> None:
+async def test_a_start_waits_for_the_schema(stack: Stack, scratch_url: str, tmp_path: Path) -> None:
     """In a cluster everything starts at once. Until then it has not started; told to end, it ends at once."""
     waits = {"MYPAGE_DATABASE_URL": scratch_url, "MYPAGE_NATS_URL": NOWHERE, "MYPAGE_START_SECONDS": "60"}
-    with running(stack, **waits) as (process, port):
-        assert process.stdout is not None
-        first = process.stdout.readline()
-        assert "the start waits: the schema lacks" in first
+    with running(stack, tmp_path / "log", **waits) as (process, port):
+        wait_for(lambda: "the start waits: the schema lacks" in (tmp_path / "log").read_text())
         assert not answers(port, STARTED)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=10) == 1
-        assert "was stopped before it had started" in process.stdout.read()
+        assert "was stopped before it had started" in (tmp_path / "log").read_text()
 
-    with running(stack, **waits) as (_, port):
+    with running(stack, tmp_path / "log", **waits) as (_, port):
         await migrate(scratch_url, *MIGRATIONS)
         wait_for(lambda: answers(port, STARTED))
 
