@@ -9,6 +9,8 @@ credentials   its passwords and keys
 addresses     how its parts reach one another
 configuration  the configuration of its parts, and their command lines
 supervision   supervisord
+cluster       a hotel whose parts run elsewhere, as in Kubernetes
+smoke         whether a hotel works
 provisioning  roles, databases, schemas, streams, consumers
 catalogue     the sample catalogue
 events        all event types

@@ -7,7 +7,7 @@ import asyncpg
 import nats.errors
 import typer
 
-from ops.commands import events, stack
+from ops.commands import cluster, events, stack
 from ops.errors import StackError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app = typer.Typer(
 )
 app.add_typer(stack.app)
 app.add_typer(events.app)
+app.add_typer(cluster.app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

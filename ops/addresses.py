@@ -1,5 +1,6 @@
 """How the parts of a stack reach one another: ports, URLs, tokens, and each service's settings."""
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -10,6 +11,8 @@ from ops import kakao, page_store, tokens
 from ops.credentials import Credentials
 from ops.errors import StackError
 from ops.services import OPERATOR, ORDER_SIGNING, SANDBOX, SERVICES, fingerprint_key, nats_password, part
+
+KEYS = ("secrets.json", tokens.KEY, tokens.KEY_SET, "tls")  # in the home of a stack
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,13 @@ class Addresses:
             return tokens.mint(self.home, subject=subject, role=role)
         except FileNotFoundError:
             raise StackError("There is no key to sign tokens with yet: run `make up` first.") from None
+
+    def copy_keys(self, folder: Path) -> None:
+        """Copies passwords, keys and certificates into a new folder."""
+        folder.mkdir()
+        for name in KEYS:
+            copy = shutil.copytree if (self.home / name).is_dir() else shutil.copy2
+            copy(self.home / name, folder / name)
 
     def service_environment(self, name: str) -> dict[str, str]:
         """The settings of a service of this stack; they contain its own secrets only."""

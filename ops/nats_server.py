@@ -21,8 +21,9 @@ from ops.services import OPERATOR, SERVICES, nats_password, part
 START_SECONDS = 30
 
 CONF = """\
-host: 127.0.0.1
+host: {host}
 port: {port}
+{monitoring}
 server_name: gotohotel
 max_payload: 1MB
 jetstream {{
@@ -40,13 +41,23 @@ authorization {{
 """
 
 
-def configuration(*, home: Path, port: int, passwords: Mapping[str, str]) -> str:
-    """The server's configuration file. The users are OPERATOR and the services, each with its password."""
+def configuration(
+    *, home: Path, port: int, passwords: Mapping[str, str], host: str = "127.0.0.1", monitoring_port: int | None = None
+) -> str:
+    """The server's configuration file. The users are OPERATOR and the services, each with its password.
+
+    On the monitoring port, if there is one, it answers /healthz, and tells everybody its statistics.
+    """
     may = {OPERATOR: {"publish": [">"], "subscribe": [">"]}, **{name: permissions(name) for name in SERVICES}}
     users = [{"user": name, "password": passwords[name], "permissions": may[name]} for name in may]
     disk_bytes = shutil.disk_usage(home).total
     return CONF.format(
-        home=home, port=port, disk_bytes=disk_bytes, users="\n".join(f"    {json.dumps(user)}" for user in users)
+        home=home,
+        host=host,
+        port=port,
+        monitoring=f"http: {host}:{monitoring_port}" if monitoring_port else "",
+        disk_bytes=disk_bytes,
+        users="\n".join(f"    {json.dumps(user)}" for user in users),
     )
 
 
@@ -122,12 +133,13 @@ async def of_a_stopped_stack(home: Path, secrets: Mapping[str, str]) -> AsyncIte
             await server.wait()
 
 
-async def declare_streams(js: JetStreamContext, *, events_bytes: int) -> None:
-    """Creates missing streams; the operator decides the size of the events' stream.
+async def declare_streams(js: JetStreamContext, *, events_bytes: int, replicas: int = 1) -> None:
+    """Creates missing streams; the operator decides the size of the events' stream, and how many servers keep a copy.
 
-    Raises StackError if the server lacks the room.
+    Raises StackError if the server lacks the room, or if there are fewer servers.
     """
-    for stream in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):
+    for declared in (EVENTS.evolve(max_bytes=events_bytes), DEAD_LETTERS):
+        stream = declared.evolve(num_replicas=replicas)
         try:
             await js.stream_info(str(stream.name))
         except NotFoundError:

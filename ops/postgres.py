@@ -16,6 +16,7 @@ from ops.services import SANDBOX, SERVICES, owner
 
 # PostgreSQL refuses to run as root: if root starts the stack it runs as this user, who exists on every Linux.
 STAND_IN = "nobody"
+ADMIN = "postgres"  # the superuser, and the database that every server has
 
 CONF = """
 # -- gotohotel
@@ -92,20 +93,22 @@ def give(cluster: Path) -> None:
 
 async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:
     """Creates a database for each service that has none: its owner role changes the schema, its run-time role only
-    rows.
+    rows. Without the password of the superuser, somebody else has to have made roles and databases.
     """
-    admin = await asyncpg.connect(url("postgres", "postgres"))
-    try:
-        for name in SERVICES:
-            await _make_role(admin, owner(name), passwords)
-            await _make_role(admin, name, passwords)
-            await _make_database(admin, name, owned_by=owner(name))
-            await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
-            await _grant_rows(url(name, owner(name)), name)
-        await _make_role(admin, SANDBOX, passwords)
-        await _make_database(admin, SANDBOX, owned_by=SANDBOX)
-    finally:
-        await admin.close()
+    if ADMIN in passwords:
+        admin = await asyncpg.connect(url(ADMIN, ADMIN))
+        try:
+            for name in SERVICES:
+                await _make_role(admin, owner(name), passwords)
+                await _make_role(admin, name, passwords)
+                await _make_database(admin, name, owned_by=owner(name))
+                await admin.execute(f"GRANT CONNECT ON DATABASE {name} TO {name}")
+            await _make_role(admin, SANDBOX, passwords)
+            await _make_database(admin, SANDBOX, owned_by=SANDBOX)
+        finally:
+            await admin.close()
+    for name in SERVICES:
+        await _grant_rows(url(name, owner(name)), name)
 
 
 async def _make_role(admin: "asyncpg.Connection[asyncpg.Record]", name: str, passwords: Mapping[str, str]) -> None:

@@ -23,16 +23,18 @@ def service_folder(name: str) -> Path:
     return Path(gotohotel.__file__).parents[1] / name
 
 
-async def provision(addresses: Addresses, *, stream_bytes: int) -> None:
+async def provision(addresses: Addresses, *, stream_bytes: int, stream_replicas: int = 1) -> None:
     """Creates what is missing and changes what differs. Safe to repeat.
 
     Raises StackError if a stream can't be created, or differs in a way that can't be changed.
     """
-    await postgres.provision(addresses.database_url, addresses.credentials.all())
-    for name in SERVICES:
-        await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, service_folder(name) / "migrations")
     async with nats_server.as_operator(addresses.nats_url()) as js:
-        await nats_server.declare_streams(js, events_bytes=stream_bytes)
+        # First: services that wait for their schema find the streams, and make none of their own.
+        await nats_server.declare_streams(js, events_bytes=stream_bytes, replicas=stream_replicas)
+        await postgres.provision(addresses.database_url, addresses.credentials.all())
+        for name in SERVICES:
+            migrations = service_folder(name) / "migrations"
+            await migrate(addresses.database_url(name, owner(name)), KERNEL_MIGRATIONS, migrations)
         await page_store.declare(addresses.database_url(MYPAGE, owner(MYPAGE)), js)
     for name in LISTENERS:
         await _declare_consumer(addresses, name)

@@ -6,9 +6,9 @@ from datetime import datetime
 import asyncpg
 
 from gotohotel.ids import first_id_at
+from ops.addresses import Addresses
 from ops.errors import StackError
 from ops.services import PUBLISHERS
-from ops.stack import Stack
 
 # The relay publishes rows that are marked as unpublished, each aggregate's events in order. In batches, so that no lock
 # is held for long.
@@ -33,7 +33,7 @@ REPUBLISH_LOCK = 0x72657075  # "repu"
 
 
 async def republish(
-    stack: Stack, begins: datetime, ends: datetime, *, advance: Callable[[int], None]
+    stack: Addresses, begins: datetime, ends: datetime, *, advance: Callable[[int], None]
 ) -> dict[str, int]:
     """Marks every stored event written in [begins, ends) as unpublished; returns how many, by service.
 
@@ -46,7 +46,7 @@ async def republish(
 
 
 async def _republish(
-    stack: Stack, service: str, begins: datetime, ends: datetime, advance: Callable[[int], None]
+    stack: Addresses, service: str, begins: datetime, ends: datetime, advance: Callable[[int], None]
 ) -> int:
     connection = await asyncpg.connect(stack.database_url(service, service), timeout=3)
     try:

@@ -10,6 +10,9 @@ from ops.errors import StackError
 from ops.services import SERVICES, part
 from ops.tokens import Issuer
 
+# Where the passwords and keys are mounted, if a cluster runs the parts: see ops/cluster.py.
+SECRETS = "GOTOHOTEL_SECRETS"
+
 # Default ports; GOTOHOTEL_<NAME>_PORT overrides one.
 PORTS = {
     "gateway": 8088,

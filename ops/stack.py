@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -18,7 +19,7 @@ from ops.catalogue import open_catalogue
 from ops.configuration import KAKAO, LISTENS_TOO, PROCESSES
 from ops.errors import StackError
 from ops.services import MYPAGE, SERVICES
-from ops.settings import PORTS, home_setting, port_setting, stream_bytes
+from ops.settings import PORTS, SECRETS, home_setting, port_setting, stream_bytes
 from ops.supervision import Supervisor, wait_until
 
 START_SECONDS = 60
@@ -32,8 +33,10 @@ class Stack(Addresses):
     def from_environment(cls) -> "Stack":
         """GOTOHOTEL_HOME (default .run) and GOTOHOTEL_<NAME>_PORT.
 
-        A running stack keeps the ports it was started with.
+        A running stack keeps the ports it was started with. Raises StackError where a cluster runs the parts.
         """
+        if os.environ.get(SECRETS):
+            raise StackError(f"This command is for a hotel on one machine; {SECRETS} says that this one is not.")
         home = home_setting()
         stack = cls(home, {name: port_setting(name, default) for name, default in PORTS.items()})
         begun_with = home / "ports.json"

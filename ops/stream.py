@@ -23,8 +23,8 @@ from nats.js.errors import APIError, NotFoundError
 
 from gotohotel.bus.streams import EVENTS
 from ops import nats_server
+from ops.addresses import Addresses
 from ops.errors import StackError
-from ops.stack import Stack
 
 # A header of an event that was replaced by a copy: when it was published first.
 PUBLISHED_AT = "x-published-at"
@@ -45,7 +45,7 @@ class StreamMessage:
 
 
 @asynccontextmanager
-async def jetstream(stack: Stack) -> AsyncIterator[JetStreamContext]:
+async def jetstream(stack: Addresses) -> AsyncIterator[JetStreamContext]:
     """The JetStream context of a stack. Raises StackError if NATS can't be reached or the connection is lost."""
     async with AsyncExitStack() as opened:
         try:
@@ -83,7 +83,7 @@ class Usage:
         return (self.max_bytes - self.used_bytes) / (self.used_bytes / days)
 
 
-async def usage(stack: Stack) -> Usage:
+async def usage(stack: Addresses) -> Usage:
     """How full it is, and how far consumers are behind."""
     async with jetstream(stack) as js:
         stream = await js.stream_info(str(EVENTS.name))
@@ -112,7 +112,7 @@ async def _time_of(js: JetStreamContext, sequence: int) -> datetime | None:
         return None
 
 
-async def grow(stack: Stack, max_bytes: int) -> int:
+async def grow(stack: Addresses, max_bytes: int) -> int:
     """Raises the stream's size limit; returns the previous one.
 
     Raises StackError if it would shrink, or if the disk is too small.
@@ -169,7 +169,7 @@ class Archive:
             raise StackError(f"The archive {self.path} does not hold what its name says; nothing was removed.")
 
 
-def archives(stack: Stack) -> list[Archive]:
+def archives(stack: Addresses) -> list[Archive]:
     """The archive's files, oldest first."""
     return archives_in(stack.archive)
 
@@ -183,7 +183,7 @@ def archives_in(folder: Path) -> list[Archive]:
     return found
 
 
-async def archived_until(stack: Stack, js: JetStreamContext) -> int:
+async def archived_until(stack: Addresses, js: JetStreamContext) -> int:
     """The last sequence number of the present stream that is archived; 0 if none is."""
     stream = await stream_id(js)
     return max((archive.last for archive in archives(stack) if archive.stream == stream), default=0)
@@ -195,7 +195,7 @@ async def stream_id(js: JetStreamContext) -> str:
     return f"{created:%Y%m%dT%H%M%S}" if created else "unknown"
 
 
-async def archive(stack: Stack, before: datetime) -> int:
+async def archive(stack: Addresses, before: datetime) -> int:
     """Moves events published before a time from the stream to the archive; returns how many. Safe to interrupt.
 
     An event stays until every consumer has acknowledged it, and leaves the stream only when its file is on the disk.
@@ -207,7 +207,7 @@ async def archive(stack: Stack, before: datetime) -> int:
 
 
 @contextmanager
-def archive_locked(stack: Stack) -> Iterator[None]:
+def archive_locked(stack: Addresses) -> Iterator[None]:
     """No event moves from the stream to the archive meanwhile. Raises StackError if somebody else holds the lock."""
     stack.archive.mkdir(mode=0o700, parents=True, exist_ok=True)  # events hold guests' names and phone numbers
     with (stack.archive / "lock").open("w") as lock:
@@ -220,7 +220,7 @@ def archive_locked(stack: Stack) -> Iterator[None]:
         yield
 
 
-def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None]) -> int:
+def rewrite_archives(stack: Addresses, change: Callable[[str, bytes], bytes | None]) -> int:
     """Replaces archived events for which `change(subject, data)` returns other data; returns how many. The caller holds
     the lock.
     """
@@ -237,7 +237,7 @@ def rewrite_archives(stack: Stack, change: Callable[[str, bytes], bytes | None])
     return changed
 
 
-async def _archive(stack: Stack, js: JetStreamContext, before: datetime) -> int:
+async def _archive(stack: Addresses, js: JetStreamContext, before: datetime) -> int:
     name, stream = str(EVENTS.name), await stream_id(js)
     done = await archived_until(stack, js)
     for archived in archives(stack):
@@ -294,7 +294,7 @@ def write_archive(folder: Path, stream: str, messages: list[StreamMessage]) -> i
 # ---------------------------------------------------------------------------------------------- reading
 
 
-async def every_event(stack: Stack, js: JetStreamContext) -> AsyncIterator[StreamMessage]:
+async def every_event(stack: Addresses, js: JetStreamContext) -> AsyncIterator[StreamMessage]:
     """All events ever published, the archived ones first."""
     done = await archived_until(stack, js)
     for archived in archives(stack):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jwt
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
@@ -56,9 +57,21 @@ def mint(folder: Path, *, subject: str, role: str, key: str = KEY, seconds: int 
     """A token for this subject and role, valid for twelve hours or as long as given. Raises FileNotFoundError before
     the first start.
     """
+    return sign((folder / key).read_text(), key_id(folder, key), subject=subject, role=role, seconds=seconds)
+
+
+def sign(key: str, kid: str, *, subject: str, role: str, seconds: int = LIFETIME_SECONDS) -> str:
+    """A token, signed with a private key in PEM that the key set holds under this id."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + seconds}
-    return jwt.encode(claims, (folder / key).read_text(), "ES256", headers={"kid": key_id(folder, key)})
+    return jwt.encode(claims, key, "ES256", headers={"kid": kid})
+
+
+def public_key(pem: bytes) -> dict[str, Any]:
+    """The entry in a key set of a private key, or of a certificate. Raises ValueError, TypeError for another kind."""
+    if b"CERTIFICATE" in pem:
+        return _entry(x509.load_pem_x509_certificate(pem).public_key())
+    return _entry(serialization.load_pem_private_key(pem, None))
 
 
 def key_id(folder: Path, key: str = KEY) -> str:
@@ -79,10 +92,14 @@ def _current(folder: Path) -> dict[str, Any]:
 
 
 def _public(private: Path) -> dict[str, Any]:
-    key = serialization.load_pem_private_key(private.read_bytes(), None)
-    if not isinstance(key, ec.EllipticCurvePrivateKey):
-        raise TypeError(f"{private.name} is a key of another kind")
-    public = json.loads(ECAlgorithm.to_jwk(key.public_key()))
+    return public_key(private.read_bytes())
+
+
+def _entry(key: object) -> dict[str, Any]:
+    public_half = key.public_key() if isinstance(key, ec.EllipticCurvePrivateKey) else key
+    if not isinstance(public_half, ec.EllipticCurvePublicKey) or not isinstance(public_half.curve, ec.SECP256R1):
+        raise TypeError("tokens are signed with a key of P-256")
+    public = json.loads(ECAlgorithm.to_jwk(public_half))
     return {**public, "kid": hashlib.sha256(public["x"].encode()).hexdigest()[:16], "alg": "ES256", "use": "sig"}
 
 

@@ -8,10 +8,10 @@ reading     how it is read
 import asyncio
 import time
 
+from ops.addresses import Addresses
 from ops.audit.invariants import INVARIANTS
 from ops.audit.reading import read_snapshot
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
-from ops.stack import Stack
 
 # Work in progress is no violation: the audit looks again for this long before it reports one.
 PATIENCE_SECONDS = 15
@@ -19,12 +19,12 @@ PATIENCE_SECONDS = 15
 Found = dict[str, list[str]]
 
 
-def check(stack: Stack, *, patience_seconds: float | None = None) -> Found:
+def check(stack: Addresses, *, patience_seconds: float | None = None) -> Found:
     """The violations of each invariant, after waiting for work in progress."""
     return check_snapshot(stack, patience_seconds=patience_seconds)[1]
 
 
-def check_snapshot(stack: Stack, *, patience_seconds: float | None = None) -> tuple[AuditSnapshot, Found]:
+def check_snapshot(stack: Addresses, *, patience_seconds: float | None = None) -> tuple[AuditSnapshot, Found]:
     """The violations and the snapshot.
 
     What is found once but not the next time was in progress, and is no violation.
@@ -41,12 +41,12 @@ def check_snapshot(stack: Stack, *, patience_seconds: float | None = None) -> tu
     return snapshot, found
 
 
-def _look(stack: Stack) -> tuple[AuditSnapshot, Found]:
+def _look(stack: Addresses) -> tuple[AuditSnapshot, Found]:
     snapshot = asyncio.run(read_snapshot(stack))
     return snapshot, {number: sorted(check(snapshot)) for number, (_, check) in INVARIANTS.items()}
 
 
-def report(stack: Stack) -> bool:
+def report(stack: Addresses) -> bool:
     """Prints a line per invariant; returns True if all hold."""
     found = check(stack)
     for number, violations in found.items():

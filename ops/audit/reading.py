@@ -18,11 +18,11 @@ from gotohotel.outbox import VERSION_HEADER
 from mypage_svc.domain import MyPage
 from mypage_svc.store import from_json, list_keys, page_of
 from ops import kakao
+from ops.addresses import Addresses
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
 from ops.events import TYPES
 from ops.page_store import POSTGRES
-from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES
-from ops.stack import Stack
+from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES, owner
 from ops.stream import PUBLISHED_AT, StreamMessage, every_event, jetstream, messages_of
 from pay_svc.sandbox import ANSWER_IS_LOST, ANSWERS_WITH_AN_ERROR, APPROVED, REFUSED
 
@@ -34,12 +34,13 @@ DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 SUBJECTS = ("owner", "subject")  # columns with ids of the token issuer, which may contain long numbers
 
 
-async def read_snapshot(stack: Stack) -> AuditSnapshot:
+async def read_snapshot(stack: Addresses) -> AuditSnapshot:
     """Reads everything that the invariants are checked on."""
     snapshot = AuditSnapshot()
     # The stream last: what it knows and the databases do not is in progress, and is there at the next look.
     for database in (*SERVICES, SANDBOX):
-        connection = await asyncpg.connect(stack.database_url(database, "postgres"), timeout=3, command_timeout=60)
+        role = owner(database) if database in SERVICES else database
+        connection = await asyncpg.connect(stack.database_url(database, role), timeout=3, command_timeout=60)
         try:
             if database in _READERS:
                 await _READERS[database](connection, snapshot)
@@ -139,7 +140,7 @@ async def _search_tables(
                     snapshot.card_numbers.append(f"a card number in {database}.{table}.{column}")
 
 
-async def _read_stream(stack: Stack, snapshot: AuditSnapshot) -> None:
+async def _read_stream(stack: Addresses, snapshot: AuditSnapshot) -> None:
     seen: set[str] = set()
     async with jetstream(stack) as js:
         if snapshot.pages_in != POSTGRES:
@@ -174,8 +175,8 @@ async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
             snapshot.pages[order_id] = MyPage.of(order_id, from_json(stored["facts"]))
         if _shows_a_card(message.data.decode("latin-1"), snapshot):
             snapshot.card_numbers.append(f"a card number in {bucket}")
-    for order_id, owner in snapshot.page_owners.items():
-        snapshot.unlisted_pages += [order_id for key in list_keys(order_id, owner) if key not in keys]
+    for order_id, guest in snapshot.page_owners.items():
+        snapshot.unlisted_pages += [order_id for key in list_keys(order_id, guest) if key not in keys]
 
 
 def _stream_event(message: StreamMessage) -> StreamEvent | None:
@@ -193,8 +194,9 @@ def _stream_event(message: StreamMessage) -> StreamEvent | None:
         return None
 
 
-def _search_logs(stack: Stack, snapshot: AuditSnapshot) -> None:
-    for file in sorted((stack.home / "log").iterdir()):
+def _search_logs(stack: Addresses, snapshot: AuditSnapshot) -> None:
+    """The logs of a stack on this machine; where the parts run elsewhere, they are somebody else's."""
+    for file in sorted((stack.home / "log").glob("*")):
         for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1):
             if _shows_a_card(line, snapshot):
                 snapshot.card_numbers.append(f"a card number in {file.name}, line {number}")

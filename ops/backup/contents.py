@@ -13,11 +13,9 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 
-from ops import tokens
 from ops.errors import StackError
 
 FILE = "backup.json"
-KEYS = ("secrets.json", tokens.KEY, tokens.KEY_SET, "tls")
 HOME, POSTGRES, ARCHIVE, DEAD_LETTERS = "home", "postgres", "archive", "dead_letters"
 
 

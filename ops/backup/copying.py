@@ -12,16 +12,17 @@ from contextlib import aclosing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from nats.js import JetStreamContext
 
 from gotohotel.bus.streams import DEAD_LETTERS as DEAD_LETTERS_STREAM
 from gotohotel.bus.streams import EVENTS
 from ops import page_store, postgres
-from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, KEYS, POSTGRES, Contents
+from ops.addresses import Addresses
+from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, POSTGRES, Contents
 from ops.errors import StackError
 from ops.services import MYPAGE
-from ops.stack import Stack
 from ops.stream import (
     ARCHIVE_FILE_EVENTS,
     StreamMessage,
@@ -38,7 +39,7 @@ from ops.stream import (
 STALLED_SECONDS = 60.0  # pg_basebackup itself waits for a frozen server for ever
 
 
-def back_up(stack: Stack, folder: Path) -> int:
+def back_up(stack: Addresses, folder: Path) -> int:
     """Makes a backup in a new folder; returns how many events it has. One that fails leaves nothing with that name.
 
     Raises StackError if the folder exists.
@@ -65,10 +66,10 @@ def back_up(stack: Stack, folder: Path) -> int:
     return sum(each.last - each.first + 1 for each in archives_in(folder / ARCHIVE))
 
 
-async def _copy(stack: Stack, folder: Path) -> Contents:
+async def _copy(stack: Addresses, folder: Path) -> Contents:
     async with jetstream(stack) as js:
         contents = await _contents(stack, js)
-        _copy_keys(stack.home, folder / HOME)
+        stack.copy_keys(folder / HOME)
         await _copy_databases(stack, folder / POSTGRES)
         # Before the events: a letter that is sent again meanwhile is in both copies, not in none.
         await _copy_stream(js, str(DEAD_LETTERS_STREAM.name), folder / DEAD_LETTERS, contents.stream)
@@ -79,7 +80,7 @@ async def _copy(stack: Stack, folder: Path) -> Contents:
     return contents
 
 
-async def _contents(stack: Stack, js: JetStreamContext) -> Contents:
+async def _contents(stack: Addresses, js: JetStreamContext) -> Contents:
     began_at, stream = datetime.now(UTC), await js.stream_info(str(EVENTS.name))
     last = int(stream.state.last_seq)
     handled = {
@@ -104,19 +105,13 @@ def _handled(consumer: Any, last: int) -> int:
     return int(consumer.ack_floor.stream_seq) if consumer.ack_floor else 0
 
 
-def _copy_keys(home: Path, folder: Path) -> None:
-    folder.mkdir()
-    for name in KEYS:
-        copy = shutil.copytree if (home / name).is_dir() else shutil.copy2
-        copy(home / name, folder / name)
-
-
-async def _copy_databases(stack: Stack, folder: Path) -> None:
+async def _copy_databases(stack: Addresses, folder: Path) -> None:
+    server = urlsplit(stack.database_url("postgres", "postgres"))
     copying = await asyncio.create_subprocess_exec(
         postgres.program("pg_basebackup"),
-        *("--host=127.0.0.1", f"--port={stack.ports['postgres']}", "--username=postgres", "--no-password"),
+        *(f"--host={server.hostname}", f"--port={server.port or 5432}", "--username=postgres", "--no-password"),
         *(f"--pgdata={folder}", "--format=tar", "--gzip", "--wal-method=stream", "--checkpoint=fast"),
-        env={**os.environ, "PGPASSWORD": stack.credentials["postgres"]},
+        env={**os.environ, "PGPASSWORD": server.password or ""},
         stderr=asyncio.subprocess.PIPE,
     )
     communicating = asyncio.create_task(copying.communicate())

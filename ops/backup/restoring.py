@@ -27,7 +27,8 @@ from gotohotel.bus.streams import DEAD_LETTERS as DEAD_LETTERS_STREAM
 from gotohotel.bus.streams import EVENTS
 from gotohotel.ids import first_id_at
 from ops import nats_server, page_store, postgres
-from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, KEYS, POSTGRES, Contents
+from ops.addresses import KEYS
+from ops.backup.contents import ARCHIVE, DEAD_LETTERS, HOME, POSTGRES, Contents
 from ops.console import Progress
 from ops.credentials import Credentials
 from ops.errors import StackError

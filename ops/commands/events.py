@@ -12,7 +12,7 @@ import uvloop
 
 from ops import console, dead_letters
 from ops import stream as streams
-from ops.commands.stack import running_stack
+from ops.commands.stack import running_hotel
 from ops.errors import StackError
 from ops.forget import forget_guest, forget_numbers
 from ops.page_store import STORES
@@ -36,7 +36,7 @@ Numbers = Annotated[list[int] | None, typer.Argument(metavar="[NUMBER]...")]
 @letters.command("list")
 def list_letters() -> None:
     """Lists number, time, service, event, order and reason of each dead letter."""
-    found = asyncio.run(dead_letters.every(running_stack()))
+    found = asyncio.run(dead_letters.every(running_hotel()))
     for letter in found:
         event = letter.subject.rsplit(".", 1)[-1]
         print(f"{letter.number:>6}  {_at(letter.time):<20} {letter.consumer:<16} {event:<20} {letter.aggregate}")
@@ -47,7 +47,7 @@ def list_letters() -> None:
 @letters.command("show")
 def show_letter(number: int) -> None:
     """Shows one dead letter in full."""
-    letter = asyncio.run(dead_letters.get(running_stack(), number))
+    letter = asyncio.run(dead_letters.get(running_hotel(), number))
     print(f"number: {letter.number}\ntime: {_at(letter.time)}")
     for name, value in letter.headers.items():
         print(f"{name}: {value}")
@@ -64,7 +64,7 @@ def redrive_letters(
     reason: Annotated[str, typer.Option(metavar="TEXT", help="Only where the reason holds this text.")] = "",
 ) -> None:
     """Sends dead letters again, once their cause is repaired."""
-    stack = running_stack()
+    stack = running_hotel()
     chosen = numbers or []
     if every == bool(chosen):
         raise StackError("Name the dead letters' numbers, or --all of them.")
@@ -81,7 +81,7 @@ def redrive_letters(
 @letters.command("drop")
 def drop_letters(numbers: Numbers = None) -> None:
     """Deletes dead letters."""
-    stack = running_stack()
+    stack = running_hotel()
     if not numbers:
         raise StackError("Name the numbers of the dead letters to delete.")
     _each(numbers, lambda number: dead_letters.drop(stack, number), "{0.subject} is dropped.")
@@ -106,7 +106,7 @@ def show_stream(context: typer.Context) -> None:
     """Shows how full the stream of events is and how far consumers are behind; manages its size and archive."""
     if context.invoked_subcommand:
         return
-    usage = asyncio.run(streams.usage(running_stack()))
+    usage = asyncio.run(streams.usage(running_hotel()))
     left = "" if usage.days_left is None else f"; full in {usage.days_left:.1f} days at the rate since the first one"
     print(f"events     {usage.messages}, from {_at(usage.first_at)} to {_at(usage.last_at)}")
     print(f"room       {usage.used_bytes / MIB:.1f} of {usage.max_bytes / MIB:.0f} MiB{left}")
@@ -121,7 +121,7 @@ def show_stream(context: typer.Context) -> None:
 @stream.command("grow")
 def grow_stream(mib: Annotated[int, typer.Option(help="How many MiB it may hold then.")]) -> None:
     """Raises the stream's size limit."""
-    before = asyncio.run(streams.grow(running_stack(), mib * MIB))
+    before = asyncio.run(streams.grow(running_hotel(), mib * MIB))
     print(f"The stream may hold {mib} MiB; it was {before / MIB:.0f}. Waiting events are being published.")
 
 
@@ -130,7 +130,7 @@ def archive_stream(
     older_than_days: Annotated[float, typer.Option(min=0, max=36_500, metavar="DAYS", help="Age of an event.")] = 90,
 ) -> None:
     """Moves old events into files, which audit and rebuild read too."""
-    stack = running_stack()
+    stack = running_hotel()
     moved = asyncio.run(streams.archive(stack, datetime.now(UTC) - timedelta(days=older_than_days)))
     print(f"{moved} events have moved to {os.path.relpath(stack.archive)}/.")
 
@@ -150,7 +150,7 @@ def republish(
     ends: Annotated[datetime, typer.Option("--to", parser=_point_in_time, metavar="TIME", help="ISO 8601.")],
 ) -> None:
     """Publishes stored events again, after the stream has lost some."""
-    stack = running_stack()
+    stack = running_hotel()
     with console.progress("events") as advance:
         counts = asyncio.run(republish_between(stack, begins, ends, advance=advance))
     for service, count in counts.items():
@@ -164,7 +164,7 @@ def rebuild(
     ] = None,
 ) -> None:
     """Rebuilds My page from the first event, while the old pages are served. After an interruption it goes on."""
-    stack = running_stack()
+    stack = running_hotel()
     with console.progress("events") as progress:
         done = uvloop.run(rebuild_pages(stack, progress=progress, store=store or ""))
     before = f" ({done.resumed} of them before it was interrupted)" if done.resumed else ""
@@ -180,7 +180,7 @@ def forget(
     ] = None,
 ) -> None:
     """Erases a guest's name and phone number everywhere, or the phone numbers in the events of past stays."""
-    stack = running_stack()
+    stack = running_hotel()
     if bool(subject) == (stays_over is not None):
         raise StackError("Name either a guest (--subject) or the age of stays (--stays-over).")
     if stays_over is not None:

@@ -10,6 +10,7 @@ import typer
 
 from ops import console
 from ops.backup import LATER, back_up, restore
+from ops.cluster import Cluster
 from ops.configuration import PROCESSES
 from ops.errors import StackError
 from ops.stack import Stack
@@ -25,6 +26,11 @@ class Role(StrEnum):
 
     GUEST = "guest"
     DESK = "desk"
+
+
+def running_hotel() -> Stack | Cluster:
+    """The hotel of this environment. Raises StackError if it is a stack that is not running."""
+    return Cluster.from_environment() or running_stack()
 
 
 def running_stack() -> Stack:
@@ -55,7 +61,7 @@ def down() -> None:
 @app.command()
 def migrate() -> None:
     """Updates roles, databases, schemas, streams and consumers to this release; `up` does it too."""
-    running_stack().migrate()
+    running_hotel().migrate()
     print("Roles, databases, schemas, streams and consumers are those of this release.")
 
 
@@ -96,7 +102,7 @@ def token(
     sub: Annotated[str, typer.Option(help="The subject.")] = "guest",
 ) -> None:
     """Prints a token for the gateway."""
-    print(Stack.from_environment().token(subject=sub, role=role))
+    print((Cluster.from_environment() or Stack.from_environment()).token(subject=sub, role=role))
 
 
 @app.command(name="rotate-key")
@@ -109,7 +115,7 @@ def rotate_key() -> None:
 @app.command()
 def backup(folder: Annotated[Path, typer.Argument(help="A new folder.")]) -> None:
     """Copies the running hotel into a folder: databases, events, passwords and keys."""
-    count = back_up(running_stack(), folder)
+    count = back_up(running_hotel(), folder)
     print(f"The hotel, with {count} events, is in {folder}/.")
     print("It holds passwords, keys and guests' names.")
 
@@ -161,5 +167,5 @@ def audit() -> None:
     """Checks the invariants against databases, ledger and stream."""
     from ops.audit import report
 
-    if not report(running_stack()):
+    if not report(running_hotel()):
         sys.exit(1)

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from datetime import date
 
 from ops import dead_letters
+from ops.addresses import Addresses
 from ops.errors import StackError
 from ops.forget.redactions import Redaction, Redactions
 from ops.forget.tables import Tables
 from ops.rebuild import no_rebuild
-from ops.stack import Stack
 from ops.stream import archive_locked, jetstream
 
 
@@ -28,7 +28,7 @@ class Forgotten:
     events: int
 
 
-async def forget_guest(stack: Stack, subject: str) -> Forgotten:
+async def forget_guest(stack: Addresses, subject: str) -> Forgotten:
     """Erases name and phone number of a guest, in every order that is canceled or whose stay is over. Safe to repeat.
 
     Raises StackError, before anything is erased, if there is no such guest, or if a service has not handled an event of
@@ -52,7 +52,7 @@ async def forget_guest(stack: Stack, subject: str) -> Forgotten:
             return Forgotten(ended, kept, await redactions.replace())
 
 
-async def forget_numbers(stack: Stack, before: date) -> int:
+async def forget_numbers(stack: Addresses, before: date) -> int:
     """Erases the phone numbers of stays that ended before a date from events; returns the number of replaced events.
 
     Raises StackError, before anything is erased, if a service has not handled one of these events yet.
@@ -68,7 +68,7 @@ async def forget_numbers(stack: Stack, before: date) -> int:
             return await redactions.replace()
 
 
-async def _refuse_dead_letters(stack: Stack, redaction: Redaction) -> None:
+async def _refuse_dead_letters(stack: Addresses, redaction: Redaction) -> None:
     letters = await dead_letters.every(stack)
     numbers = [
         str(each.number)

@@ -16,9 +16,9 @@ from nats.js.api import ConsumerInfo
 
 from gotohotel.bus.consumer import HANDLED_BY, NOBODY, REDRIVE_FOR
 from gotohotel.bus.streams import EVENTS
+from ops.addresses import Addresses
 from ops.errors import StackError
 from ops.events import TYPES
-from ops.stack import Stack
 from ops.stream import PUBLISHED_AT, StreamMessage, archives, messages_of, rewrite_archives
 
 
@@ -58,7 +58,7 @@ def parse(subject: str, data: bytes) -> Message | None:
 class Redactions:
     """The events that a redaction concerns, among those that are in the stream now, or archived."""
 
-    def __init__(self, stack: Stack, js: JetStreamContext, redaction: Redaction, *, last: int) -> None:
+    def __init__(self, stack: Addresses, js: JetStreamContext, redaction: Redaction, *, last: int) -> None:
         self._stack = stack
         self._js = js
         self._redaction = redaction
@@ -66,7 +66,7 @@ class Redactions:
         self._handled_by: defaultdict[str, list[str]] = defaultdict(list)  # subject → services
 
     @classmethod
-    async def of_now(cls, stack: Stack, js: JetStreamContext, redaction: Redaction) -> "Redactions":
+    async def of_now(cls, stack: Addresses, js: JetStreamContext, redaction: Redaction) -> "Redactions":
         """Later events are left alone: nobody has looked whether they were handled."""
         state = (await js.stream_info(str(EVENTS.name))).state
         return cls(stack, js, redaction, last=state.last_seq)

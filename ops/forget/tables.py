@@ -10,11 +10,11 @@ from gotohotel.database import Session
 from gotohotel.order.v1.order_service_pb2 import Order
 from gotohotel.reservation.v1.reservation_service_pb2 import Reservation
 from mypage_svc.store import PostgresNumbers
+from ops.addresses import Addresses
 from ops.errors import StackError
 from ops.forget.redactions import Redaction
 from ops.rebuild.places import pages_in
 from ops.services import MYPAGE, PUBLISHERS
-from ops.stack import Stack
 
 ORDERS = """
 SELECT id, check_out < current_date OR status IN ('CANCELED', 'REJECTED', 'EXPIRED') AS has_ended
@@ -58,7 +58,7 @@ class Tables:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, stack: Stack, js: JetStreamContext) -> AsyncIterator["Tables"]:
+    async def open(cls, stack: Addresses, js: JetStreamContext) -> AsyncIterator["Tables"]:
         """Connects to all of them."""
         async with AsyncExitStack() as opened:
             connections = {}

@@ -22,6 +22,16 @@ from ops.services import SERVICES, part
 
 __all__ = ["render", "render_jwt"]
 
+# Per second; in a cluster each replica of the gateway counts for itself.
+LIMITS = {
+    "RATE_LIMIT": 5000,
+    "SOURCE_RATE_LIMIT": 2000,
+    "MAX_SOURCES": 10_000,
+    "SUBJECT_RATE_LIMIT": 50,
+    "SUBJECT_BURST": 100,
+    "MAX_SUBJECTS": 10_000,
+    "LOGGED_REFUSALS_PERCENT": 1,
+}
 # How many calls may be at a service at once.
 MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
 ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
@@ -91,7 +101,7 @@ def render(
     callers = [part(name) for name, service in SERVICES.items() if service.calls_pay]
     replies = "\n".join([upgrade_mapper(), *(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())])
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
-        {**values, "PUBLIC_TRANSPORT": transport(public_tls)},
+        {**LIMITS, **values, "PUBLIC_TRANSPORT": transport(public_tls)},
         DESCRIPTORS=DESCRIPTORS,
         EDGE_LUA=_script("refusal.lua", "edge.lua"),
         BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),

@@ -20,13 +20,13 @@ from gotohotel.database import Session
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.policies import policies
 from mypage_svc.store import UnitOfWork, numbers_in
+from ops.addresses import Addresses
 from ops.console import Progress
 from ops.errors import StackError
 from ops.page_store import BUCKETS, POSTGRES
 from ops.rebuild.history import Batch, History, Position
 from ops.rebuild.places import BUSY, SCHEMA, Place, clear_table, place_of, unused_bucket
 from ops.services import MYPAGE, owner
-from ops.stack import Stack
 from ops.stream import archive_locked, jetstream
 
 TRIES_TO_HOLD = 20
@@ -67,7 +67,7 @@ class Rebuilt:
     skipped: int
 
 
-async def rebuild(stack: Stack, *, progress: Progress, store: str = "") -> Rebuilt:
+async def rebuild(stack: Addresses, *, progress: Progress, store: str = "") -> Rebuilt:
     """Rebuilds every page, in another store if one is named. After an interruption it goes on where it was.
 
     The service keeps running: it serves the old pages and updates them. Only for the last events, which arrived during
@@ -78,7 +78,7 @@ async def rebuild(stack: Stack, *, progress: Progress, store: str = "") -> Rebui
         return await _rebuild(stack, progress, store)
 
 
-async def _rebuild(stack: Stack, progress: Progress, store: str) -> Rebuilt:
+async def _rebuild(stack: Addresses, progress: Progress, store: str) -> Rebuilt:
     async with _locked(stack) as connection, jetstream(stack) as js:
         place = await _place(connection)
         in_postgres = (store or (POSTGRES if place == POSTGRES else "")) == POSTGRES
@@ -96,7 +96,7 @@ async def _rebuild(stack: Stack, progress: Progress, store: str) -> Rebuilt:
 
 
 @asynccontextmanager
-async def no_rebuild(stack: Stack, js: JetStreamContext) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def no_rebuild(stack: Addresses, js: JetStreamContext) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """No rebuild runs meanwhile. The yielded function discards one that was interrupted, which has read the events of
     before, and whatever else is in places that are not served.
     """
@@ -120,7 +120,7 @@ async def _place(connection: Session) -> str:
 
 
 @asynccontextmanager
-async def _locked(stack: Stack) -> AsyncIterator[Session]:
+async def _locked(stack: Addresses) -> AsyncIterator[Session]:
     url = stack.database_url(MYPAGE, owner(MYPAGE))
     connection: Session = await asyncpg.connect(
         url, timeout=3, connection_class=Session, server_settings={"search_path": f"{SCHEMA}, public"}

@@ -12,8 +12,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from gotohotel.bus.streams import EVENTS
 from gotohotel.policies import ReceivedEvent
 from mypage_svc.policies import policies
+from ops.addresses import Addresses
 from ops.errors import StackError
-from ops.stack import Stack
 from ops.stream import archived_until, archives, stream_id
 
 FETCH = 2000
@@ -44,7 +44,7 @@ class Batch:
 class History:
     """Reads the events of My page's policies after a position."""
 
-    def __init__(self, stack: Stack, js: JetStreamContext, position: Position) -> None:
+    def __init__(self, stack: Addresses, js: JetStreamContext, position: Position) -> None:
         self._stack = stack
         self._js = js
         self._position = position

@@ -1,0 +1,122 @@
+"""The operator's commands where a cluster runs the parts: told by settings where they are."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+import pytest
+
+from ops import cluster, tokens
+from ops.backup import restore
+from ops.services import SANDBOX
+from ops.settings import SECRETS
+from ops.stack import Stack
+from tests.conftest import ROOT, Hotel
+
+Command = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def secrets(tmp_path: Path) -> Path:
+    """The folder of the secrets."""
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def command(hotel: Hotel, secrets: Path, tmp_path: Path) -> Command:
+    """Runs `gotohotel …` against the parts of the test's stack, with the superuser's password elsewhere."""
+    for name, value in hotel.stack.credentials.all().items():
+        if name != "postgres":
+            (secrets / name).write_text(f"{value}\n")
+    (secrets / cluster.SIGNS_TOKENS).write_text((hotel.stack.home / tokens.KEY).read_text())
+    ports = hotel.stack.ports
+    told = {
+        SECRETS: str(secrets),
+        "GOTOHOTEL_HOME": str(tmp_path / "home"),
+        "GOTOHOTEL_POSTGRES_URL": f"postgresql://127.0.0.1:{ports['postgres']}?sslmode=disable",
+        "GOTOHOTEL_NATS_URL": f"nats://127.0.0.1:{ports['nats']}",
+        "GOTOHOTEL_GATEWAY_URL": hotel.stack.gateway_url,
+        "GOTOHOTEL_STREAM_MIB": "256",
+    }
+    (tmp_path / "home").mkdir()
+
+    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [ROOT / ".venv" / "bin" / "gotohotel", *arguments],
+            env={**os.environ, **told, **changes},
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )
+
+    return run
+
+
+def test_a_cluster_s_hotel_is_tried_out_and_audited(command: Command) -> None:
+    """`helm test` runs the first of them."""
+    smoke = command("smoke")
+    assert smoke.returncode == 0, smoke.stderr
+    assert "was booked, paid, seen on My page, canceled and refunded" in smoke.stdout
+
+    for arguments in (["audit"], ["stream"], ["dead-letters", "list"], ["catalogue"]):
+        done = command(*arguments)
+        assert done.returncode == 0, (arguments, done.stdout, done.stderr)
+
+
+def test_migrate_needs_no_superuser(command: Command) -> None:
+    """A managed PostgreSQL's administrator has made roles and databases. Two migrations at once are fine."""
+    assert command("migrate").returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"GOTOHOTEL_NATS_URL": ""}, "The setting GOTOHOTEL_NATS_URL is missing."),
+        ({"GOTOHOTEL_NATS_URL": "nats"}, "'nats' is not a URL"),
+        ({SECRETS: "/nowhere"}, "The passwords and keys in /nowhere can't be read: No such file or directory."),
+    ],
+)
+def test_a_setting_that_is_missing_or_wrong_is_named(command: Command, changes: dict[str, str], words: str) -> None:
+    """In one sentence."""
+    done = command("stream", **changes)
+
+    assert done.returncode == 1
+    assert words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_what_needs_more_than_it_has_says_so(command: Command, secrets: Path) -> None:
+    """A backup copies PostgreSQL's files, and processes are started on one machine only."""
+    assert "role postgres, whose password is not among the secrets" in command("backup", "/tmp/never").stderr  # noqa: S108
+    assert "This command is for a hotel on one machine" in command("up").stderr
+    (secrets / SANDBOX).unlink()
+    assert f"{secrets} lacks sandbox." in command("migrate").stderr
+
+
+def test_a_cluster_s_backup_becomes_a_stack_on_one_machine(
+    hotel: Hotel, command: Command, secrets: Path, tmp_path: Path
+) -> None:
+    """With the superuser's password it copies PostgreSQL; the restored hotel knows guests and accepts tokens."""
+    (secrets / "postgres").write_text(hotel.stack.credentials["postgres"])
+    guest = hotel.caller()
+    order = hotel.order(guest)
+    done = command("backup", str(tmp_path / "backup"))
+    assert done.returncode == 0, done.stderr
+
+    home = Path(tempfile.mkdtemp(prefix="gotohotel-"))  # short enough for a socket
+    restored = Stack.on_free_ports(home)
+    try:
+        restore(restored, tmp_path / "backup")
+        headers = {"Authorization": f"Bearer {guest.token}"}
+        shown = httpx.get(f"{restored.gateway_url}/orders/{order['id']}", headers=headers)
+    finally:
+        restored.down()
+        shutil.rmtree(home)
+    assert shown.json()["status"] == "PAID"
