@@ -10,10 +10,11 @@ PROTOS := $(shell find protos -name '*.proto')
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint lock client up down status logs start stop token audit bench siege overload chaos fuzz clean
+.PHONY: help demo test lint lock client up down status logs start stop token audit bench siege overload chaos fuzz \
+  images push chart containers rollout clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 demo: $(VENV)/ready ## the main job as a story: search, book, pay, confirm, cancel, sold out
 	@$(RUN) demo
@@ -21,7 +22,7 @@ demo: $(VENV)/ready ## the main job as a story: search, book, pay, confirm, canc
 test: $(VENV)/ready ## run all tests, on real PostgreSQL, NATS and Envoy
 	@$(BIN)/pytest $(ARGS)
 
-lint: $(VENV)/ready ## ruff, mypy, imports, buf, squawk (migrations)
+lint: $(VENV)/ready ## ruff, mypy, imports, buf, squawk (migrations), hadolint (images)
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
@@ -29,11 +30,15 @@ lint: $(VENV)/ready ## ruff, mypy, imports, buf, squawk (migrations)
 	@$(BIN)/buf lint gotohotel/descriptors.binpb --config protos/buf.yaml
 	@$(BIN)/buf breaking gotohotel/descriptors.binpb --against protos/last_release.binpb --config protos/buf.yaml
 	@$(BIN)/squawk --config .squawk.toml $(MIGRATIONS)
+	@$(BIN)/hadolint --failure-threshold warning images/Dockerfile
 
 # Envoy's wheels ask for glibc 2.31 and macOS 15.
 PLATFORMS := x86_64-manylinux_2_31 aarch64-manylinux_2_31 aarch64-apple-darwin
 VERSIONS := 3.11 3.12 3.13 3.14
 COMPILE := MACOSX_DEPLOYMENT_TARGET=15.0 $(BIN)/uv pip compile pyproject.toml --group dev --quiet --no-header --no-annotate
+# What each image gets, in the versions of requirements.txt.
+IMAGE_LOCK := --quiet --no-header --no-annotate --constraint requirements.txt --universal --python-version 3.11 \
+  --generate-hashes --output-file
 
 lock: $(VENV)/ready ## write requirements.txt from pyproject.toml; every package needs wheels for all platforms
 	@cp requirements.txt requirements.new
@@ -43,6 +48,9 @@ lock: $(VENV)/ready ## write requirements.txt from pyproject.toml; every package
 	    --constraint requirements.new --output-file /dev/null || { rm requirements.new; exit 1; }; \
 	done; done
 	@mv requirements.new requirements.txt
+	@$(BIN)/uv pip compile pyproject.toml $(IMAGE_LOCK) images/service.txt
+	@$(BIN)/uv pip compile pyproject.toml --group operator $(IMAGE_LOCK) images/operator.txt
+	@for group in build gateway; do $(BIN)/uv pip compile --group $$group $(IMAGE_LOCK) images/$$group.txt || exit 1; done
 
 client: $(VENV)/ready ## build the wheel for clients in Python: dist/gotohotel_client-*.whl
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-build-isolation --no-deps --wheel-dir dist ./client
@@ -85,6 +93,22 @@ chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED
 
 fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
 	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)
+
+images: $(VENV)/ready ## build the images with docker or podman: ENGINE=…, IMAGE_BASE= another base image
+	@ENGINE="$(ENGINE)" IMAGE_BASE="$(IMAGE_BASE)" $(BIN)/python -m images.build
+
+push: $(VENV)/ready ## push what `make images` has built: REGISTRY=registry.example.org/hotel
+	@ENGINE="$(ENGINE)" REGISTRY="$(REGISTRY)" $(BIN)/python -m images.build push
+
+chart: $(VENV)/ready ## write what the chart has from elsewhere, and check it without a cluster
+	@$(BIN)/python -m helm.generate
+	@$(BIN)/pytest tests/chart $(ARGS)
+
+containers: $(VENV)/ready ## build the images, and run the chart's manifests in containers: as root, on Debian 12
+	@$(BIN)/python -m containers
+
+rollout: $(VENV)/ready ## replace every part by the next release's while guests book: no call fails
+	@$(BIN)/python -m rollout $(ARGS)
 
 clean: ## stop the stack and remove what was made, the data in .run included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi

@@ -138,6 +138,7 @@ class Database:
 
     def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]") -> None:
         self._pool = pool
+        self._batching = batching
         self._autocommit = _Autocommit(pool, batching, self._committed)
         self._listeners: list[Callable[[], None]] = []
 
@@ -153,6 +154,14 @@ class Database:
     def autocommit(self) -> Connection:
         """The pool; each statement is its own transaction, in one round trip."""
         return self._autocommit
+
+    async def replace_connections(self) -> None:
+        """Opens a new connection wherever an old one would be used next.
+
+        After an outage the old ones may be dead without knowing it, and each would cost a call its time limit.
+        """
+        for pool in (self._pool, self._batching):
+            await pool.expire_connections()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:

@@ -24,7 +24,9 @@ PoolSize = Annotated[int, Field(ge=2, le=1000)]
 Text = Annotated[str, Field(min_length=1)]
 PostgresUrl = Annotated[str, Field(pattern=r"^postgres(ql)?://.")]
 NatsUrl = Annotated[str, Field(pattern=r"^(nats|tls)://.")]
-Address = Annotated[str, Field(pattern=r"^[^:\s]+:\d{1,5}$")]  # host:port
+Address = Annotated[
+    str, Field(pattern=r"^(dns://[^/\s]+/)?[^:/\s]+:\d{1,5}$")
+]  # host:port, or dns://name-server:port/host:port
 # Ed25519: in hexadecimal, or a certificate in PEM
 PublicKey = Annotated[str, Field(pattern=r"^([0-9a-f]{64}|-----BEGIN CERTIFICATE-----\s[\s\S]+)$")]
 PhoneRegion = Annotated[str, AfterValidator(_supported_region)]  # ISO 3166, of numbers without a country code

@@ -26,7 +26,7 @@ app.add_typer(cluster.app)
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Exits with 0, or prints one sentence and exits with another status."""
     try:
-        app(args=arguments)
+        app(args=arguments, prog_name="gotohotel")
     except StackError as error:
         sys.exit(f"gotohotel: {error}")
     except (asyncpg.PostgresSyntaxError, asyncpg.IntegrityConstraintViolationError) as error:

@@ -7,8 +7,10 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from gotohotel.database import open_database
+from chaos.links import Link
+from gotohotel.database import TRANSIENT, open_database
 from gotohotel.schema import migrate
+from ops.stack import Stack
 from tests.conftest import within
 
 
@@ -48,6 +50,37 @@ async def test_a_migration_that_fails_leaves_nothing_behind(scratch_url: str, fo
     assert await connection.fetchval("SELECT count(*) FROM rooms") == 1
     assert await connection.fetchval("SELECT max(number) FROM schema_migrations") == 2
     await connection.close()
+
+
+async def test_after_an_outage_no_statement_gets_a_dead_connection(stack: Stack, scratch_url: str) -> None:
+    """What was cut off has connections that nobody has closed: each would cost a call its time limit."""
+    link = Link("test", "postgres", stack.ports["postgres"])
+    await link.open()
+    try:
+        url = scratch_url.replace(f":{link.target_port}/", f":{link.port}/")
+        async with open_database(url, name="test", pool_size=4) as database:
+
+            async def look() -> None:
+                await database.autocommit.fetchval("SELECT 1")
+                await database.autocommit.fetch_one("SELECT $1::int AS one", 1, lock_order=(1,))
+
+            await asyncio.gather(*(look() for _ in range(20)))
+            dead = (link.there, link.back)
+            for gate in dead:
+                gate.clear()
+            link.there, link.back = asyncio.Event(), asyncio.Event()  # new connections get through again
+            link.there.set()
+            link.back.set()
+            with pytest.raises(TRANSIENT):
+                await database.autocommit.fetch_one("SELECT $1::int AS one", 1, lock_order=(1,))
+
+            await database.replace_connections()
+
+            await asyncio.gather(*(look() for _ in range(20)))
+            for gate in dead:
+                gate.set()
+    finally:
+        await link.close()
 
 
 async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -> None:

@@ -35,7 +35,7 @@ def running(stack: Stack, log: Path, **changes: str) -> Iterator[tuple[subproces
     Its log is a file: a pipe that nobody reads fills, and stops the event loop.
     """
     port, health_port = ports.reserve(2)
-    told = environment(stack, MYPAGE_PORT=str(port), MYPAGE_HEALTH_PORT=str(health_port), **changes)
+    told = environment(stack, **{"MYPAGE_PORT": str(port), "MYPAGE_HEALTH_PORT": str(health_port), **changes})
     command = [sys.executable, "-m", "mypage_svc"]
     with log.open("w") as output, subprocess.Popen(command, env=told, stdout=output, stderr=output) as process:
         try:

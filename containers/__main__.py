@@ -1,0 +1,158 @@
+"""`make containers`, as root on Debian: builds the images, runs the manifests in containers, and breaks them."""
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from containers.engine import Podman, install
+from containers.pods import Pod, Pods
+from helm.rendering import CHART, RELEASE, Object, render, values_of
+from images.build import IMAGES, tag
+from ops.services import SERVICES, part
+
+START_SECONDS = 300
+PATIENCE_SECONDS = 90
+# Nothing of these belongs into an image that serves: compilers, tests, what fetches packages.
+NOT_INSIDE = ("gcc", "cc", "make", "git", "curl", "pip", "pytest", "mypy", "protoc")
+
+
+class Steps:
+    """Prints a line per step, and remembers whether all of them held."""
+
+    def __init__(self) -> None:
+        self.held = True
+
+    def note(self, what: str, holds: bool, more: str = "") -> None:
+        """One step's verdict."""
+        self.held &= holds
+        print(f"{'holds' if holds else 'FAILS':<6} {what}{f': {more}' if more else ''}", flush=True)
+
+
+def values() -> Object:
+    """The laptop's values, with two of each service, and a gateway whose Service has the port of its container."""
+    chosen = values_of("laptop")
+    for name in SERVICES:
+        chosen[part(name)] = {**chosen[part(name)], "replicas": 2}
+    chosen["gateway"] = {**chosen["gateway"], "service": {"port": 8088}}
+    chosen["image"] = {"pullPolicy": "Never"}
+    return chosen
+
+
+def wait(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether the condition holds in time."""
+    ends = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > ends:
+            return False
+        time.sleep(0.2)
+    return True
+
+
+def look_at_images(podman: Podman, steps: Steps) -> None:
+    """What is in them, and what is not."""
+    sizes = []
+    for image in IMAGES:
+        described = podman.inspect(tag(image))
+        sizes.append(f"{image} {described['Size'] / 1e6:.0f} MB")
+        asked = "; ".join(f"! command -v {program}" for program in NOT_INSIDE)
+        clean = podman.run("run", "--rm", "--network=none", "--entrypoint=sh", tag(image), "-ec", asked, check=False)
+        user = described["Config"]["User"]
+        steps.note(f"the image {image} runs as nobody in particular, without tools", user == "10001:10001")
+        steps.note(f"the image {image} has no compiler and no tests", clean.returncode == 0, clean.stdout.strip())
+        labels = described["Config"]["Labels"]
+        steps.note(f"the image {image} says what it is", "org.opencontainers.image.revision" in labels)
+    steps.note("sizes, with the base image of this run", True, ", ".join(sizes))
+
+
+def smoke(pods: Pods, pod: Object) -> tuple[bool, str]:
+    """Runs what `helm test` runs."""
+    done = pods.run_to_its_end(pod)
+    return done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1][:200]
+
+
+def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
+    """A service that hangs is started again; one whose database is away is not."""
+    [hanging, other] = pods.of("order")
+    before = hanging.restarts
+    podman.run("kill", "--signal=STOP", hanging.name)
+    steps.note("order_svc is stopped in the middle (SIGSTOP): it is not ready", wait(lambda: not hanging.ready, 30))
+    steps.note("it does not live, and is started again", wait(lambda: hanging.restarts > before, PATIENCE_SECONDS))
+    steps.note("it is ready again; the other one was all the time", wait(lambda: hanging.ready, PATIENCE_SECONDS))
+    steps.note("nobody else was started again", other.restarts == 0)
+
+    [postgres] = pods.of("postgres")
+    services = [pod for name in SERVICES for pod in pods.of(part(name))]
+    counts = [pod.restarts for pod in services]
+    podman.run("network", "disconnect", "--force", "gotohotel", postgres.name)
+    steps.note("PostgreSQL is cut off: no service is ready", wait(lambda: not any(p.ready for p in services), 60))
+    time.sleep(20)  # longer than a probe of liveness takes to fail
+    steps.note("none of them is started again", [pod.restarts for pod in services] == counts)
+    podman.run("network", "connect", f"--alias={postgres.aliases[0]}", "gotohotel", postgres.name)
+    steps.note("it is back: all are ready", wait(lambda: all(p.ready for p in services), PATIENCE_SECONDS))
+
+
+def run(podman: Podman, steps: Steps) -> None:
+    """All steps."""
+    chosen = values()
+    defaults = yaml.safe_load((CHART / "values.yaml").read_text())
+    podman.build_all({store: defaults[store]["builtin"]["image"] for store in ("postgres", "nats")})
+    look_at_images(podman, steps)
+    rendered = render(chosen)
+    [test] = rendered.of("Pod")
+    pods = Pods(podman, rendered)
+    with podman.network():
+        try:
+            begun = time.monotonic()
+            pods.start()
+            all_ready = wait(lambda: all(pod.ready for pod in pods.pods), START_SECONDS)
+            late = [pod.name for pod in pods.pods if not pod.ready]
+            steps.note("everything is started at once, and gets ready", all_ready, ", ".join(late))
+            if not all_ready:
+                show(podman, pods.pods)
+                return
+            print(f"       ready after {time.monotonic() - begun:.0f} s, {len(pods.pods)} pods")
+            steps.note("what `helm test` runs passes", *smoke(pods, test))
+            heal(podman, pods, steps)
+            steps.note("what `helm test` runs passes afterwards", *smoke(pods, test))
+            [operator] = pods.of("toolbox")
+            audited = pods.execute(operator, "gotohotel", "audit")
+            steps.note("the audit finds nothing", audited.returncode == 0, audited.stdout if audited.returncode else "")
+            saved = pods.execute(operator, "gotohotel", "backup", "/var/lib/gotohotel/backup")
+            steps.note("the operator makes a backup", saved.returncode == 0, saved.stderr.strip())
+            pods.stop()
+            drain(pods, steps)
+        finally:
+            pods.stop()
+
+
+def drain(pods: Pods, steps: Steps) -> None:
+    """Told to end, each ends by itself, in its grace."""
+    for component in (*map(part, SERVICES), "gateway"):
+        status = pods.end(pods.of(component)[0])
+        steps.note(f"{component} drains and ends by itself", status == 0, f"status {status}")
+
+
+def show(podman: Podman, pods: list[Pod]) -> None:
+    """The last lines of those who are not ready."""
+    for pod in pods:
+        if not pod.ready:
+            logs = podman.run("logs", "--tail", "5", pod.name, check=False)
+            print(f"--- {pod.name}\n{logs.stdout[-1500:]}{logs.stderr[-1500:]}")
+
+
+def main() -> None:
+    """Exits with 1 if a step fails."""
+    install()
+    steps = Steps()
+    print(f"The chart's release {RELEASE}, in containers.", flush=True)
+    with tempfile.TemporaryDirectory(prefix="gotohotel-containers-", ignore_cleanup_errors=True) as folder:
+        run(Podman(Path(folder)), steps)
+    sys.exit(0 if steps.held else 1)
+
+
+if __name__ == "__main__":
+    main()

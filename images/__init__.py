@@ -1,0 +1,1 @@
+"""The images: what is in each, and how they are built."""

@@ -1,0 +1,1 @@
+"""A rolling update under load: `make rollout`."""
