@@ -76,8 +76,8 @@ stop: $(VENV)/ready ## stop one process: SVC=name
 token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
 	@$(RUN) token --role "$(or $(ROLE),guest)" --sub "$(or $(SUB),guest)"
 
-audit: $(VENV)/ready ## check the invariants against databases, ledger and stream
-	@$(RUN) audit
+audit: $(VENV)/ready ## check the invariants against databases, ledger and stream; of orders placed SINCE=time UNTIL=time
+	@$(RUN) audit $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL))
 
 bench: $(VENV)/ready ## measure orders/s against pgbench on the same server, AGAINST=commit or with SCALE=orders
 	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(ARGS)

@@ -185,8 +185,6 @@ class App:
             await self.database.autocommit.fetchval("SELECT 1")
             self._database_answered = time.monotonic()
         has_database = time.monotonic() - self._database_answered < DATABASE_GONE_SECONDS
-        if not has_database:
-            await self.database.replace_connections()
         can_handle = self._consumer is None or self._consumer.has_handled or not self._consumer.is_halted
         serving = self._is_declared and can_handle and not self._stopping.is_set()
         await self._server.set_serving(serving, has_database=has_database)

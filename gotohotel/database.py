@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import socket
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Protocol, cast
@@ -49,6 +50,8 @@ SESSION = {
     "plan_cache_mode": "force_generic_plan",
 }
 
+KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 5000}  # s, s, times, ms
+
 BATCHING_CONNECTIONS = 3  # a service has about as many statements whose calls share transactions
 
 
@@ -73,7 +76,18 @@ class Connection(Protocol):
 
 
 class Session(asyncpg.Connection):
-    """A connection as a Connection: inside a transaction nothing is shared."""
+    """A connection as a Connection: inside a transaction nothing is shared.
+
+    If the server's machine is away for five seconds it is closed, even if nobody uses it.
+    """
+
+    def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
+        super().__init__(protocol, transport, *rest)
+        opened = transport.get_extra_info("socket")
+        for name, value in KEEPALIVE.items():
+            if option := getattr(socket, name, None):  # not on every system
+                opened.setsockopt(socket.IPPROTO_TCP, option, value)
+        opened.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:  # noqa: ARG002
         [row] = await self.fetch(query, *args)
@@ -138,7 +152,6 @@ class Database:
 
     def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]") -> None:
         self._pool = pool
-        self._batching = batching
         self._autocommit = _Autocommit(pool, batching, self._committed)
         self._listeners: list[Callable[[], None]] = []
 
@@ -155,14 +168,6 @@ class Database:
         """The pool; each statement is its own transaction, in one round trip."""
         return self._autocommit
 
-    async def replace_connections(self) -> None:
-        """Opens a new connection wherever an old one would be used next.
-
-        After an outage the old ones may be dead without knowing it, and each would cost a call its time limit.
-        """
-        for pool in (self._pool, self._batching):
-            await pool.expire_connections()
-
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Opens a transaction: committed at the end, rolled back on an exception."""
@@ -176,6 +181,11 @@ async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionP
     connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
     try:
         yield connection
+    except (OSError, TimeoutError, asyncpg.PostgresConnectionError):
+        # A server that is slow answers with an error of its own. This one is away, and after an outage the other
+        # connections may be dead without knowing it: each would cost a call its time limit.
+        await pool.expire_connections()
+        raise
     finally:
         # A frozen server does not even answer a cancel request: then the connection is discarded.
         await pool.release(connection, timeout=RELEASE_SECONDS)

@@ -294,20 +294,30 @@ def write_archive(folder: Path, stream: str, messages: list[StreamMessage]) -> i
 # ---------------------------------------------------------------------------------------------- reading
 
 
-async def every_event(stack: Addresses, js: JetStreamContext) -> AsyncIterator[StreamMessage]:
-    """All events ever published, the archived ones first."""
+async def every_event(
+    stack: Addresses, js: JetStreamContext, *, since: datetime | None = None
+) -> AsyncIterator[StreamMessage]:
+    """All events ever published, or those since a time; the archived ones first."""
     done = await archived_until(stack, js)
     for archived in archives(stack):
         for message in archived.read():
-            yield message
-    async for message in messages_of(js, str(EVENTS.name)):
+            if since is None or message.time >= since:
+                yield message
+    async for message in messages_of(js, str(EVENTS.name), since=since):
         if message.sequence > done:
             yield message
 
 
-async def messages_of(js: JetStreamContext, stream: str, *, subjects: str = "") -> AsyncGenerator[StreamMessage, None]:
-    """The messages in a stream now, or those of some subjects."""
-    reading = ConsumerConfig(ack_policy=AckPolicy.NONE, inactive_threshold=30, deliver_policy=DeliverPolicy.ALL)
+async def messages_of(
+    js: JetStreamContext, stream: str, *, subjects: str = "", since: datetime | None = None
+) -> AsyncGenerator[StreamMessage, None]:
+    """The messages in a stream now; or those of some subjects, or those since a time."""
+    reading = ConsumerConfig(
+        ack_policy=AckPolicy.NONE,
+        inactive_threshold=30,
+        deliver_policy=DeliverPolicy.BY_START_TIME if since else DeliverPolicy.ALL,
+        opt_start_time=since,
+    )
     subscription = await js.pull_subscribe(subjects, stream=stream, config=reading)
     try:
         left = (await subscription.consumer_info()).num_pending or 0

@@ -2,6 +2,7 @@
 
 invariants  what must hold
 snapshot    the data that they are checked on
+window      which orders are looked at
 reading     how it is read
 """
 
@@ -12,6 +13,7 @@ from ops.addresses import Addresses
 from ops.audit.invariants import INVARIANTS
 from ops.audit.reading import read_snapshot
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
+from ops.audit.window import EVERYTHING, Window
 
 # Work in progress is no violation: the audit looks again for this long before it reports one.
 PATIENCE_SECONDS = 15
@@ -19,36 +21,38 @@ PATIENCE_SECONDS = 15
 Found = dict[str, list[str]]
 
 
-def check(stack: Addresses, *, patience_seconds: float | None = None) -> Found:
+def check(stack: Addresses, *, patience_seconds: float | None = None, window: Window = EVERYTHING) -> Found:
     """The violations of each invariant, after waiting for work in progress."""
-    return check_snapshot(stack, patience_seconds=patience_seconds)[1]
+    return check_snapshot(stack, patience_seconds=patience_seconds, window=window)[1]
 
 
-def check_snapshot(stack: Addresses, *, patience_seconds: float | None = None) -> tuple[AuditSnapshot, Found]:
+def check_snapshot(
+    stack: Addresses, *, patience_seconds: float | None = None, window: Window = EVERYTHING
+) -> tuple[AuditSnapshot, Found]:
     """The violations and the snapshot.
 
     What is found once but not the next time was in progress, and is no violation.
     """
-    snapshot, seen = _look(stack)
+    snapshot, seen = _look(stack, window)
     patience = PATIENCE_SECONDS if patience_seconds is None else patience_seconds
     ends = time.monotonic() + patience  # counted from here: reading a large hotel may take longer than this itself
     found = seen
     while any(found.values()) and time.monotonic() < ends:
         time.sleep(0.5)
         before = seen
-        snapshot, seen = _look(stack)
+        snapshot, seen = _look(stack, window)
         found = {number: [what for what in seen[number] if what in before[number]] for number in seen}
     return snapshot, found
 
 
-def _look(stack: Addresses) -> tuple[AuditSnapshot, Found]:
-    snapshot = asyncio.run(read_snapshot(stack))
+def _look(stack: Addresses, window: Window) -> tuple[AuditSnapshot, Found]:
+    snapshot = asyncio.run(read_snapshot(stack, window))
     return snapshot, {number: sorted(check(snapshot)) for number, (_, check) in INVARIANTS.items()}
 
 
-def report(stack: Addresses) -> bool:
+def report(stack: Addresses, window: Window = EVERYTHING) -> bool:
     """Prints a line per invariant; returns True if all hold."""
-    found = check(stack)
+    found = check(stack, window=window)
     for number, violations in found.items():
         print(f"{number:<4} {'VIOLATED' if violations else 'holds':<9} {INVARIANTS[number][0]}")
         for violation in violations[:10]:
@@ -58,4 +62,13 @@ def report(stack: Addresses) -> bool:
     return not any(found.values())
 
 
-__all__ = ["INVARIANTS", "PATIENCE_SECONDS", "AuditSnapshot", "StreamEvent", "check", "check_snapshot", "report"]
+__all__ = [
+    "INVARIANTS",
+    "PATIENCE_SECONDS",
+    "AuditSnapshot",
+    "StreamEvent",
+    "Window",
+    "check",
+    "check_snapshot",
+    "report",
+]

@@ -3,6 +3,7 @@
 import json
 import re
 from collections import Counter, defaultdict
+from collections.abc import AsyncIterator
 from contextlib import suppress
 from datetime import datetime
 from typing import Any
@@ -20,6 +21,7 @@ from mypage_svc.store import from_json, list_keys, page_of
 from ops import kakao
 from ops.addresses import Addresses
 from ops.audit.snapshot import AuditSnapshot, StreamEvent
+from ops.audit.window import EVERYTHING, Window
 from ops.events import TYPES
 from ops.page_store import POSTGRES
 from ops.services import LISTENERS, PUBLISHERS, SANDBOX, SERVICES, owner
@@ -34,9 +36,12 @@ DAMAGED = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError)
 SUBJECTS = ("owner", "subject")  # columns with ids of the token issuer, which may contain long numbers
 
 
-async def read_snapshot(stack: Addresses) -> AuditSnapshot:
-    """Reads everything that the invariants are checked on."""
-    snapshot = AuditSnapshot()
+async def read_snapshot(stack: Addresses, window: Window = EVERYTHING) -> AuditSnapshot:
+    """Reads what the invariants are checked on: of the window's orders, and what belongs to no order.
+
+    In a window, what the provider of messages has is not compared, and events about room types are not read.
+    """
+    snapshot = AuditSnapshot(window=window)
     # The stream last: what it knows and the databases do not is in progress, and is there at the next look.
     for database in (*SERVICES, SANDBOX):
         role = owner(database) if database in SERVICES else database
@@ -47,9 +52,11 @@ async def read_snapshot(stack: Addresses) -> AuditSnapshot:
             if since := await connection.fetchval(ACTORS_SINCE, database):
                 snapshot.actors_since[database] = since
             if database in PUBLISHERS:
-                snapshot.outbox += await connection.fetch("SELECT event_id, aggregate_id, type FROM outbox")
+                snapshot.outbox += await connection.fetch(
+                    f"SELECT event_id, aggregate_id, type FROM outbox WHERE {window.where('aggregate_id')}"
+                )
             if database in LISTENERS:
-                rows = await connection.fetch("SELECT event_id FROM inbox")
+                rows = await connection.fetch(f"SELECT event_id FROM inbox WHERE {window.since('event_id')}")
                 snapshot.inboxes[database] = {str(row["event_id"]) for row in rows}
                 for row in await connection.fetch("SELECT * FROM subscriptions WHERE heard_since > '-infinity'"):
                     snapshot.heard_since[database, row["subject"]] = row["heard_since"]
@@ -58,7 +65,7 @@ async def read_snapshot(stack: Addresses) -> AuditSnapshot:
             await connection.close()
     await _read_stream(stack, snapshot)
     _search_logs(stack, snapshot)
-    if (log := stack.home / kakao.LOG).exists():
+    if window.is_everything and (log := stack.home / kakao.LOG).exists():
         taken = [json.loads(line) for line in log.read_text().splitlines()]
         snapshot.handed_over = Counter(each["recipientGroupingKey"] for each in taken)
     return snapshot
@@ -66,39 +73,55 @@ async def read_snapshot(stack: Addresses) -> AuditSnapshot:
 
 ACTORS_SINCE = "SELECT applied_at FROM schema_migrations WHERE component = $1 AND name LIKE '%_actors.sql'"
 MESSAGES_SINCE = "SELECT applied_at FROM schema_migrations WHERE component = 'mypage_svc' AND number = 2"
+# For every night: in how many rooms of live orders somebody sleeps.
+LIVE = """
+SELECT room_type, night::date AS night, count(*) AS rooms
+FROM orders
+CROSS JOIN LATERAL generate_series(check_in, check_out - 1, interval '1 day') AS nights(night)
+WHERE status IN ('PAYMENT_PENDING', 'PAID', 'CONFIRMED')
+GROUP BY room_type, night
+"""
+ANSWERS = "SELECT response FROM requests WHERE method = 'CreateOrderRequest' AND response IS NOT NULL"
 CATALOGUE = "SELECT id, version, display_name, capacity, max_guests, currency, nightly_rate FROM room_types"
 
 
 async def _read_orders(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
-    snapshot.orders = {str(row["id"]): row for row in await connection.fetch("SELECT * FROM orders")}
+    window = snapshot.window
+    async with connection.transaction(isolation="repeatable_read", readonly=True):
+        rows = await connection.fetch(f"SELECT * FROM orders WHERE {window.where('id')}")
+        snapshot.allotment = await connection.fetch("SELECT * FROM allotment")
+        snapshot.live_nights = {(row["room_type"], row["night"]): row["rooms"] for row in await connection.fetch(LIVE)}
+    snapshot.orders = {str(row["id"]): row for row in rows}
     owners = {order["owner"] for order in snapshot.orders.values()}
     snapshot.odd_subjects = {owner for owner in owners if _shows_a_card(owner, snapshot) and not _is_a_card(owner)}
-    snapshot.allotment = await connection.fetch("SELECT * FROM allotment")
     snapshot.copied_catalogue = await connection.fetch(CATALOGUE)
     snapshot.capacities = {row["id"]: row["capacity"] for row in snapshot.copied_catalogue}
     snapshot.now = await connection.fetchval("SELECT now()")
-    answers = await connection.fetch(
-        "SELECT response FROM requests WHERE method = 'CreateOrderRequest' AND response IS NOT NULL"
-    )
-    snapshot.answered_orders = [order_service_pb2.Order.FromString(row["response"]).id for row in answers]
+    async for row in _rows(connection, ANSWERS):
+        order_id = order_service_pb2.Order.FromString(row["response"]).id
+        if window.has(order_id):
+            snapshot.answered_orders.append(order_id)
 
 
 async def _read_payments(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
-    snapshot.payments = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM payments")}
+    rows = await connection.fetch(f"SELECT * FROM payments WHERE {snapshot.window.where('order_id')}")
+    snapshot.payments = {str(row["order_id"]): row for row in rows}
 
 
 async def _read_reservations(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
     snapshot.catalogue = await connection.fetch(CATALOGUE)
-    snapshot.reservations = {str(row["order_id"]): row for row in await connection.fetch("SELECT * FROM reservations")}
+    rows = await connection.fetch(f"SELECT * FROM reservations WHERE {snapshot.window.where('order_id')}")
+    snapshot.reservations = {str(row["order_id"]): row for row in rows}
 
 
 async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
+    here = snapshot.window.where("order_id")
     async with connection.transaction(isolation="repeatable_read"):  # pages and their messages are written together
         if await connection.fetchval("SELECT to_regclass('pages_in')"):
             snapshot.pages_in = await connection.fetchval("SELECT place FROM pages_in")
         if snapshot.pages_in == POSTGRES:
-            rows = await connection.fetch("SELECT order_id, owner, facts, NULL AS notifications FROM mypages")
-            for row in rows:
+            pages = f"SELECT order_id, owner, facts, NULL AS notifications FROM mypages WHERE {here}"
+            for row in await connection.fetch(pages):
                 snapshot.page_owners[str(row["order_id"])] = row["owner"]
                 with suppress(*DAMAGED):
                     snapshot.pages[str(row["order_id"])] = page_of(row)
@@ -107,12 +130,13 @@ async def _read_pages(connection: "asyncpg.Connection[asyncpg.Record]", snapshot
         snapshot.messages_since = await connection.fetchval(MESSAGES_SINCE)
         if snapshot.messages_since is not None:
             snapshot.messages = defaultdict(list)
-            for row in await connection.fetch("SELECT * FROM messages"):
+            for row in await connection.fetch(f"SELECT * FROM messages WHERE {here}"):
                 snapshot.messages[str(row["order_id"])].append(row)
 
 
 async def _read_ledger(connection: "asyncpg.Connection[asyncpg.Record]", snapshot: AuditSnapshot) -> None:
-    for row in await connection.fetch("SELECT * FROM ledger WHERE outcome = 'CHARGED'"):
+    here = snapshot.window.where("order_id")
+    for row in await connection.fetch(f"SELECT * FROM ledger WHERE outcome = 'CHARGED' AND {here}"):
         snapshot.charges[row["order_id"]].append(row)
 
 
@@ -125,13 +149,29 @@ _READERS = {
 }
 
 
+COLUMNS = "SELECT attname FROM pg_attribute WHERE attrelid = $1::text::regclass AND attnum > 0"
+
+
+async def _rows(connection: "asyncpg.Connection[asyncpg.Record]", query: str) -> AsyncIterator[asyncpg.Record]:
+    """The rows of a query, a thousand in memory at a time."""
+    async with connection.transaction(readonly=True):
+        async for row in connection.cursor(query, prefetch=1000):
+            yield row
+
+
 async def _search_tables(
     connection: "asyncpg.Connection[asyncpg.Record]", database: str, snapshot: AuditSnapshot
 ) -> None:
-    """Every value of every table, bytes included."""
+    """Every value of every table, bytes included; of the window's orders alone where a row belongs to an order."""
     tables = await connection.fetch("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")
     for (table,) in tables:
-        for row in await connection.fetch(f"SELECT * FROM {table}"):
+        columns = {row["attname"] for row in await connection.fetch(COLUMNS, table)}
+        key = (
+            "id" if table == "orders" else next((name for name in ("order_id", "aggregate_id") if name in columns), "")
+        )
+        events = snapshot.window.since("event_id") if "event_id" in columns else "true"
+        here = snapshot.window.where(key) if key else events
+        async for row in _rows(connection, f"SELECT * FROM {table} WHERE {here}"):
             for column, value in row.items():
                 text = value.decode("latin-1") if isinstance(value, bytes) else value
                 if not isinstance(text, str) or (column in SUBJECTS and not _is_a_card(text)):
@@ -145,7 +185,9 @@ async def _read_stream(stack: Addresses, snapshot: AuditSnapshot) -> None:
     async with jetstream(stack) as js:
         if snapshot.pages_in != POSTGRES:
             await _read_bucket(js, snapshot)
-        async for message in every_event(stack, js):
+        async for message in every_event(stack, js, since=snapshot.window.reads_from):
+            if not snapshot.window.has(message.headers.get("ce-subject", "")):
+                continue
             said = (message.data.decode("latin-1"), *message.headers.values())
             if any(_shows_a_card(text, snapshot) for text in said):
                 snapshot.card_numbers.append(f"a card number in the stream, message {message.sequence}")
@@ -165,10 +207,12 @@ async def _read_bucket(js: JetStreamContext, snapshot: AuditSnapshot) -> None:
     keys: set[str] = set()
     async for message in messages_of(js, f"KV_{bucket}"):
         key = message.subject.removeprefix(f"$KV.{bucket}.")
+        order_id = key.rsplit(".", 1)[-1]
+        if not snapshot.window.has(order_id):
+            continue
         keys.add(key)
         if not key.startswith("page."):
             continue
-        order_id = key.rsplit(".", 1)[-1]
         with suppress(*DAMAGED):
             stored = json.loads(message.data)
             snapshot.page_owners[order_id] = stored["owner"]

@@ -3,10 +3,11 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 
 from mypage_svc.domain import MyPage
+from ops.audit.window import EVERYTHING, Window
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class StreamEvent:
 class AuditSnapshot:
     """Everything that the invariants are checked on, read one after the other."""
 
+    window: Window = EVERYTHING  # of the orders that were read
     orders: dict[str, Any] = field(default_factory=dict)
     payments: dict[str, Any] = field(default_factory=dict)
     reservations: dict[str, Any] = field(default_factory=dict)
@@ -50,6 +52,7 @@ class AuditSnapshot:
     handed_over: Counter[str] | None = None  # key of a message → how often the provider has it; None without its log
     charges: dict[str, list[Any]] = field(default_factory=lambda: defaultdict(list))
     allotment: list[Any] = field(default_factory=list)
+    live_nights: dict[tuple[str, date], int] = field(default_factory=dict)  # of all live orders, in any window
     capacities: dict[str, int] = field(default_factory=dict)
     catalogue: list[Any] = field(default_factory=list)  # the desk's room types
     copied_catalogue: list[Any] = field(default_factory=list)  # those of order_svc

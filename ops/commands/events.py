@@ -12,7 +12,7 @@ import uvloop
 
 from ops import console, dead_letters
 from ops import stream as streams
-from ops.commands.stack import running_hotel
+from ops.commands.stack import point_in_time, running_hotel
 from ops.errors import StackError
 from ops.forget import forget_guest, forget_numbers
 from ops.page_store import STORES
@@ -135,19 +135,10 @@ def archive_stream(
     print(f"{moved} events have moved to {os.path.relpath(stack.archive)}/.")
 
 
-def _point_in_time(text: str) -> datetime:
-    """ISO 8601; without an offset it is UTC."""
-    try:
-        time = datetime.fromisoformat(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is no time as 2026-05-01T10:00") from None
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
-
-
 @app.command()
 def republish(
-    begins: Annotated[datetime, typer.Option("--from", parser=_point_in_time, metavar="TIME", help="ISO 8601.")],
-    ends: Annotated[datetime, typer.Option("--to", parser=_point_in_time, metavar="TIME", help="ISO 8601.")],
+    begins: Annotated[datetime, typer.Option("--from", parser=point_in_time, metavar="TIME", help="ISO 8601.")],
+    ends: Annotated[datetime, typer.Option("--to", parser=point_in_time, metavar="TIME", help="ISO 8601.")],
 ) -> None:
     """Publishes stored events again, after the stream has lost some."""
     stack = running_hotel()

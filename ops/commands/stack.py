@@ -2,6 +2,7 @@
 
 import os
 import sys
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -39,6 +40,15 @@ def running_stack() -> Stack:
     if not stack.is_up:
         raise StackError("The stack is not up: run `make up` first.")
     return stack
+
+
+def point_in_time(text: str) -> datetime:
+    """ISO 8601; without an offset it is UTC."""
+    try:
+        time = datetime.fromisoformat(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no time as 2026-05-01T10:00") from None
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 @app.command()
@@ -163,9 +173,16 @@ def demo() -> None:
 
 
 @app.command()
-def audit() -> None:
+def audit(
+    since: Annotated[
+        datetime | None, typer.Option(parser=point_in_time, metavar="TIME", help="Only orders placed since then.")
+    ] = None,
+    until: Annotated[
+        datetime | None, typer.Option(parser=point_in_time, metavar="TIME", help="Only orders placed before then.")
+    ] = None,
+) -> None:
     """Checks the invariants against databases, ledger and stream."""
-    from ops.audit import report
+    from ops.audit import Window, report
 
-    if not report(running_hotel()):
+    if not report(running_hotel(), Window(since, until)):
         sys.exit(1)

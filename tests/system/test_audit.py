@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 from contextlib import suppress
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import nats
@@ -165,15 +165,21 @@ MISSING = {
 }
 
 
-def violated(hotel: Hotel, *, patience_seconds: float = 0) -> dict[str, list[str]]:
+def violated(
+    hotel: Hotel,
+    *,
+    patience_seconds: float = 0,
+    window: audit.Window = audit.Window(),  # noqa: B008 - immutable
+) -> dict[str, list[str]]:
     """The violations that the audit reports, by invariant."""
-    found = audit.check(hotel.stack, patience_seconds=patience_seconds)
+    found = audit.check(hotel.stack, patience_seconds=patience_seconds, window=window)
     return {number: violations for number, violations in found.items() if violations}
 
 
 @pytest.mark.parametrize("number", BROKEN)
 def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str) -> None:
-    """The audit reports the number of the invariant, until the data is repaired."""
+    """The audit reports the invariant's number until the data is repaired, and so does that of a window."""
+    begun = datetime.now(UTC)
     canceled = hotel.order(guest)
     guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
     hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
@@ -185,10 +191,33 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
     moved_to = query(hotel, database, damage, order_id)
     try:
         assert number in violated(hotel)
+        assert number in violated(hotel, window=audit.Window(begun))
     finally:
         query(hotel, database, mend, order_id, *([moved_to] if moved_to else []))
 
     assert violated(hotel, patience_seconds=30) == {}
+
+
+def test_a_window_s_audit_looks_at_its_orders_alone(hotel: Hotel, guest: Client) -> None:
+    """Those placed from one time on and before another; rooms are counted over all orders in any case."""
+    before = datetime.now(UTC)
+    order_id = hotel.order(guest)["id"]
+    hotel.page_with(order_id, reservationStatus="RECEIVED")
+    after = datetime.now(UTC)
+    assert violated(hotel, patience_seconds=30) == {}
+
+    query(hotel, "pay_svc", BROKEN["A2"][1], order_id)
+    try:
+        seen = violated(hotel, window=audit.Window(before, after))
+        assert order_id in str(seen["A2"])
+        assert violated(hotel, window=audit.Window(after)) == {}
+        assert violated(hotel, window=audit.Window(None, before)) == {}
+        told = gotohotel(hotel, "audit", "--since", before.isoformat(), "--until", after.isoformat())
+        assert told.returncode == 1
+        assert order_id in told.stdout
+        assert gotohotel(hotel, "audit", "--since", after.isoformat()).returncode == 0
+    finally:
+        query(hotel, "pay_svc", BROKEN["A2"][2], order_id)
 
 
 @pytest.mark.parametrize("what", MISSING)

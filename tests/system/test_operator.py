@@ -139,7 +139,8 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
     """The old pages are served until the new ones are complete, and a deleted page is restored."""
     another = hotel.caller()
     kept = [hotel.order(guest, roomType="Normal")["id"] for _ in range(5)]
-    pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in kept]
+    whole = {"status": "PAID", "paymentStatus": "APPROVED", "reservationStatus": "RECEIVED"}  # events come in any order
+    pages = [hotel.page_with(order, **whole) for order in kept]
     query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", kept[0])
     meanwhile: list[str] = []
     seen: list[int] = []
