@@ -79,8 +79,8 @@ token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
 audit: $(VENV)/ready ## check the invariants against databases, ledger and stream; of orders placed SINCE=time UNTIL=time
 	@$(RUN) audit $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL))
 
-bench: $(VENV)/ready ## measure orders/s against pgbench on the same server, AGAINST=commit or with SCALE=orders
-	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(ARGS)
+bench: $(VENV)/ready ## measure orders/s against pgbench on the same server, AGAINST=commit, or with SCALE=orders or REPLICAS=n
+	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(ARGS)
 
 siege: $(VENV)/ready ## the original's circuit breaker test: 300 guests book while payments are slow
 	@$(BIN)/python -m bench.siege $(ARGS)

@@ -4,6 +4,9 @@ __main__  the run and its report
 load      closed-loop and paced orders through the gateway
 scale     full tables against empty ones
 against   this code and that of another commit in turn
+replicas  several of each against one of each
+fleet     runs several of each, as a cluster would, and replaces them
+names     a name server that knows who is ready
 pgbench   the same statements in pgbench
 watches   a thousand open watches
 rebuilding  My page, from the stream

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from bench import load, pgbench, rebuilding, usage
 from bench.against import against
+from bench.replicas import against_one
 from bench.scale import scale
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
@@ -26,12 +27,15 @@ def main(
     clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
     commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
     orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
+    replicas: Annotated[int, typer.Option(min=0, help="Of each service and the gateway, against one of each.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
-    """Measures orders per second, compared with pgbench on the same server, another commit, or full tables."""
+    """Measures orders per second: alone, or compared with another commit, full tables, or several replicas."""
     try:
         if commit:
             against(commit, rounds=rounds, seconds=seconds, clients=clients)
+        elif replicas:
+            against_one(replicas, seconds=seconds, clients=clients)
         elif orders:
             scale(orders, rounds=rounds, seconds=seconds, clients=clients)
         else:

@@ -42,9 +42,17 @@ class Outcome:
 
 
 async def run(
-    port: int, guests: Sequence[str], room_type: str, *, seconds: float, orders_per_second: float | None = None
+    port: int,
+    guests: Sequence[str],
+    room_type: str,
+    *,
+    seconds: float,
+    orders_per_second: float | None = None,
+    hosts: Sequence[str] = ("127.0.0.1",),
 ) -> Outcome:
-    """Guests (their tokens) place and pay orders: as fast as the answers come, or at a given rate."""
+    """Guests (their tokens) place and pay orders: as fast as the answers come, or at a given rate. They are spread over
+    the hosts.
+    """
     outcome = Outcome()
     started = time.perf_counter()
     ends = started + seconds
@@ -53,15 +61,22 @@ async def run(
         for number, token in enumerate(guests):
             first = started + interval * number / len(guests)
             request = partial(request_of, port, token, room_type)
-            tasks.create_task(_client(port, request, outcome, ends=ends, first=first, interval=interval))
+            place = (hosts[number % len(hosts)], port)
+            tasks.create_task(_client(place, request, outcome, ends=ends, first=first, interval=interval))
     outcome.seconds = time.perf_counter() - started
     return outcome
 
 
 async def _client(
-    port: int, request: Callable[[], bytes], outcome: Outcome, *, ends: float, first: float, interval: float
+    place: tuple[str, int],
+    request: Callable[[], bytes],
+    outcome: Outcome,
+    *,
+    ends: float,
+    first: float,
+    interval: float,
 ) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    reader, writer = await asyncio.open_connection(*place)
     due = first
     while True:
         if interval:

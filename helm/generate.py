@@ -7,7 +7,7 @@ from dataclasses import asdict
 import yaml
 
 from helm.rendering import CHART, GOLDEN, PRESETS, golden, render, values_of
-from ops.cluster import SIGNS_TOKENS
+from ops.cluster import METRICS_PORT, SIGNS_TOKENS
 from ops.services import ORDER_SIGNING, SERVICES, part, secrets_needed
 from ops.settings import PORTS
 
@@ -34,6 +34,7 @@ def services() -> str:
         "health_port": HEALTH_PORT,
         "gateway_port": PORTS["gateway"],
         "egress_port": PORTS["egress"],
+        "metrics_port": METRICS_PORT,
         "certificates": [*map(part, SERVICES), "gateway", "egress"],
         "passwords": [name for name in secrets_needed() if name not in KEYS],
         "keys": KEYS,

@@ -36,6 +36,7 @@ SIGNS_TOKENS = "token_key"  # the name of the key among the secrets
 # Where the gateway has its certificates and the key sets' certificates; the chart mounts them there.
 TLS = Path("/etc/gotohotel/tls")
 TOKEN_CERTIFICATES = Path("/etc/gotohotel/token-certificates")
+METRICS_PORT = 9090  # where Prometheus reads the gateway's statistics
 MIGRATE_SECONDS = 300.0  # how long `migrate` waits for PostgreSQL and NATS: everything is started at once
 
 
@@ -122,6 +123,7 @@ def write_gateway(folder: Path) -> None:
         public_tls=public if all((public / name).exists() for name in (CERTIFICATE, KEY)) else None,
         issuers=issuers,
         origins=origins_setting(),
+        metrics_port=METRICS_PORT,
     )
     keys = [tokens.public_key(file.read_bytes()) for file in sorted(TOKEN_CERTIFICATES.glob("*.crt"))]
     (folder / "jwt.yaml").write_text(gateway.render_jwt(json.dumps({"keys": keys}), SERVICES, issuers=issuers))

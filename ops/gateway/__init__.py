@@ -5,6 +5,7 @@ refusals  Envoy's own errors, in the shape of the contract
 tls       TLS settings of listeners and clusters
 jwt       how tokens are checked
 pages     the OpenAPI description and the documentation page
+metrics   the statistics, for Prometheus
 """
 
 import json
@@ -14,6 +15,7 @@ from string import Template
 
 from ops import tokens
 from ops.gateway.jwt import issuer_cluster, render_jwt
+from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.gateway.pages import PAGES, page_route
 from ops.gateway.refusals import LOCAL_REPLIES, mappers, upgrade_mapper
 from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, public_rpcs
@@ -76,11 +78,12 @@ def render(
     public_tls: Path | None = None,
     issuers: Iterable[tokens.Issuer] = (),
     origins: Iterable[str] = (),
+    metrics_port: int | None = None,
 ) -> str:
     """The configuration for these values and services. Raises KeyError for a missing value.
 
     With the folder of a certificate the public listener speaks TLS. `issuers` are asked for their keys. Web pages of
-    these `origins` may call; "*" stands for all.
+    these `origins` may call; "*" stands for all. On the metrics port, if there is one, Prometheus reads the statistics.
     """
     rpcs = list(public_rpcs(services))
     clusters = "".join(
@@ -107,6 +110,8 @@ def render(
         BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),
         HEALTHZ_LUA=FOLDER / "healthz.lua",
         PUBLIC_CLUSTERS=clusters,
+        METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
+        METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
         ROUTES="\n".join(map(_route, rpcs)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),

