@@ -1,6 +1,7 @@
 """The chart as Helm renders it: what Kubernetes would refuse, and what it would take and never run.
 
-Nothing here needs a cluster. What only one can show (admission, scheduling, scaling, network policies) is not tested.
+Long because each way in which a manifest can be wrong has a test. Nothing here needs a cluster. What only one can show
+(admission, scheduling, scaling, network policies) is not tested.
 """
 
 import base64

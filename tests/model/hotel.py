@@ -29,6 +29,7 @@ from mypage_svc import policies as mypage_policies
 from mypage_svc import store as mypage_store
 from mypage_svc.domain import Fact, MyPage
 from ops.audit import INVARIANTS, AuditSnapshot, StreamEvent
+from ops.audit.invariants import LIVE
 from order_svc import clients as order_clients
 from order_svc import domain as orders
 from order_svc import policies as order_policies
@@ -527,6 +528,12 @@ class Hotel:
             for night, held in self.orders.held.items()
         ]  # fmt: skip
         snapshot.capacities = {ROOM.id: ROOM.capacity}
+        for order in self.orders.rows.values():
+            if order.status in LIVE:
+                stay = order.booking.stay
+                for day in range(stay.nights):
+                    night = (order.booking.room_type, stay.check_in + timedelta(days=day))
+                    snapshot.live_nights[night] = snapshot.live_nights.get(night, 0) + 1
         seen = dict(self.stream)
         snapshot.events = [
             StreamEvent(
