@@ -61,7 +61,7 @@ def test_a_started_service_says_yes_to_all_three(stack: Stack, tmp_path: Path) -
         wait_for(lambda: answers(port, STARTED))
         wait_for(lambda: answers(port, READY))
 
-        assert answers(port, LIVE)
+        wait_for(lambda: answers(port, LIVE))
         with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
             pages = mypage_service_pb2_grpc.MyPageServiceStub(channel)
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
@@ -92,7 +92,7 @@ async def test_a_service_without_its_database_lives_and_gets_no_calls(
 
         wait_for(lambda: not answers(port, READY))
         wait_for(lambda: not answers(port, DATABASE))
-        assert answers(port, LIVE)
+        wait_for(lambda: answers(port, LIVE))
         assert process.poll() is None
 
 

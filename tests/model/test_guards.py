@@ -15,6 +15,8 @@ from typing import Any
 import asyncpg
 import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
+from hypothesis.internal.cache import LRUCache
+from hypothesis.internal.conjecture import providers
 from hypothesis.stateful import run_state_machine_as_test
 
 from gotohotel import claims, clock, idempotency, inbox, log, outbox
@@ -443,11 +445,20 @@ def changed(owner: Any, guard: Guard) -> Any:
     return made[guard.attribute]
 
 
+@pytest.fixture
+def same_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hypothesis tries constants of all local modules that were imported so far: other tests would change the runs."""
+    monkeypatch.setattr(providers, "_get_local_constants", providers.Constants)
+    monkeypatch.setattr(providers, "CONSTANTS_CACHE", LRUCache(1024))
+
+
+@pytest.mark.usefixtures("same_runs")
 def test_the_model_holds_with_every_guard_in_place() -> None:
     """Control: with every guard in place, the runs that detect a removed guard find nothing."""
     run_state_machine_as_test(SeededHotel, settings=settings(SEARCH, max_examples=150))
 
 
+@pytest.mark.usefixtures("same_runs")
 @pytest.mark.parametrize("guard", [guard for guard in GUARDS if guard.test is None], ids=lambda guard: guard.name)
 def test_the_model_misses_a_rule(monkeypatch: pytest.MonkeyPatch, guard: Guard) -> None:
     """At least one run of the model ends with a violated invariant."""
