@@ -55,9 +55,11 @@ def answers(port: int, name: str, *, seconds: float = 1.0) -> bool:
             return False
 
 
-def test_a_started_service_says_yes_to_all_three(stack: Stack, tmp_path: Path) -> None:
-    """Without a certificate, on a port where nothing else answers."""
-    with running(stack, tmp_path / "log") as (_, port):
+def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stack: Stack, tmp_path: Path) -> None:
+    """Without a certificate, on a port where nothing else answers. A process that is stopped, like one whose event loop
+    is stuck, accepts connections all the same.
+    """
+    with running(stack, tmp_path / "log") as (process, port):
         wait_for(lambda: answers(port, STARTED))
         wait_for(lambda: answers(port, READY))
 
@@ -67,16 +69,9 @@ def test_a_started_service_says_yes_to_all_three(stack: Stack, tmp_path: Path) -
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                 pages.ListMyPages(mypage_service_pb2.ListMyPagesRequest(), timeout=5)
 
-
-def test_a_service_that_hangs_does_not_live(stack: Stack, tmp_path: Path) -> None:
-    """A process that is stopped, like one whose event loop is stuck, accepts connections all the same."""
-    with running(stack, tmp_path / "log") as (process, port):
-        wait_for(lambda: answers(port, LIVE))
         process.send_signal(signal.SIGSTOP)
-
         assert ports.accepts(port)
         assert not answers(port, LIVE)
-
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: answers(port, LIVE))
 

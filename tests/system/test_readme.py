@@ -113,7 +113,7 @@ def test_the_grpc_client(running: Stack) -> None:
 
 def test_make_bench(stack: Stack) -> None:
     """The benchmark runs on a separate stack beside this one, for a short time, and prints the ratio."""
-    told = bash(stack, SHELL[3], ARGS="--seconds 2")
+    told = bash(stack, SHELL[3], ARGS="--seconds 1")
 
     assert re.search(r"^ratio +\d", told, re.MULTILINE)
     assert "were not paid" not in told
