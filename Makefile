@@ -94,11 +94,11 @@ chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED
 fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
 	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)
 
-images: $(VENV)/ready ## build the images with docker or podman: ENGINE=…, IMAGE_BASE= another base image
-	@ENGINE="$(ENGINE)" IMAGE_BASE="$(IMAGE_BASE)" $(BIN)/python -m images.build
+images: $(VENV)/ready ## build the images with docker or podman: ENGINE=…, TAG=…, IMAGE_BASE= another base image
+	@ENGINE="$(ENGINE)" TAG="$(TAG)" IMAGE_BASE="$(IMAGE_BASE)" $(BIN)/python -m images.build
 
-push: $(VENV)/ready ## push what `make images` has built: REGISTRY=registry.example.org/hotel
-	@ENGINE="$(ENGINE)" REGISTRY="$(REGISTRY)" $(BIN)/python -m images.build push
+push: $(VENV)/ready ## push what `make images` has built: REGISTRY=registry.example.org/hotel, TAG=…
+	@ENGINE="$(ENGINE)" TAG="$(TAG)" REGISTRY="$(REGISTRY)" $(BIN)/python -m images.build push
 
 chart: $(VENV)/ready ## write what the chart has from elsewhere, and check it without a cluster
 	@$(BIN)/python -m helm.generate

@@ -61,10 +61,10 @@ def values_of(preset: str) -> Object:
     return values
 
 
-def render(values: Object) -> Rendered:
+def render(values: Object, *, release: str = RELEASE) -> Rendered:
     """Renders the chart. Raises helm_python.HelmError for values that are refused."""
     with helm_python.Chart.load(str(CHART)) as chart:
-        files = chart.render(values, name=RELEASE, namespace=NAMESPACE)
+        files = chart.render(values, name=release, namespace=NAMESPACE)
     objects: list[Object] = []
     for name, text in sorted(files.items()):
         if name.endswith(".yaml"):

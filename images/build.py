@@ -22,8 +22,8 @@ SBOM = ROOT / "dist" / "sbom"
 
 
 def version() -> str:
-    """The release's version, which is the images' tag."""
-    return str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
+    """The images' tag: TAG, or the release's version."""
+    return os.environ.get("TAG") or str(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"])
 
 
 def tag(image: str) -> str:

@@ -36,6 +36,11 @@ class Addresses:
         return f"{scheme}://{host}:{self.ports['gateway']}"
 
     @property
+    def checks_gateway(self) -> bool:
+        """Whether the gateway's certificate is for the name in its URL."""
+        return True
+
+    @property
     def admin_socket(self) -> Path:
         """The socket of the gateway's admin interface: statistics, and the command that ends it."""
         return self.home / "envoy.sock"

@@ -19,7 +19,9 @@ PATIENCE_SECONDS = 60
 def open_catalogue(addresses: Addresses) -> None:
     """Creates the catalogue through the desk's RPCs if the hotel has no room type; waits until it is on sale."""
     headers = {"Authorization": f"Bearer {addresses.token(subject='catalogue', role='desk')}"}
-    with httpx.Client(base_url=addresses.gateway_url, headers=headers, timeout=10) as client:
+    with httpx.Client(
+        base_url=addresses.gateway_url, headers=headers, timeout=10, verify=addresses.checks_gateway
+    ) as client:
         if not _ids(client, "/roomTypes", "id"):
             for name, (rate, capacity, guests) in CATALOGUE.items():
                 money = {"currencyCode": "KRW", "units": rate}

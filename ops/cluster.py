@@ -20,6 +20,7 @@ from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import httpx
 import nats.errors
 from tenacity import Retrying, retry_if_exception_type, stop_after_delay, wait_random
 
@@ -37,7 +38,11 @@ SIGNS_TOKENS = "token_key"  # the name of the key among the secrets
 TLS = Path("/etc/gotohotel/tls")
 TOKEN_CERTIFICATES = Path("/etc/gotohotel/token-certificates")
 METRICS_PORT = 9090  # where Prometheus reads the gateway's statistics
-MIGRATE_SECONDS = 300.0  # how long `migrate` waits for PostgreSQL and NATS: everything is started at once
+NOT_YET = (
+    *(OSError, TimeoutError, nats.errors.Error),
+    *(asyncpg.PostgresConnectionError, asyncpg.CannotConnectNowError, httpx.TransportError, httpx.HTTPStatusError),
+)
+PATIENCE_SECONDS = 300.0  # everything is started at once
 
 
 class Cluster(Addresses):
@@ -57,6 +62,11 @@ class Cluster(Addresses):
     def gateway_url(self) -> str:
         """The gateway's URL."""
         return _setting("GATEWAY_URL")
+
+    @property
+    def checks_gateway(self) -> bool:
+        """Not here: inside the cluster it has another name than the one that its certificate is for."""
+        return False
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:  # noqa: ARG002 - nobody detours here
         """The URL of a database for a role. Raises StackError for the superuser's, if its password is not ours."""
@@ -89,14 +99,19 @@ class Cluster(Addresses):
         """
         self.credentials.mint()
         replicas = int(os.environ.get("GOTOHOTEL_STREAM_REPLICAS") or 1)
-        for attempt in Retrying(
-            retry=retry_if_exception_type((OSError, TimeoutError, nats.errors.Error, asyncpg.PostgresConnectionError)),
-            stop=stop_after_delay(MIGRATE_SECONDS),
-            wait=wait_random(0.5, 1.5),
-            reraise=True,
-        ):
+        for attempt in patiently():
             with attempt:
                 asyncio.run(provision(self, stream_bytes=stream_bytes(self.home), stream_replicas=replicas))
+
+
+def patiently() -> Retrying:
+    """Retries what needs parts that may have been started at the same time, for five minutes."""
+    return Retrying(
+        retry=retry_if_exception_type(NOT_YET),
+        stop=stop_after_delay(PATIENCE_SECONDS),
+        wait=wait_random(0.5, 1.5),
+        reraise=True,
+    )
 
 
 def write_gateway(folder: Path) -> None:

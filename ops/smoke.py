@@ -20,12 +20,20 @@ def book_and_cancel(addresses: Addresses) -> str:
     stay = {"checkIn": night.isoformat(), "checkOut": (night + timedelta(days=1)).isoformat()}
     headers = {"Authorization": f"Bearer {addresses.token(subject=f'smoke-{uuid.uuid4()}', role='guest')}"}
     try:
-        with httpx.Client(base_url=addresses.gateway_url, headers=headers, timeout=10) as guest:
-            rooms = guest.get("/rooms", params=stay).raise_for_status().json()["rooms"]
-            free = next((room["roomType"] for room in rooms if int(room["available"])), None)
-            if free is None:
-                raise StackError(f"No room is free on {night}: there is nothing to book.")
-            booking = {"name": "Smoke test", "roomType": free, "guestCnt": 1, **stay, "cardNo": CARD}
+        verify = addresses.checks_gateway
+        with httpx.Client(base_url=addresses.gateway_url, headers=headers, timeout=10, verify=verify) as guest:
+            wait_until(
+                lambda: bool(_free_room_types(guest, stay)),
+                f"No room is free on {night}: there is nothing to book",
+                seconds=PATIENCE_SECONDS,
+            )
+            booking = {
+                "name": "Smoke test",
+                "roomType": _free_room_types(guest, stay)[0],
+                "guestCnt": 1,
+                **stay,
+                "cardNo": CARD,
+            }
             key = {"Idempotency-Key": str(uuid.uuid4())}
             order = guest.post("/orders", json=booking, headers=key).raise_for_status().json()
             try:
@@ -43,6 +51,11 @@ def book_and_cancel(addresses: Addresses) -> str:
     except httpx.HTTPError as error:
         raise StackError(f"The gateway at {addresses.gateway_url} does not answer: {error!r}") from None
     return str(order["id"])
+
+
+def _free_room_types(guest: httpx.Client, stay: dict[str, str]) -> list[str]:
+    rooms = guest.get("/rooms", params=stay).raise_for_status().json()["rooms"]
+    return [room["roomType"] for room in rooms if int(room["available"])]
 
 
 def _wait_for_page(guest: httpx.Client, order_id: str, status: str) -> None:

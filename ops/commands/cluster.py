@@ -26,7 +26,10 @@ def smoke() -> None:
 @app.command()
 def catalogue() -> None:
     """Creates the sample catalogue if the hotel has no room type; waits until it is on sale."""
-    open_catalogue(running_hotel())
+    hotel = running_hotel()
+    for attempt in cluster.patiently():
+        with attempt:
+            open_catalogue(hotel)
     print("The catalogue is on sale.")
 
 

@@ -93,12 +93,45 @@ def test_generated_files_are_current() -> None:
         ({"nats": {"builtin": {"enabled": False}}}, "nats.external.host is needed"),
         ({"certificates": {"mode": "existing"}}, "certificates.existingSecretPrefix is needed"),
         ({"httpRoute": {"enabled": True}}, "httpRoute.parentRefs"),
+        ({"pay": {"autoscaling": {"enabled": True, "minReplicas": 20}}}, "pay.autoscaling.minReplicas"),
+        ({"postgres": {"builtin": {"enabled": False}, "external": {"host": "db"}}}, "secrets.existingSecret is needed"),
+        ({"oidc": {"issuer": "https://sso.example.org"}}, "oidc.issuer and oidc.keysUrl go together"),
+        ({"order": {"settings": {"ORDER_PORT": "1"}}}, "not"),
     ],
 )
 def test_a_value_that_is_almost_right_is_refused(values: Object, words: str) -> None:
     """By the schema, or by the template that needs it."""
     with pytest.raises(helm_python.HelmError, match=re.escape(words)):
         render(values)
+
+
+@pytest.mark.parametrize("release", ["true", "2hotel", "a.b", "c" * 53, "my-gotohotel"])
+def test_any_release_name_gives_names_that_kubernetes_takes(release: str) -> None:
+    """Helm allows dots, digits at the beginning, and words that YAML takes for something else."""
+    for each in render({}, release=release).objects:
+        assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", each["metadata"]["name"]), each["metadata"]["name"]
+        assert len(each["metadata"]["name"]) <= 63
+        kubernetes_validate.validate(each, VERSIONS[0], strict=True)
+
+
+def test_odd_values_are_quoted() -> None:
+    """They reach Kubernetes as they are; $(…) is not filled in."""
+    rendered = render(
+        {
+            "ingress": {"enabled": True, "host": "*.example.org"},
+            "order": {"settings": {"ORDER_LOG_LEVEL": "a: 'b' $(NATS_PASSWORD)"}},
+            "image": {"tag": "x" * 100, "pullSecrets": ["mine"]},
+            "oidc": {"issuer": "https://sso.example.org", "keysUrl": "https://sso.example.org:8443/keys"},
+        }
+    )
+    [ingress] = rendered.of("Ingress")
+    assert ingress["spec"]["rules"][0]["host"] == "*.example.org"
+    settings = rendered.named("Deployment", "order")["spec"]["template"]["spec"]["containers"][0]["env"]
+    assert {"name": "ORDER_LOG_LEVEL", "value": "a: 'b' $$(NATS_PASSWORD)"} in settings
+    assert all(spec["imagePullSecrets"] == [{"name": "mine"}] for _, _, spec in rendered.pods())
+    assert {"port": 8443, "protocol": "TCP"} in rendered.named("NetworkPolicy", "gateway")["spec"]["egress"][1]["ports"]
+    for each in rendered.objects:
+        kubernetes_validate.validate(each, VERSIONS[0], strict=True)
 
 
 def test_every_value_has_an_explanation_and_a_type() -> None:

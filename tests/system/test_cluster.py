@@ -163,6 +163,7 @@ def test_prometheus_reads_the_gateway_s_statistics_and_nothing_else(hotel: Hotel
             told = httpx.get(f"{here}/stats/prometheus")
             assert told.is_success
             assert "envoy_http_downstream_rq_completed{" in told.text
+            assert httpx.get(f"{here}/ready").is_success
             for method, path in (("POST", "/stats/prometheus"), ("POST", "/quitquitquit"), ("GET", "/config_dump")):
                 assert httpx.request(method, here + path).status_code == 404
             assert httpx.get(f"{url}/rooms").is_success

@@ -1,18 +1,19 @@
 {{- define "gotohotel.name" -}}
-{{- if contains "gotohotel" .Release.Name -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}
-{{- else -}}{{ printf "%s-gotohotel" .Release.Name | trunc 40 | trimSuffix "-" }}{{- end -}}
+{{- $release := regexReplaceAll "^[^a-z]+" (.Release.Name | replace "." "-") "" -}}
+{{- if contains "gotohotel" $release -}}{{ $release | trunc 40 | trimSuffix "-" }}
+{{- else -}}{{ printf "%s-gotohotel" ($release | trunc 29 | trimSuffix "-") | trimPrefix "-" }}{{- end -}}
 {{- end }}
 
 {{- /* Labels of a part: (list $ "order"). */ -}}
 {{- define "gotohotel.selector" -}}
 app.kubernetes.io/name: gotohotel
-app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/instance: {{ (index . 0).Release.Name | quote }}
 app.kubernetes.io/component: {{ index . 1 }}
 {{- end }}
 
 {{- define "gotohotel.labels" -}}
 {{ include "gotohotel.selector" . }}
-app.kubernetes.io/version: {{ (index . 0).Values.image.tag | default (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/version: {{ (index . 0).Values.image.tag | default (index . 0).Chart.AppVersion | trunc 63 | trimAll "_.-" | quote }}
 app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version }}
 {{- end }}

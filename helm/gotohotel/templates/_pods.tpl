@@ -12,15 +12,19 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end }}
 
+{{- define "gotohotel.pullSecrets" -}}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets: {{ range . }}
+  - name: {{ . }}{{ end }}
+{{- end }}
+{{- end }}
+
 {{- /* What the pods of our images share: (list $ "order"). */ -}}
 {{- define "gotohotel.pod" -}}
 serviceAccountName: {{ include "gotohotel.name" (index . 0) }}-{{ index . 1 }}
 automountServiceAccountToken: false
 enableServiceLinks: false
-{{- with (index . 0).Values.image.pullSecrets }}
-imagePullSecrets: {{ range . }}
-  - name: {{ . }}{{ end }}
-{{- end }}
+{{- include "gotohotel.pullSecrets" (index . 0) }}
 securityContext: {{ include "gotohotel.podSecurity" (index . 0) | nindent 2 }}
 {{- end }}
 
@@ -45,7 +49,7 @@ topologySpreadConstraints:
 {{- define "gotohotel.operatorEnvironment" -}}
 - {name: GOTOHOTEL_SECRETS, value: /etc/gotohotel/secrets}
 - {name: GOTOHOTEL_HOME, value: /var/lib/gotohotel}
-- {name: GOTOHOTEL_POSTGRES_URL, value: "postgresql://{{ include "gotohotel.postgres" . }}?{{ include "gotohotel.postgresOptions" . }}"}
+- {name: GOTOHOTEL_POSTGRES_URL, value: {{ printf "postgresql://%s?%s" (include "gotohotel.postgres" .) (include "gotohotel.postgresOptions" .) | quote }}}
 - {name: GOTOHOTEL_NATS_URL, value: "{{ include "gotohotel.natsScheme" . }}://{{ include "gotohotel.nats" . }}"}
 - {name: GOTOHOTEL_GATEWAY_URL, value: "{{ if .Values.gateway.tlsSecret }}https{{ else }}http{{ end }}://{{ include "gotohotel.name" . }}-gateway:{{ .Values.gateway.service.port }}"}
 - {name: GOTOHOTEL_STREAM_MIB, value: {{ .Values.nats.streamMiB | int | quote }}}
@@ -67,6 +71,17 @@ topologySpreadConstraints:
 {{- include "gotohotel.authorityVolume" . }}
 {{- end }}
 
+{{- /* For commands that only call the gateway. */ -}}
+{{- define "gotohotel.callerMounts" -}}
+- {name: secrets, mountPath: /etc/gotohotel/secrets, readOnly: true}
+- {name: home, mountPath: /var/lib/gotohotel}
+{{- end }}
+
+{{- define "gotohotel.callerVolumes" -}}
+- name: secrets
+  secret: {secretName: {{ include "gotohotel.secret" . }}, defaultMode: 0440, items: [{key: token_key, path: token_key}]}
+{{- end }}
+
 {{- /* The authority of an external PostgreSQL's certificate. */ -}}
 {{- define "gotohotel.authorityMount" -}}
 {{- if and (not .Values.postgres.builtin.enabled) .Values.postgres.external.authoritySecret }}
@@ -83,6 +98,7 @@ topologySpreadConstraints:
 
 {{- define "gotohotel.hpa" -}}
 {{- $root := index . 0 }}{{ $part := index . 1 }}{{ $scaling := (index $root.Values $part).autoscaling -}}
+{{- if gt (int $scaling.minReplicas) (int $scaling.maxReplicas) }}{{ fail (printf "%s.autoscaling.minReplicas is more than maxReplicas" $part) }}{{ end -}}
 apiVersion: autoscaling/v2
 kind: HorizontalPodAutoscaler
 metadata:
