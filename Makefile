@@ -114,12 +114,12 @@ clean: ## stop the stack and remove what was made, the data in .run included
 	@if [ -x $(RUN) ]; then $(RUN) down; fi
 	@rm -rf .run dist $(VENV) .mypy_cache .pytest_cache .ruff_cache
 
-# Tools first, then the project itself, which compiles the protos.
+# Tools first, then the project itself, which compiles the protos. Python compiles what is imported: few of all the files.
 $(VENV)/tools: requirements.txt
 	@echo "Setting up $(VENV) …" >&2
 	@$(PYTHON) -c 'import sys; sys.exit("GotoHotel needs Python 3.11 or newer; set PYTHON=… to one.") if sys.version_info < (3, 11) else None'
 	@$(PYTHON) -m venv $(VENV)
-	@$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.txt
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --require-hashes -r requirements.txt
 	@touch $@
 
 $(VENV)/ready: $(VENV)/tools pyproject.toml hatch_build.py $(PROTOS)
