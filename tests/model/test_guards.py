@@ -456,7 +456,7 @@ def same_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("same_runs")
 def test_the_model_holds_with_every_guard_in_place() -> None:
     """Control: with every guard in place, the runs that detect a removed guard find nothing."""
-    run_state_machine_as_test(SeededHotel, settings=settings(SEARCH, max_examples=150))
+    run_state_machine_as_test(SeededHotel, settings=settings(SEARCH, max_examples=60))
 
 
 @pytest.mark.usefixtures("same_runs")
