@@ -12,7 +12,9 @@ from containers.engine import Podman, install
 from containers.pods import Pod, Pods
 from helm.rendering import CHART, RELEASE, Object, render, values_of
 from images.build import IMAGES, tag
+from ops.errors import StackError
 from ops.services import SERVICES, part
+from ops.supervision import wait_until
 
 START_SECONDS = 300
 PATIENCE_SECONDS = 90
@@ -44,11 +46,10 @@ def values() -> Object:
 
 def wait(condition: Callable[[], bool], seconds: float) -> bool:
     """Whether the condition holds in time."""
-    ends = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > ends:
-            return False
-        time.sleep(0.2)
+    try:
+        wait_until(condition, "", seconds=seconds)
+    except StackError:
+        return False
     return True
 
 
@@ -89,7 +90,14 @@ def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
     counts = [pod.restarts for pod in services]
     podman.run("network", "disconnect", "--force", "gotohotel", postgres.name)
     steps.note("PostgreSQL is cut off: no service is ready", wait(lambda: not any(p.ready for p in services), 60))
-    time.sleep(20)  # longer than a probe of liveness takes to fail
+    asked = [pod.asked["livenessProbe"] for pod in services]
+    enough = services[0].container["livenessProbe"]["failureThreshold"] + 2
+    wait(
+        lambda: all(p.asked["livenessProbe"] >= n + enough for p, n in zip(services, asked, strict=True)),
+        PATIENCE_SECONDS,
+    )
+    alive = [pod.asked["livenessProbe"] - before for pod, before in zip(services, asked, strict=True)]
+    steps.note("each was asked whether it lives, often enough to be started again", min(alive) >= enough)
     steps.note("none of them is started again", [pod.restarts for pod in services] == counts)
     podman.run("network", "connect", f"--alias={postgres.aliases[0]}", "gotohotel", postgres.name)
     steps.note("it is back: all are ready", wait(lambda: all(p.ready for p in services), PATIENCE_SECONDS))

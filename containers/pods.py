@@ -11,6 +11,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -53,6 +54,7 @@ class Pod:
     ready: bool = False
     restarts: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    asked: Counter[str] = field(default_factory=Counter)  # how often each probe was answered, or not
 
     @property
     def container(self) -> Object:
@@ -218,6 +220,7 @@ class Pods:
                 if (kind == "startupProbe") == pod.started or time.monotonic() < due[kind]:
                     continue
                 due[kind] = time.monotonic() + probe["periodSeconds"]
+                pod.asked[kind] += 1
                 self._judge(pod, kind, probe, self._answers(pod, probe))
 
     def _judge(self, pod: Pod, kind: str, probe: Object, answered: bool) -> None:

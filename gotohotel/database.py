@@ -4,7 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, cast
 
 import asyncpg
@@ -104,37 +104,37 @@ class _Autocommit:
         self._committed = committed
 
     async def _send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
-        async with _acquired(self._batching) as connection:
+        async with _acquired(self._batching) as connection, _replacing_dead(self._batching):
             return await connection.fetchmany(query, arguments)
 
     async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:
         row: Row | None = await self._batches.fetch_one(query, args, lock_order)
         if row is None:
-            async with _acquired(self._pool) as connection:
+            async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
                 [row] = await connection.fetch(query, *args)
         self._committed()
         return row
 
     async def fetch(self, query: str, *args: object) -> list[Row]:
-        async with _acquired(self._pool) as connection:
+        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
             rows = await connection.fetch(query, *args)
         self._note(query, bool(rows))
         return rows
 
     async def fetchrow(self, query: str, *args: object) -> Row | None:
-        async with _acquired(self._pool) as connection:
+        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
             row = await connection.fetchrow(query, *args)
         self._note(query, row is not None)
         return row
 
     async def fetchval(self, query: str, *args: object) -> Any:
-        async with _acquired(self._pool) as connection:
+        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
             value = await connection.fetchval(query, *args)
         self._note(query, bool(value))
         return value
 
     async def execute(self, query: str, *args: object) -> str:
-        async with _acquired(self._pool) as connection:
+        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
             status = await connection.execute(query, *args)
         self._note(query, not status.endswith(" 0"))
         return status
@@ -171,7 +171,9 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Opens a transaction: committed at the end, rolled back on an exception."""
-        async with _acquired(self._pool) as connection, connection.transaction():
+        async with _acquired(self._pool) as connection, AsyncExitStack() as begun:
+            async with _replacing_dead(self._pool):
+                await begun.enter_async_context(connection.transaction())
             yield cast(Connection, connection)
         self._committed()
 
@@ -181,14 +183,22 @@ async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionP
     connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
     try:
         yield connection
-    except (OSError, TimeoutError, asyncpg.PostgresConnectionError):
-        # A server that is slow answers with an error of its own. This one is away, and after an outage the other
-        # connections may be dead without knowing it: each would cost a call its time limit.
-        await pool.expire_connections()
-        raise
     finally:
         # A frozen server does not even answer a cancel request: then the connection is discarded.
         await pool.release(connection, timeout=RELEASE_SECONDS)
+
+
+@asynccontextmanager
+async def _replacing_dead(pool: "asyncpg.Pool[Row]") -> AsyncIterator[None]:
+    """Around statements alone. A server that is slow answers with an error of its own; one that does not answer is
+    away, and after an outage its other connections may be dead without knowing it: each would cost a call its time
+    limit.
+    """
+    try:
+        yield
+    except (OSError, TimeoutError, asyncpg.PostgresConnectionError):
+        await pool.expire_connections()
+        raise
 
 
 async def _keep_session(_: object) -> None:

@@ -17,13 +17,18 @@ PATIENCE_SECONDS = 60
 
 
 def open_catalogue(addresses: Addresses) -> None:
-    """Creates the catalogue through the desk's RPCs if the hotel has no room type; waits until it is on sale."""
+    """Creates the catalogue through the desk's RPCs if the hotel has no room types of its own, or completes it after an
+    interruption; waits until it is on sale.
+    """
     headers = {"Authorization": f"Bearer {addresses.token(subject='catalogue', role='desk')}"}
     with httpx.Client(
         base_url=addresses.gateway_url, headers=headers, timeout=10, verify=addresses.checks_gateway
     ) as client:
-        if not _ids(client, "/roomTypes", "id"):
+        there = _ids(client, "/roomTypes", "id")
+        if there <= CATALOGUE.keys():  # a hotel with room types of its own is left alone
             for name, (rate, capacity, guests) in CATALOGUE.items():
+                if name in there:
+                    continue
                 money = {"currencyCode": "KRW", "units": rate}
                 body = {"displayName": name, "capacity": capacity, "maxGuests": guests, "nightlyRate": money}
                 client.put(f"/roomTypes/{name}", json=body).raise_for_status()

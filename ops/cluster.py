@@ -31,7 +31,7 @@ from ops.credentials import Credentials, MountedCredentials
 from ops.errors import StackError
 from ops.provisioning import provision
 from ops.services import OPERATOR, SERVICES, nats_password, part
-from ops.settings import PORTS, SECRETS, home_setting, issuer_setting, origins_setting, stream_bytes
+from ops.settings import PORTS, SECRETS, home_setting, issuer_setting, origins_setting, stream_bytes, stream_replicas
 
 SIGNS_TOKENS = "token_key"  # the name of the key among the secrets
 # Where the gateway has its certificates and the key sets' certificates; the chart mounts them there.
@@ -98,7 +98,7 @@ class Cluster(Addresses):
         Waits up to five minutes for PostgreSQL and NATS.
         """
         self.credentials.mint()
-        replicas = int(os.environ.get("GOTOHOTEL_STREAM_REPLICAS") or 1)
+        replicas = stream_replicas()
         for attempt in patiently():
             with attempt:
                 asyncio.run(provision(self, stream_bytes=stream_bytes(self.home), stream_replicas=replicas))

@@ -98,3 +98,11 @@ def stream_bytes(home: Path) -> int:
     if not re.fullmatch(r"[1-9]\d{0,8}", text):
         raise StackError(f"The setting GOTOHOTEL_STREAM_MIB takes a number of MiB, not {text!r}.")
     return int(text) * 1024**2
+
+
+def stream_replicas() -> int:
+    """How many NATS servers keep a copy of a new stream: GOTOHOTEL_STREAM_REPLICAS, 1, 3 or 5."""
+    text = os.environ.get("GOTOHOTEL_STREAM_REPLICAS") or "1"
+    if text not in ("1", "3", "5"):
+        raise StackError(f"The setting GOTOHOTEL_STREAM_REPLICAS takes 1, 3 or 5, not {text!r}.")
+    return int(text)

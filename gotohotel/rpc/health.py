@@ -14,7 +14,13 @@ DATABASE = "database"  # whether the database answers
 STARTED = "started"  # whether the start is complete
 LIVE = "live"  # whether the event loop runs: who answers, answers SERVING
 
-MAX_CHECKS = 20  # at once, on the port of their own
+# No limit of calls on the port of its own: who begins calls and never ends them would use it up, and the service would
+# be started again. Such calls end with their connection.
+ALONE_OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_connection_age_ms", 30_000),
+    ("grpc.max_connection_age_grace_ms", 5_000),
+]
 
 
 class Health:
@@ -32,7 +38,7 @@ class Health:
     async def open_port(self, address: str) -> None:
         """Answers at an address without TLS: Kubernetes' probes have no certificate. Raises OSError if it is taken."""
         refuse_taken(address)
-        self._alone = grpc.aio.server(options=[("grpc.so_reuseport", 0)], maximum_concurrent_rpcs=MAX_CHECKS)
+        self._alone = grpc.aio.server(options=ALONE_OPTIONS)
         await self.add_to(self._alone)
         self._alone.add_insecure_port(address)
         await self._alone.start()

@@ -52,7 +52,9 @@ def _look(stack: Addresses, window: Window) -> tuple[AuditSnapshot, Found]:
 
 def report(stack: Addresses, window: Window = EVERYTHING) -> bool:
     """Prints a line per invariant; returns True if all hold."""
-    found = check(stack, window=window)
+    snapshot, found = check_snapshot(stack, window=window)
+    if not window.is_everything:
+        print(f"{len(snapshot.orders)} orders were placed in this window.")  # none: then everything holds
     for number, violations in found.items():
         print(f"{number:<4} {'VIOLATED' if violations else 'holds':<9} {INVARIANTS[number][0]}")
         for violation in violations[:10]:

@@ -1,9 +1,10 @@
 """Which orders an audit looks at: all, or those that were placed in a window of time."""
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
 from gotohotel.ids import first_id_at
+from ops.errors import StackError
 
 CLOCKS_DIFFER = timedelta(minutes=5)  # at most, between those who make ids and the stream
 
@@ -14,6 +15,11 @@ class Window:
 
     begins: datetime | None = None
     ends: datetime | None = None
+
+    def __post_init__(self) -> None:
+        """Raises StackError if no order can be in it: everything would hold."""
+        if self.begins and (self.begins >= (self.ends or datetime.now(UTC))):
+            raise StackError("The window is empty: it begins when it has ended, or in the future.")
 
     @property
     def is_everything(self) -> bool:

@@ -23,6 +23,8 @@ def metrics_listener(host: object, port: int) -> str:
         "@type": kind,
         "stat_prefix": "metrics",
         "request_timeout": "10s",
+        "request_headers_timeout": "5s",
+        "common_http_protocol_options": {"idle_timeout": "10s"},
         "http_filters": [{"name": "envoy.filters.http.router", "typed_config": {"@type": router}}],
         "route_config": {"virtual_hosts": [{"name": "metrics", "domains": ["*"], "routes": [route, ready]}]},
     }

@@ -83,6 +83,22 @@ async def test_after_an_outage_no_statement_gets_a_dead_connection(stack: Stack,
         await link.close()
 
 
+async def test_what_fails_beside_the_statements_replaces_no_connection(scratch_url: str) -> None:
+    """Inside a transaction another part may be away, such as NATS: PostgreSQL's connections are good."""
+    async with open_database(scratch_url, name="test", pool_size=2) as database:
+        used = set()
+
+        async def meet_another_part() -> None:
+            async with database.transaction() as connection:
+                used.add(await connection.fetchval("SELECT pg_backend_pid()"))
+                raise ConnectionError("NATS is not connected")
+
+        for _ in range(10):
+            with pytest.raises(ConnectionError):
+                await meet_another_part()
+    assert len(used) <= 2
+
+
 async def test_a_transaction_is_all_or_nothing(scratch_url: str, folder: Path) -> None:
     """An exception rolls the transaction back."""
     await migrate(scratch_url, folder)

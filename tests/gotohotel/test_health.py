@@ -69,6 +69,12 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
             with pytest.raises(grpc.RpcError, match="UNIMPLEMENTED"):
                 pages.ListMyPages(mypage_service_pb2.ListMyPagesRequest(), timeout=5)
 
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            watch = health_pb2_grpc.HealthStub(channel).Watch
+            open_for_ever = [watch(health_pb2.HealthCheckRequest(service=LIVE)) for _ in range(100)]
+            assert next(open_for_ever[-1]).status == SERVING
+            assert answers(port, LIVE, seconds=5)
+
         process.send_signal(signal.SIGSTOP)
         assert ports.accepts(port)
         assert not answers(port, LIVE)

@@ -212,6 +212,9 @@ def test_a_window_s_audit_looks_at_its_orders_alone(hotel: Hotel, guest: Client)
         assert violated(hotel, window=audit.Window(None, before)) == {}
         assert gotohotel(hotel, "audit", "--since", after.isoformat()).returncode == 0
         assert gotohotel(hotel, "audit", "--until", before.isoformat()).returncode == 0
+        turned = gotohotel(hotel, "audit", "--since", after.isoformat(), "--until", before.isoformat())
+        assert turned.returncode == 1
+        assert "The window is empty" in turned.stderr
     finally:
         query(hotel, "pay_svc", BROKEN["A2"][2], order_id)
 

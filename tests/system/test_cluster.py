@@ -104,6 +104,7 @@ def test_what_needs_more_than_it_has_says_so(command: Command, secrets: Path) ->
     """A backup copies PostgreSQL's files, and processes are started on one machine only."""
     assert "role postgres, whose password is not among the secrets" in command("backup", "/tmp/never").stderr  # noqa: S108
     assert "This command is for a hotel on one machine" in command("up").stderr
+    assert "takes 1, 3 or 5, not 'three'" in command("migrate", GOTOHOTEL_STREAM_REPLICAS="three").stderr
     (secrets / SANDBOX).unlink()
     assert f"{secrets} lacks sandbox." in command("migrate").stderr
 
