@@ -613,7 +613,10 @@ from gotohotel import outbox
 from gotohotel.database import SESSION
 
 async def main() -> None:
-    connection = await asyncpg.connect(sys.argv[1], server_settings={**SESSION, **outbox.RELAY_SESSION})
+    # Without a limit for statements: if the kernel takes a few more bytes, the server would notice that the time is up,
+    # and then end the session because it is idle.
+    session = {**SESSION, **outbox.RELAY_SESSION, "statement_timeout": "0"}
+    connection = await asyncpg.connect(sys.argv[1], server_settings=session)
     assert await connection.fetchval("SELECT pg_try_advisory_lock($1)", outbox.RELAY_LOCK)
     print("locked", flush=True)
     if sys.argv[2] == "reading":

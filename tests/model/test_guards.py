@@ -25,6 +25,7 @@ from gotohotel.bus import connection, consumer
 from gotohotel.columns import Statement
 from gotohotel.database import Database
 from mypage_svc import jobs as mypage_jobs
+from mypage_svc.domain import Pages
 from mypage_svc.store import PageBucket
 from ops.stack import Stack
 from order_svc import clients as order_clients
@@ -42,7 +43,6 @@ from reservation_svc.store import reservations as desk_store
 from reservation_svc.store import room_types as desk_room_types
 from tests.conftest import ROOT
 from tests.gotohotel import test_bus, test_clock, test_database, test_idempotency, test_log
-from tests.gotohotel.test_bus import Server
 from tests.model import test_fakes
 from tests.model.test_model import TheHotel
 from tests.mypage_svc import test_messages
@@ -473,37 +473,38 @@ server = test_bus.server  # the fixture
 
 
 @pytest.fixture
-async def at_hand(
-    server: Server,
-    order_database: Database,
-    pay_database: Database,
-    reservation_database: Database,
-    mypage_database: Database,
-    scratch_url: str,
-    caplog: pytest.LogCaptureFixture,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    stack: Stack,
-) -> AsyncIterator[dict[str, Any]]:
-    """The arguments of the guards' tests. The schemas of order_svc, pay_svc and mypage_svc are in one scratch
-    database.
-    """
+async def pages(mypage_database: Database, stack: Stack) -> AsyncIterator[Pages]:
+    """Empty pages in NATS, whose guards these are."""
     async with pages_in_nats(mypage_database, stack) as kept:
-        yield {
-            "reservation_database": reservation_database,
-            "mypage_database": mypage_database,
-            "server": server,
-            "order_database": order_database,
-            "pay_database": pay_database,
-            "scratch_url": scratch_url,
-            "caplog": caplog,
-            "monkeypatch": monkeypatch,
-            "folder": test_database.two_migrations(tmp_path),
-            "frozen_while": "reading",
-            "then_paid": True,
-            "payments": pay_store.PostgresPayments(pay_database.autocommit),
-            "pages": kept.pages,
-        }
+        yield kept.pages
+
+
+@pytest.fixture
+def payments(pay_database: Database) -> pay_store.PostgresPayments:
+    """Empty payments."""
+    return pay_store.PostgresPayments(pay_database.autocommit)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two migrations."""
+    return test_database.two_migrations(tmp_path)
+
+
+# What a guard's test is parametrized with elsewhere.
+CHOSEN = {"frozen_while": "reading", "then_paid": True}
+
+
+@pytest.fixture
+def at_hand(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The arguments of a guard's test: no others are made, for each costs time."""
+    told = request.node.callspec.params
+    if "guard" in told:
+        test = told["guard"].test
+    else:
+        test = noticing_tests()[told["where"]] if "where" in told else CONSTRAINTS[told["constraint"]][1]
+    names = inspect.signature(test).parameters
+    return {name: CHOSEN[name] if name in CHOSEN else request.getfixturevalue(name) for name in names}
 
 
 @pytest.mark.parametrize("guard", [guard for guard in GUARDS if guard.test is not None], ids=lambda guard: guard.name)
@@ -535,15 +536,16 @@ async def test_the_test_of_a_guard_passes_unchanged(where: str, at_hand: dict[st
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
-async def test_a_database_misses_a_constraint(constraint: str, at_hand: dict[str, Any]) -> None:
+async def test_a_database_misses_a_constraint(constraint: str, scratch_url: str, at_hand: dict[str, Any]) -> None:
     """The test of the constraint fails without it."""
     table, test = CONSTRAINTS[constraint]
     error = BACKED.get(constraint, AssertionError)
-    real: Database = at_hand["order_database"]
+    connection = await asyncpg.connect(scratch_url)
     if constraint.startswith("entries"):  # partial unique indexes, not constraints
-        await real.autocommit.execute(f"DROP INDEX {constraint}")
+        await connection.execute(f"DROP INDEX {constraint}")
     else:
-        await real.autocommit.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+        await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {constraint}")
+    await connection.close()
 
     assert await fails(test, at_hand, with_error=error)
 

@@ -5,8 +5,6 @@ Long because every invariant is broken once.
 
 import asyncio
 import re
-import subprocess
-import sys
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -15,9 +13,10 @@ import nats
 import pytest
 
 from ops import audit
+from tests.command_line import gotohotel
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import query
-from tests.system.test_operator import gotohotel, in_jetstream, letters
+from tests.system.test_operator import in_jetstream, letters
 
 CARD = "4242 4242 4242 4242"
 BROKEN = {
@@ -210,9 +209,9 @@ def test_a_window_s_audit_looks_at_its_orders_alone(hotel: Hotel, guest: Client)
         assert order_id in str(seen["A2"])
         assert violated(hotel, window=audit.Window(after)) == {}
         assert violated(hotel, window=audit.Window(None, before)) == {}
-        assert gotohotel(hotel, "audit", "--since", after.isoformat()).returncode == 0
-        assert gotohotel(hotel, "audit", "--until", before.isoformat()).returncode == 0
-        turned = gotohotel(hotel, "audit", "--since", after.isoformat(), "--until", before.isoformat())
+        assert gotohotel(hotel.stack, "audit", "--since", after.isoformat()).returncode == 0
+        assert gotohotel(hotel.stack, "audit", "--until", before.isoformat()).returncode == 0
+        turned = gotohotel(hotel.stack, "audit", "--since", after.isoformat(), "--until", before.isoformat())
         assert turned.returncode == 1
         assert "The window is empty" in turned.stderr
     finally:
@@ -310,10 +309,10 @@ def test_the_effect_of_a_dead_letter_that_was_dropped_is_missed(hotel: Hotel, gu
     finally:
         query(hotel, "reservation_svc", "ALTER TABLE reservations DROP CONSTRAINT poison")
     (number,) = letters(hotel)[order]
-    shown = gotohotel(hotel, "dead-letters", "show", str(number)).stdout
+    shown = gotohotel(hotel.stack, "dead-letters", "show", str(number)).stdout
     event = re.search(r"^ce-id: (\S+)", shown, re.MULTILINE)
     assert event is not None
-    assert gotohotel(hotel, "dead-letters", "drop", str(number)).returncode == 0
+    assert gotohotel(hotel.stack, "dead-letters", "drop", str(number)).returncode == 0
 
     found = violated(hotel)
 
@@ -378,8 +377,11 @@ def test_a_card_number_in_a_header_of_the_stream_is_reported(hotel: Hotel) -> No
         asyncio.run(remove(number))
 
 
-def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(hotel: Hotel) -> None:
+def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(
+    hotel: Hotel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`gotohotel audit` reports the dead letter as a violation of A11 and exits with status 1."""
+    monkeypatch.setattr(audit, "PATIENCE_SECONDS", 0)
 
     async def bury(*, purge: bool) -> None:
         client = await nats.connect(hotel.stack.nats_url())
@@ -392,21 +394,10 @@ def test_a_dead_letter_is_reported_and_ends_the_command_with_a_failure(hotel: Ho
 
     asyncio.run(bury(purge=False))
     try:
-        command = [sys.executable, "-c", AUDIT, str(hotel.stack.home)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        done = gotohotel(hotel.stack, "audit")
     finally:
         asyncio.run(bury(purge=True))
 
     assert done.returncode == 1
     assert "A11  VIOLATED" in done.stdout
     assert "gotohotel.x for nobody: test" in done.stdout
-
-
-AUDIT = """
-import os, sys
-os.environ["GOTOHOTEL_HOME"] = sys.argv[1]
-from ops import audit
-audit.PATIENCE_SECONDS = 0
-from ops.__main__ import main
-main(["audit"])
-"""

@@ -19,8 +19,8 @@ from ops.backup import LATER, copying, restore
 from ops.errors import StackError
 from ops.stack import Stack
 from ops.stream import jetstream, messages_of
+from tests.command_line import gotohotel
 from tests.conftest import GOOD_CARD, Client, Hotel, wait_for
-from tests.system.test_stack import gotohotel
 
 
 @dataclass

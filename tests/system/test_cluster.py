@@ -1,7 +1,6 @@
 """The operator's commands where a cluster runs the parts: told by settings where they are."""
 
 import json
-import os
 import shutil
 import subprocess
 import tempfile
@@ -21,11 +20,12 @@ from ops.credentials import Credentials
 from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.services import SANDBOX
 from ops.settings import SECRETS
-from tests.conftest import ROOT, Hotel
+from tests.command_line import Done, run
+from tests.conftest import Hotel
 from tests.gateways import another_gateway
 from tests.gotohotel.test_signatures import certificate
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
+Command = Callable[..., Done]
 
 
 @pytest.fixture
@@ -54,17 +54,10 @@ def command(hotel: Hotel, secrets: Path, tmp_path: Path) -> Command:
     }
     (tmp_path / "home").mkdir()
 
-    def run(*arguments: str, **changes: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [ROOT / ".venv" / "bin" / "gotohotel", *arguments],
-            env={**os.environ, **told, **changes},
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
+    def command(*arguments: str, **changes: str) -> Done:
+        return run(arguments, {**told, **changes})
 
-    return run
+    return command
 
 
 def test_a_cluster_s_hotel_is_tried_out_and_audited(command: Command) -> None:

@@ -18,8 +18,8 @@ from ops.errors import StackError
 from ops.forget.redactions import Redaction, Redactions
 from ops.services import SERVICES
 from ops.stream import archive_locked, jetstream, messages_of
+from tests.command_line import gotohotel
 from tests.conftest import Client, Hotel
-from tests.system.test_operator import gotohotel
 
 
 async def places_of(hotel: Hotel, *secrets: str) -> set[str]:
@@ -67,9 +67,9 @@ def secrets() -> tuple[str, str]:
 
 def forget(hotel: Hotel, *arguments: str) -> Any:
     """Runs the command, again while a service has not handled all events yet."""
-    done = gotohotel(hotel, "forget", *arguments)
+    done = gotohotel(hotel.stack, "forget", *arguments)
     while "try again later" in done.stderr:
-        done = gotohotel(hotel, "forget", *arguments)
+        done = gotohotel(hotel.stack, "forget", *arguments)
     return done
 
 
@@ -79,7 +79,7 @@ def test_a_guest_is_forgotten_everywhere(hotel: Hotel, guest: Client, secrets: t
     """
     name, phone = secrets
     order = ended(hotel, guest, name, phone)["orderId"]
-    archived = gotohotel(hotel, "stream", "archive", "--older-than-days", "0")
+    archived = gotohotel(hotel.stack, "stream", "archive", "--older-than-days", "0")
     assert archived.returncode == 0, archived.stderr
     second = ended(hotel, guest, name, phone)["orderId"]
     before = asyncio.run(places_of(hotel, name, phone))
@@ -99,7 +99,7 @@ def test_a_guest_is_forgotten_everywhere(hotel: Hotel, guest: Client, secrets: t
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 orders and 4 events"), done.stdout
     assert asyncio.run(places_of(hotel, name, phone)) == set()
-    assert gotohotel(hotel, "rebuild").returncode == 0
+    assert gotohotel(hotel.stack, "rebuild").returncode == 0
     for each in (order, second):
         page = guest.get(f"/mypages/{each}")
         assert (page["name"], page["status"], len(page["timeline"])) == ("", "CANCELED", 7)
@@ -130,7 +130,7 @@ def test_nothing_is_erased_that_a_service_still_needs(hotel: Hotel, guest: Clien
         order = hotel.order(guest, name=name, phoneNo=phone, card=None)["id"]
         guest.post(f"/orders/{order}:cancel")
         hotel.order_with(order, status="CANCELED")
-        refused = gotohotel(hotel, "forget", "--subject", guest.subject)
+        refused = gotohotel(hotel.stack, "forget", "--subject", guest.subject)
         assert refused.returncode == 1
         assert "Nothing was erased" in refused.stderr
         assert guest.get(f"/orders/{order}")["name"] == name
@@ -191,7 +191,7 @@ def test_while_the_archive_is_in_use_nothing_is_erased(hotel: Hotel, guest: Clie
     hotel.page_with(hotel.order(guest, card=None)["id"], status="PAYMENT_PENDING")
     with archive_locked(hotel.stack):
         for command in (("forget", "--subject", guest.subject), ("rebuild",), ("stream", "archive")):
-            refused = gotohotel(hotel, *command)
+            refused = gotohotel(hotel.stack, *command)
             assert refused.returncode == 1
             assert "The archive is in use" in refused.stderr
 
@@ -214,14 +214,14 @@ def test_dead_letters_are_dealt_with_first(hotel: Hotel, guest: Client, secrets:
         refused = forget(hotel, "--subject", guest.subject)
         assert refused.returncode == 1
         assert f"dead letters {number} hold what is to be erased" in refused.stderr
-        gotohotel(hotel, "dead-letters", "drop", str(number))
+        gotohotel(hotel.stack, "dead-letters", "drop", str(number))
     assert forget(hotel, "--subject", guest.subject).returncode == 0
 
 
 @pytest.mark.parametrize("subject", ["nobody", "\N{SNOWMAN}"])
 def test_a_guest_who_does_not_exist_is_said_so(hotel: Hotel, subject: str) -> None:
     """A duty to erase is not done by a typing error."""
-    refused = gotohotel(hotel, "forget", "--subject", subject)
+    refused = gotohotel(hotel.stack, "forget", "--subject", subject)
     assert refused.returncode == 1
     assert "no order of" in refused.stderr or "ASCII" in refused.stderr
 
@@ -229,7 +229,7 @@ def test_a_guest_who_does_not_exist_is_said_so(hotel: Hotel, subject: str) -> No
 @pytest.mark.parametrize("arguments", [(), ("--subject", "a", "--stays-over", "1")], ids=["nothing", "both"])
 def test_what_to_forget_is_said_exactly(hotel: Hotel, arguments: tuple[str, ...]) -> None:
     """Otherwise nothing happens."""
-    assert "Name either a guest" in gotohotel(hotel, "forget", *arguments).stderr
+    assert "Name either a guest" in gotohotel(hotel.stack, "forget", *arguments).stderr
 
 
 def test_the_desk_sees_no_whole_number(hotel: Hotel, guest: Client, secrets: tuple[str, str]) -> None:

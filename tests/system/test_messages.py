@@ -117,14 +117,14 @@ def test_the_audit_notices_a_message_that_is_missing_or_sent_twice(hotel: Hotel,
     [line] = [line for line in before.splitlines() if order["id"] in line]
     try:
         log.write_text(before + line + "\n")
-        assert any("2 times" in found for found in audit.check(hotel.stack, patience_seconds=1)["A8"])
+        assert any("2 times" in found for found in audit.check(hotel.stack, patience_seconds=0)["A8"])
         log.write_text(before.replace(line + "\n", ""))
-        assert any("the provider has none" in found for found in audit.check(hotel.stack, patience_seconds=1)["A8"])
+        assert any("the provider has none" in found for found in audit.check(hotel.stack, patience_seconds=0)["A8"])
     finally:
         log.write_text(before)
     query(hotel, f"UPDATE messages SET order_id = '{'0' * 32}' WHERE order_id = '{order['id']}'")
     try:
-        found = audit.check(hotel.stack, patience_seconds=1)["A8"]
+        found = audit.check(hotel.stack, patience_seconds=0)["A8"]
         assert f"order {order['id']}: there is no message about GTH_ORDERED" in found
     finally:
         query(hotel, f"UPDATE messages SET order_id = '{order['id']}' WHERE order_id = '{'0' * 32}'")

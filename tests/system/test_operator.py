@@ -4,7 +4,6 @@ Long because each command needs the same broken stream.
 """
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -21,21 +20,15 @@ import pytest
 from gotohotel.pay.v1.events_pb2 import PaymentCanceled
 from gotohotel.wire import timestamp
 from ops import audit
+from tests.command_line import Done, gotohotel, separately
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_journey import query
-
-
-def gotohotel(hotel: Hotel, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line on the tests' stack."""
-    command = [sys.executable, "-m", "ops", *arguments]
-    environment = {**os.environ, "GOTOHOTEL_HOME": str(hotel.stack.home)}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
 def letters(hotel: Hotel) -> dict[str, list[int]]:
     """The numbers of the dead letters, by the aggregate of the event."""
     found: dict[str, list[int]] = {}
-    for line in gotohotel(hotel, "dead-letters", "list").stdout.splitlines():
+    for line in gotohotel(hotel.stack, "dead-letters", "list").stdout.splitlines():
         if match := re.match(r" *(\d+)  .* (\S+)$", line):
             found.setdefault(match[2], []).append(int(match[1]))
     return found
@@ -66,17 +59,17 @@ def test_a_dead_letter_is_kept_shown_and_redriven_once(hotel: Hotel) -> None:
     finally:
         query(hotel, "mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT poison")
 
-    shown = gotohotel(hotel, "dead-letters", "show", str(letters(hotel)[bad][0])).stdout
+    shown = gotohotel(hotel.stack, "dead-letters", "show", str(letters(hotel)[bad][0])).stdout
     assert "x-dead-consumer: mypage_svc" in shown
     assert "CheckViolationError" in shown
     assert f'order_id: "{bad}"' in shown
     numbers = [str(number) for number in letters(hotel)[bad]]
-    assert gotohotel(hotel, "dead-letters", "redrive", *numbers).returncode == 0
+    assert gotohotel(hotel.stack, "dead-letters", "redrive", *numbers).returncode == 0
     shown_events = ["Ordered", "PaymentApproved", "ReservationTaken"]
     wait_for(lambda: sorted(entry["event"] for entry in hotel.page_with(bad)["timeline"]) == shown_events)
     hotel.page_with(bad, status="PAID", reservationStatus="RECEIVED")
     assert bad not in letters(hotel)
-    again = gotohotel(hotel, "dead-letters", "redrive", *numbers)
+    again = gotohotel(hotel.stack, "dead-letters", "redrive", *numbers)
     assert again.returncode == 1
     assert f"There is no dead letter {numbers[1]}" in again.stderr
     assert f"There is no dead letter {numbers[0]}" in again.stderr
@@ -93,12 +86,12 @@ def test_a_dead_letter_can_be_dropped(hotel: Hotel) -> None:
     in_jetstream(hotel, publish)
     wait_for(lambda: len(letters(hotel).get("nonsense", [])) == 2)  # reservation_svc and mypage_svc listen to it
     redriven = letters(hotel)["nonsense"]
-    gotohotel(hotel, "dead-letters", "redrive", *map(str, redriven))
+    gotohotel(hotel.stack, "dead-letters", "redrive", *map(str, redriven))
     wait_for(lambda: len(set(letters(hotel).get("nonsense", [])) - set(redriven)) == 2)  # one each again, not more
     numbers = [str(number) for number in letters(hotel)["nonsense"]]
-    assert "ff ff" in gotohotel(hotel, "dead-letters", "show", numbers[0]).stdout
+    assert "ff ff" in gotohotel(hotel.stack, "dead-letters", "show", numbers[0]).stdout
 
-    assert gotohotel(hotel, "dead-letters", "drop", *numbers).returncode == 0
+    assert gotohotel(hotel.stack, "dead-letters", "drop", *numbers).returncode == 0
 
     assert "nonsense" not in letters(hotel)
 
@@ -126,7 +119,7 @@ def test_events_that_the_stream_has_lost_are_published_again(hotel: Hotel, guest
     hotel.stack.start("nats")
     assert audit.check(hotel.stack, patience_seconds=0)["A6"]
 
-    done = gotohotel(hotel, "republish", "--from", begins.isoformat(), "--to", "2100-01-01")
+    done = gotohotel(hotel.stack, "republish", "--from", begins.isoformat(), "--to", "2100-01-01")
 
     assert done.returncode == 0, done.stderr
     assert re.search(r"^order_svc: [1-9]\d* events", done.stdout, re.MULTILINE)
@@ -144,7 +137,7 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
     query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", kept[0])
     meanwhile: list[str] = []
     seen: list[int] = []
-    rebuilt: list[subprocess.CompletedProcess[str]] = []
+    rebuilt: list[Done] = []
 
     def book() -> None:
         while not rebuilt:
@@ -157,7 +150,7 @@ def test_my_page_is_rebuilt_under_load(hotel: Hotel, guest: Client) -> None:
 
     with ThreadPoolExecutor() as pool:
         running = [pool.submit(book), pool.submit(look)]
-        rebuilt.append(gotohotel(hotel, "rebuild"))
+        rebuilt.append(gotohotel(hotel.stack, "rebuild"))
         for task in running:
             task.result()
 
@@ -181,11 +174,11 @@ def test_a_rebuild_passes_over_what_can_never_be_applied(hotel: Hotel) -> None:
     number = in_jetstream(hotel, publish)
     wait_for(lambda: len(letters(hotel).get(order, [])) == 2)  # order_svc and mypage_svc listen to it
 
-    rebuilt = gotohotel(hotel, "rebuild")
+    rebuilt = gotohotel(hotel.stack, "rebuild")
 
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert "can't be applied" in rebuilt.stdout
-    gotohotel(hotel, "dead-letters", "drop", *map(str, letters(hotel)[order]))
+    gotohotel(hotel.stack, "dead-letters", "drop", *map(str, letters(hotel)[order]))
     in_jetstream(hotel, lambda js: js.delete_msg("EVENTS", number))
 
 
@@ -196,13 +189,13 @@ def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, gues
     fact = '{"lost/1": {"event": "Ordered", "time": "2026-01-01T00:00:00+00:00"}}'
     query(hotel, "mypage_svc", "UPDATE mypages SET facts = facts || $2::jsonb WHERE order_id = $1", order, fact)
 
-    refused = gotohotel(hotel, "rebuild")
+    refused = gotohotel(hotel.stack, "rebuild")
 
     query(hotel, "mypage_svc", "UPDATE mypages SET facts = facts - 'lost/1' WHERE order_id = $1", order)
     assert refused.returncode == 1
     assert "1 pages know of events that the stream has lost" in refused.stderr
     assert hotel.page_with(order) == page
-    assert gotohotel(hotel, "rebuild").returncode == 0
+    assert gotohotel(hotel.stack, "rebuild").returncode == 0
 
 
 def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -> None:
@@ -216,13 +209,13 @@ def test_a_rebuild_waits_for_nobody_and_runs_once(hotel: Hotel, guest: Client) -
         try:
             await dump.execute("BEGIN")
             await dump.fetch("SELECT * FROM mypages")
-            first = asyncio.create_task(asyncio.to_thread(gotohotel, hotel, "rebuild"))
+            first = asyncio.create_task(asyncio.to_thread(separately, hotel.stack, "rebuild"))
             seen = set()
             for _ in range(12):
                 answer = await asyncio.to_thread(looker.request, "GET", f"/mypages/{order}")
                 seen.add(answer.status_code)
                 await asyncio.sleep(0.3)
-            second = await asyncio.to_thread(gotohotel, hotel, "rebuild")
+            second = await asyncio.to_thread(separately, hotel.stack, "rebuild")
             await dump.execute("ROLLBACK")
             return seen, second.stderr, (await first).stdout
         finally:
@@ -243,7 +236,7 @@ def test_a_part_that_is_away_is_said_in_a_sentence(hotel: Hotel) -> None:
     ):
         hotel.stack.stop(part)
         try:
-            done = [gotohotel(hotel, *command) for command in commands]
+            done = [gotohotel(hotel.stack, *command) for command in commands]
         finally:
             hotel.stack.start(part)
         assert {each.returncode for each in done} == {1}
@@ -266,7 +259,7 @@ def test_what_does_not_exist_is_said_in_a_sentence(
     hotel: Hotel, arguments: tuple[str, ...], status: int, said: str
 ) -> None:
     """The command prints an error message instead of a traceback."""
-    done = gotohotel(hotel, *arguments)
+    done = gotohotel(hotel.stack, *arguments)
 
     assert done.returncode == status
     assert said in done.stderr
@@ -286,8 +279,10 @@ def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
         query(hotel, "mypage_svc", "ALTER TABLE mypages DROP CONSTRAINT bad_release")
         query(hotel, "reservation_svc", "ALTER TABLE reservations DROP CONSTRAINT another_reason")
 
-    none = gotohotel(hotel, "dead-letters", "redrive", "--all", "--service", "order_svc")
-    some = gotohotel(hotel, "dead-letters", "redrive", "--all", "--service", "mypage_svc", "--reason", "bad_release")
+    none = gotohotel(hotel.stack, "dead-letters", "redrive", "--all", "--service", "order_svc")
+    some = gotohotel(
+        hotel.stack, "dead-letters", "redrive", "--all", "--service", "mypage_svc", "--reason", "bad_release"
+    )
 
     assert none.stdout == "0 dead letters are on their way again.\n"
     assert "4 dead letters are on their way again." in some.stdout
@@ -295,15 +290,15 @@ def test_dead_letters_are_redriven_by_service_and_reason(hotel: Hotel) -> None:
     for order in orders:
         hotel.page_with(order, status="PAID")
     for bad in (("redrive",), ("redrive", "7", "--all"), ("redrive", "7", "--service", "pay_svc"), ("drop",)):
-        assert gotohotel(hotel, "dead-letters", *bad).returncode != 0
-    assert gotohotel(hotel, "dead-letters", "redrive", "--all").returncode == 0
+        assert gotohotel(hotel.stack, "dead-letters", *bad).returncode != 0
+    assert gotohotel(hotel.stack, "dead-letters", "redrive", "--all").returncode == 0
     for order in orders:
         hotel.page_with(order, reservationStatus="RECEIVED")
 
 
 def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
     """After the command that the log names, the waiting events are published."""
-    shown = gotohotel(hotel, "stream").stdout
+    shown = gotohotel(hotel.stack, "stream").stdout
     assert re.search(r"^order_svc +\d+ *$", shown, re.MULTILINE), shown
     size = re.search(r"of (\d+) MiB", shown)
     assert size is not None
@@ -317,13 +312,13 @@ def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
     waiting = "SELECT count(*) FROM outbox WHERE aggregate_id = $1 AND published_at IS NULL"
     assert query(hotel, "order_svc", waiting, order) == 1
 
-    grown = gotohotel(hotel, "stream", "grow", "--mib", size[1])
+    grown = gotohotel(hotel.stack, "stream", "grow", "--mib", size[1])
 
     assert grown.returncode == 0, grown.stderr
     hotel.page_with(order, reservationStatus="RECEIVED")
-    again = gotohotel(hotel, "stream", "grow", "--mib", size[1])
+    again = gotohotel(hotel.stack, "stream", "grow", "--mib", size[1])
     assert (again.returncode, "does not shrink" in again.stderr) == (1, True)
-    too_much = gotohotel(hotel, "stream", "grow", "--mib", str(10**9))
+    too_much = gotohotel(hotel.stack, "stream", "grow", "--mib", str(10**9))
     assert (too_much.returncode, "The disk has" in too_much.stderr) == (1, True)
 
 
@@ -332,7 +327,7 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
     orders = [hotel.order(guest)["id"] for _ in range(3)]
     pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in orders]
     before = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
-    assert gotohotel(hotel, "stream", "archive").stdout.startswith("0 events have moved")  # none is 90 days old
+    assert gotohotel(hotel.stack, "stream", "archive").stdout.startswith("0 events have moved")  # none is 90 days old
     broken_off = (
         "import os, sys; os.environ['GOTOHOTEL_HOME'] = sys.argv[1]\n"
         "from nats.js import JetStreamContext\n"
@@ -345,7 +340,7 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
     assert in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages == before
     assert not any(audit.check(hotel.stack).values())  # the events are in both places and count once
 
-    moved = gotohotel(hotel, "stream", "archive", "--older-than-days", "0")
+    moved = gotohotel(hotel.stack, "stream", "archive", "--older-than-days", "0")
 
     assert moved.returncode == 0, moved.stderr
     left = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
@@ -354,23 +349,23 @@ def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel:
     assert modes == {0}  # they hold guests' names and phone numbers
     assert not any(audit.check(hotel.stack).values())
     query(hotel, "mypage_svc", "DELETE FROM mypages WHERE order_id = $1", orders[0])
-    rebuilt = gotohotel(hotel, "rebuild")
+    rebuilt = gotohotel(hotel.stack, "rebuild")
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert [hotel.page_with(order) for order in orders] == pages
     late = hotel.order(guest)["id"]
     hotel.page_with(late, reservationStatus="RECEIVED")
-    assert re.search(r"^archived +[1-9]", gotohotel(hotel, "stream").stdout, re.MULTILINE)
+    assert re.search(r"^archived +[1-9]", gotohotel(hotel.stack, "stream").stdout, re.MULTILINE)
 
 
 def test_a_damaged_archive_is_said_so(hotel: Hotel, guest: Client) -> None:
     """The audit and the rebuild fail if they can't read a file of the archive."""
     hotel.page_with(hotel.order(guest)["id"], status="PAID", reservationStatus="RECEIVED")
-    wait_for(lambda: "0 events" not in gotohotel(hotel, "stream", "archive", "--older-than-days", "0").stdout)
+    wait_for(lambda: "0 events" not in gotohotel(hotel.stack, "stream", "archive", "--older-than-days", "0").stdout)
     (archived, *_) = sorted(hotel.stack.archive.glob("*.gz"))
     whole = archived.read_bytes()
     archived.write_bytes(whole[: len(whole) // 2])
     try:
-        done = [gotohotel(hotel, command) for command in ("audit", "rebuild")]
+        done = [gotohotel(hotel.stack, command) for command in ("audit", "rebuild")]
     finally:
         archived.write_bytes(whole)
 

@@ -22,9 +22,9 @@ from ops import audit, nats_server
 from ops.backup import back_up, restore
 from ops.errors import StackError
 from ops.stack import Stack
+from tests.command_line import gotohotel
 from tests.conftest import Client, Hotel, wait_for
 from tests.system.test_forget import forget
-from tests.system.test_operator import gotohotel
 from tests.watching import watching
 
 ORDERS = 25
@@ -88,12 +88,13 @@ def listed(caller: Client, size: int = 7) -> list[str]:
 
 
 def test_the_demo_passes(nats_hotel: Hotel) -> None:
-    """With its audit, which reads the pages in NATS."""
+    """With its audit, which reads the pages in NATS. It leaves a running stack running."""
     assert place(nats_hotel) == "mypages_a"
-    told = gotohotel(nats_hotel, "demo")
+    told = gotohotel(nats_hotel.stack, "demo")
 
     assert told.returncode == 0, told.stdout
     assert "A7   holds" in told.stdout
+    assert nats_hotel.stack.is_up
 
 
 def test_a_guest_follows_and_lists_bookings(nats_hotel: Hotel) -> None:
@@ -134,7 +135,7 @@ def test_the_audit_sees_what_is_missing_in_nats(nats_hotel: Hotel) -> None:
     found = audit.check(nats_hotel.stack, patience_seconds=0)["A7"]
     assert any(gone in violation for violation in found)
     assert any(poorer in violation for violation in found)
-    assert gotohotel(nats_hotel, "rebuild").returncode == 0  # which repairs it
+    assert gotohotel(nats_hotel.stack, "rebuild").returncode == 0  # which repairs it
     nats_hotel.page_with(gone, reservationStatus="RECEIVED")
 
 
@@ -160,7 +161,7 @@ def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) 
     assert f"order {damaged} has no page" in found
     assert f"My page {unlisted} is missing in a list" in found
     assert f"order {odd} has no page" in found
-    assert gotohotel(nats_hotel, "rebuild").returncode == 0
+    assert gotohotel(nats_hotel.stack, "rebuild").returncode == 0
     assert listed(guest) == [damaged, unlisted, odd]
 
 
@@ -170,7 +171,7 @@ def test_nobody_writes_to_the_table_and_nothing_stays_in_it(nats_hotel: Hotel) -
     assert asyncio.run(fetch(nats_hotel, rights)) is False
     asyncio.run(fetch(nats_hotel, "INSERT INTO mypages VALUES (uuidv7(), 'left', '{}', now())"))
     assert any("1 pages are left" in each for each in audit.check(nats_hotel.stack, patience_seconds=0)["A7"])
-    gotohotel(nats_hotel, "rebuild")
+    gotohotel(nats_hotel.stack, "rebuild")
     assert asyncio.run(fetch(nats_hotel, "SELECT count(*) FROM mypages")) == 0
 
 
@@ -239,13 +240,13 @@ def test_a_rebuild_that_was_killed_goes_on(nats_hotel: Hotel) -> None:
     before = place(nats_hotel)
     wait_for(lambda: _progress(nats_hotel) > 10)
     slow.send_signal(signal.SIGSTOP)  # in the middle, while other commands run
-    archived = gotohotel(nats_hotel, "stream", "archive", "--older-than-days", "0")
+    archived = gotohotel(nats_hotel.stack, "stream", "archive", "--older-than-days", "0")
     assert "The archive is in use" in archived.stderr  # events that move meanwhile would be missed
     slow.kill()
     slow.wait()
     assert place(nats_hotel) == before
 
-    rebuilt = gotohotel(nats_hotel, "rebuild")
+    rebuilt = gotohotel(nats_hotel.stack, "rebuild")
 
     assert rebuilt.returncode == 0, rebuilt.stderr
     assert "of them before it was interrupted" in rebuilt.stdout
@@ -291,7 +292,7 @@ def test_pages_move_between_the_stores(nats_hotel: Hotel) -> None:
     guest = nats_hotel.caller()
     orders = booked(nats_hotel, guest, 5)
     for store in ("postgres", "nats"):
-        moved = gotohotel(nats_hotel, "rebuild", "--store", store)
+        moved = gotohotel(nats_hotel.stack, "rebuild", "--store", store)
         assert moved.returncode == 0, moved.stderr
         assert place(nats_hotel).startswith("postgres" if store == "postgres" else "mypages_")
         orders.insert(0, nats_hotel.order(guest, phoneNo="010-1234-0000")["id"])

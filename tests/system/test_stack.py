@@ -10,8 +10,6 @@ import re
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +29,7 @@ from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
 from ops.ports import accepts
 from ops.stack import Stack
+from tests.command_line import gotohotel, separately
 from tests.conftest import ROOT, Client, Hotel, wait_for
 
 
@@ -40,18 +39,6 @@ def home() -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))
     yield folder
     shutil.rmtree(folder)
-
-
-def environment(stack: Stack) -> dict[str, str]:
-    """The environment that makes the command line use this stack."""
-    ports = {f"GOTOHOTEL_{name.upper()}_PORT": str(port) for name, port in stack.ports.items()}
-    return {**os.environ, "GOTOHOTEL_HOME": str(stack.home), **ports}
-
-
-def gotohotel(stack: Stack, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Runs the command line."""
-    command = [sys.executable, "-m", "ops", *arguments]
-    return subprocess.run(command, env=environment(stack), capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_data_survives_down_and_up_beside_another_stack(
@@ -131,9 +118,7 @@ def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
 @pytest.mark.parametrize("port", ["http", "0", "70000", "-1"])
 def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
     """The message names the setting, the permitted range and the value."""
-    told = {**environment(hotel.stack), "GOTOHOTEL_NATS_PORT": port}
-    command = [sys.executable, "-m", "ops", "status"]
-    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
+    done = gotohotel(hotel.stack, "status", GOTOHOTEL_NATS_PORT=port)
 
     assert done.returncode == 1
     assert (
@@ -144,9 +129,7 @@ def test_a_bad_port_is_one_clear_sentence(hotel: Hotel, port: str) -> None:
 @pytest.mark.parametrize("home", ["/x/a b", "/x/a%h", "/etc/passwd", "/x/" + "x" * 300, "/x/" + "x" * 120])
 def test_a_home_that_cannot_be_is_one_clear_sentence(hotel: Hotel, home: str) -> None:
     """In Supervisor's configuration blanks and % have a special meaning, and the path of a socket must be short."""
-    told = {**environment(hotel.stack), "GOTOHOTEL_HOME": home, "GOTOHOTEL_GATEWAY_PORT": "1"}
-    command = [sys.executable, "-m", "ops", "up"]
-    done = subprocess.run(command, env=told, capture_output=True, text=True, timeout=60, check=False)
+    done = gotohotel(hotel.stack, "up", GOTOHOTEL_HOME=home, GOTOHOTEL_GATEWAY_PORT="1")
 
     assert done.returncode == 1
     assert len(done.stderr.strip().splitlines()) == 1
@@ -167,7 +150,7 @@ def test_a_port_that_is_set_twice_is_one_clear_sentence(home: Path) -> None:
 def test_a_process_that_is_stopped_twice_at_once_stops(hotel: Hotel) -> None:
     """The second command waits for the first one's end."""
     with ThreadPoolExecutor() as pool:
-        done = list(pool.map(lambda _: gotohotel(hotel.stack, "stop", "reservation_svc"), range(2)))
+        done = list(pool.map(lambda _: separately(hotel.stack, "stop", "reservation_svc"), range(2)))
     hotel.stack.start("reservation_svc")
 
     assert [each.returncode for each in done] == [0, 0], done
@@ -290,7 +273,7 @@ def test_secrets_that_are_damaged_or_gone_are_one_clear_sentence(tmp_path: Path)
 def test_migrations_at_the_same_time_wait_for_one_another(stack: Stack) -> None:
     """Each of them succeeds."""
     with ThreadPoolExecutor(4) as pool:
-        done = list(pool.map(lambda _: gotohotel(stack, "migrate"), range(4)))
+        done = list(pool.map(lambda _: separately(stack, "migrate"), range(4)))
 
     assert [each.stderr for each in done] == [""] * 4
     assert [each.returncode for each in done] == [0] * 4
