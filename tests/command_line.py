@@ -1,10 +1,12 @@
 """Runs `gotohotel`: in the process of the tests, which has everything imported already, or in one of its own."""
 
+import gc
 import io
 import os
 import subprocess
 import sys
 import threading
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
@@ -41,6 +43,9 @@ def run(arguments: Sequence[str], settings: Mapping[str, str]) -> Done:
             status = ended.code if isinstance(ended.code, int) else 1 if ended.code else 0
             if isinstance(ended.code, str):
                 print(ended.code, file=sys.stderr)
+    if status:
+        with warnings.catch_warnings(action="ignore", category=ResourceWarning):
+            gc.collect()  # what a command leaves open that fails, its process would close
     return Done(status, stdout.getvalue(), stderr.getvalue())
 
 
