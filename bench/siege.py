@@ -138,24 +138,26 @@ async def _pay_the_rest(stack: Stack, bookings: Sequence[Booking]) -> int:
     left = list(bookings)
     unpaid: list[str] = []
 
-    async def payer() -> None:
-        async with httpx.AsyncClient(base_url=stack.gateway_url, timeout=20) as client:
-            while left:
-                booking = left.pop()
-                headers = {"Authorization": f"Bearer {booking.token}"}
-                for attempt in range(10):
-                    body = {"cardNo": CARD, "requestId": f"later-{attempt}"}
-                    answer = await client.post(f"/orders/{booking.order_id}:pay", json=body, headers=headers)
-                    if answer.is_success and answer.json()["status"] == "PAID":
-                        break
-                    await asyncio.sleep(1)  # the attempt of the siege may still be open
-                else:
-                    unpaid.append(f"{booking.order_id}: {answer.text[:200]}")
+    async def payer(client: httpx.AsyncClient) -> None:
+        while left:
+            booking = left.pop()
+            headers = {"Authorization": f"Bearer {booking.token}"}
+            for attempt in range(10):
+                body = {"cardNo": CARD, "requestId": f"later-{attempt}"}
+                answer = await client.post(f"/orders/{booking.order_id}:pay", json=body, headers=headers)
+                if answer.is_success and answer.json()["status"] == "PAID":
+                    break
+                await asyncio.sleep(1)  # the attempt of the siege may still be open
+            else:
+                unpaid.append(f"{booking.order_id}: {answer.text[:200]}")
 
     with console.progress("paying the rest", len(left)) as advance:
-        async with asyncio.TaskGroup() as tasks:
+        async with (
+            httpx.AsyncClient(base_url=stack.gateway_url, timeout=20) as client,
+            asyncio.TaskGroup() as tasks,
+        ):
             for _ in range(PAYERS):
-                tasks.create_task(payer())
+                tasks.create_task(payer(client))
         advance(len(bookings))
     for each in unpaid[:3]:
         print(f"unpaid: {each}")

@@ -35,6 +35,7 @@ class Watching:
         self._tokens = [stack.token(subject=f"watch-{number}", role="guest") for number in range(guests)]
         self._orders: list[str] = []
         self._readers: list[asyncio.Task[None]] = []
+        self._http = httpx.AsyncClient(base_url=stack.gateway_url, timeout=10)
         self._opened, self._paid = asyncio.Semaphore(0), asyncio.Semaphore(0)
         self.delays = Delays()
 
@@ -64,12 +65,12 @@ class Watching:
         for reader in self._readers:
             reader.cancel()
         await asyncio.wait(self._readers)
+        await self._http.aclose()
 
     async def _post(self, token: str, path: str, body: dict[str, str]) -> dict[str, str]:
-        async with httpx.AsyncClient(base_url=self._stack.gateway_url) as client:
-            answer = await client.post(path, json=body, headers={"Authorization": f"Bearer {token}"}, timeout=10)
-            parsed: dict[str, str] = answer.raise_for_status().json()
-            return parsed
+        answer = await self._http.post(path, json=body, headers={"Authorization": f"Bearer {token}"})
+        parsed: dict[str, str] = answer.raise_for_status().json()
+        return parsed
 
     async def _watch(self, token: str, order: str) -> None:
         port = self._stack.ports["gateway"]
