@@ -39,6 +39,10 @@ class Story:
         self._read = self._log.stat().st_size  # how much of the log was shown already
         self._step = 0
 
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
     def _show_messages(self) -> None:
         """Prints the KakaoTalk messages that went out since the last look."""
         with self._log.open("rb") as log:
@@ -132,6 +136,8 @@ def tell(stack: Stack) -> bool:
     except NotAsPromised as error:
         print(f"\nNOT AS PROMISED: {error}")
         return False
+    finally:
+        story.close()
     story.step("The audit: do the books of the four services, the card processor and the stream agree?")
     return audit.report(stack)
 
