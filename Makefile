@@ -88,8 +88,8 @@ siege: $(VENV)/ready ## the original's circuit breaker test: 300 guests book whi
 overload: $(VENV)/ready ## orders at five times the sustainable rate: what is served, what is refused, how fast
 	@$(BIN)/python -m bench.overload $(ARGS)
 
-chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED=n SECONDS=of a fault
-	@$(BIN)/python -m chaos $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS))
+chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED=n SECONDS=of a fault REPLICAS=n of each service
+	@$(BIN)/python -m chaos $(if $(SCENARIO),--scenario $(SCENARIO)) $(if $(SEED),--seed $(SEED)) $(if $(SECONDS),--seconds $(SECONDS)) $(if $(REPLICAS),--replicas $(REPLICAS))
 
 fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
 	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)

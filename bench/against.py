@@ -78,18 +78,21 @@ class Round:
         return sum(value for name, value in self.cpu.items() if name != "bench")
 
 
+def short_id(commit: str) -> str:
+    """The short id of a commit; "" if there is none, or no git."""
+    command = ["git", "rev-parse", "--short", "--verify", f"{commit}^{{commit}}"]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except FileNotFoundError:
+        return ""
+    return done.stdout.strip()
+
+
 def check_out(commit: str) -> Path:
     """A folder with another commit and its virtual environment, kept for the next time."""
-    done = subprocess.run(
-        ["git", "rev-parse", "--short", "--verify", f"{commit}^{{commit}}"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
+    if not (known := short_id(commit)):
         raise StackError(f"There is no commit {commit!r}.")
-    folder = (Path(".run/commits") / done.stdout.strip()).resolve()
+    folder = (Path(".run/commits") / known).resolve()
     if not (folder / ".venv/ready").exists():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)

@@ -1,13 +1,14 @@
 """Several replicas of each service and of the gateway on one machine, as a cluster would run them.
 
-PostgreSQL and NATS are a stack's. Each replica has an address of its own (127.0.1.1, …), and a name server knows those
-that are ready. A replica is replaced as a rolling update does it: the new one is ready before the old one is told to
-end.
+PostgreSQL and NATS are a stack's. Each replica has an address of its own (127.0.1.1, …; gateways 127.0.2.1, …), and a
+name server knows those that are ready. A replica is replaced as a rolling update does it: the new one is ready before
+the old one is told to end.
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ ROOT = Path(__file__).parents[1]
 GATEWAY = "gateway"
 START_SECONDS = 60
 PROBE_SECONDS = 1.0
+FIRST_GATEWAY = "127.0.2.1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,22 +47,39 @@ class Ending:
     grace: float
 
 
+@dataclass(frozen=True, slots=True)
+class Release:
+    """The code that replicas run."""
+
+    folder: Path
+    python: str = sys.executable
+    has_probes: bool = True  # otherwise it answers none, and looks up no names: it was made before the chart
+
+
+HERE = Release(ROOT)
+
+
 @dataclass
 class Replica:
     """One process."""
 
     component: str
     address: str
-    health_port: int
+    health_port: int  # 0: its release has none
     process: "subprocess.Popen[bytes]"
     leaving: bool = False
     ready: bool = field(default=False)
 
-    def answers(self, public_port: int) -> bool:
-        """Whether it is ready, as its probe asks."""
+    def answers(self, port: int) -> bool:
+        """Whether it is ready, as its probe asks. `port` is where it takes calls."""
         if self.component == GATEWAY:
             with suppress(httpx.HTTPError):
-                return httpx.get(f"http://{self.address}:{public_port}/docs/start.js", timeout=2).is_success
+                url = f"http://{self.address}:{port}/docs/start.js"
+                return httpx.get(url, timeout=2, verify=False).is_success  # noqa: S501 - there is nothing to verify
+            return False
+        if not self.health_port:
+            with suppress(OSError), socket.create_connection((self.address, port), timeout=2):
+                return True
             return False
         with suppress(grpc.RpcError), grpc.insecure_channel(f"{self.address}:{self.health_port}") as channel:
             answer = health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest(), timeout=2)
@@ -71,11 +90,12 @@ class Replica:
 class Fleet:
     """A stack whose services and gateway run several times."""
 
-    def __init__(self, stack: Stack, *, replicas: int) -> None:
+    def __init__(self, stack: Stack, *, replicas: int, release: Release) -> None:
         self._stack = stack
         self._count = replicas
+        self._release = release
         self._names = Names()
-        self._numbers = count(1)
+        self._numbers, self._gateway_numbers = count(1), count(1)
         self._stopping = threading.Event()
         self._probing = threading.Thread(target=self._probe)
         self.replicas: list[Replica] = []
@@ -93,7 +113,7 @@ class Fleet:
             for components in (map(part, SERVICES), (GATEWAY,)):
                 for component in components:
                     for _ in range(self._count):
-                        self.add(component, ROOT)
+                        self.add(component, self._release)
                 wait_until(
                     lambda: all(each.ready for each in self.replicas),
                     "a replica does not get ready",
@@ -113,6 +133,16 @@ class Fleet:
         self._names.__exit__()
 
     @property
+    def home(self) -> Path:
+        """The folder of its stack."""
+        return self._stack.home
+
+    @property
+    def finds_gateways_by_name(self) -> bool:
+        """Whether no service depends on one of the gateways."""
+        return self._release.has_probes
+
+    @property
     def gateways(self) -> tuple[str, ...]:
         """The addresses of the gateways that are ready: what a Service spreads new connections over."""
         return self._names.of(_name(GATEWAY))
@@ -121,27 +151,27 @@ class Fleet:
         """The replicas of a component that were not told to end."""
         return [each for each in self.replicas if each.component == component and not each.leaving]
 
-    def add(self, component: str, code: Path) -> Replica:
-        """Starts one more replica, with this release's code or another's."""
-        number = next(self._numbers)
-        address = f"127.0.1.{number}"
-        [health_port] = ports.reserve(1)
+    def add(self, component: str, release: Release) -> Replica:
+        """Starts one more replica. (A gateway's code is Envoy's, whatever the release.)"""
+        number = next(self._gateway_numbers if component == GATEWAY else self._numbers)
+        address = f"127.0.{2 if component == GATEWAY else 1}.{number}"
+        [health_port] = ports.reserve(1) if release.has_probes else [0]
         command, environment = (
-            self._envoy(address) if component == GATEWAY else self._service(component, address, health_port, code)
+            self._envoy(address) if component == GATEWAY else self._service(component, address, health_port, release)
         )
         log = self._stack.home / "log" / f"{component}-{number}.log"
         with log.open("wb") as output:
-            process = subprocess.Popen(command, cwd=code, env=environment, stdout=output, stderr=output)
+            process = subprocess.Popen(command, cwd=release.folder, env=environment, stdout=output, stderr=output)
         replica = Replica(component, address, health_port, process)
         self.replicas.append(replica)
         return replica
 
-    def replace(self, component: str, code: Path, ending: Ending) -> None:
+    def replace(self, component: str, release: Release, ending: Ending) -> None:
         """Replaces each replica of a component in turn. Raises StackError if a new one does not get ready, or an old
         one does not end by itself.
         """
         for old in self.of(component):
-            new = self.add(component, code)
+            new = self.add(component, release)
             wait_until(lambda new=new: new.ready, f"the new {component} does not get ready", seconds=START_SECONDS)  # type: ignore[misc]
             self._end(old, ending)
 
@@ -164,19 +194,20 @@ class Fleet:
     # ------------------------------------------------------------------------------------------ processes
 
     def _service(
-        self, component: str, address: str, health_port: int, code: Path
+        self, component: str, address: str, health_port: int, release: Release
     ) -> tuple[list[str], Mapping[str, str]]:
         name, prefix = f"{component}_svc", component.upper()
         told = {
             **self._stack.service_environment(name),
             f"{prefix}_HOST": address,
-            f"{prefix}_HEALTH_PORT": str(health_port),
-            f"{prefix}_START_SECONDS": str(START_SECONDS),
         }
+        if release.has_probes:
+            told |= {f"{prefix}_HEALTH_PORT": str(health_port), f"{prefix}_START_SECONDS": str(START_SECONDS)}
         if SERVICES[name].calls_pay:
-            target = f"dns://127.0.0.1:{self._names.port}/{_name(GATEWAY)}:{self._stack.ports['egress']}"
-            told[f"{prefix}_PAY_TARGET"] = target
-        return [sys.executable, "-m", name], {**os.environ, **told, "PYTHONPATH": str(code)}
+            by_name = f"dns://127.0.0.1:{self._names.port}/{_name(GATEWAY)}"
+            gateway_host = by_name if release.has_probes else FIRST_GATEWAY
+            told[f"{prefix}_PAY_TARGET"] = f"{gateway_host}:{self._stack.ports['egress']}"
+        return [release.python, "-m", name], {**os.environ, **told, "PYTHONPATH": str(release.folder)}
 
     def _folder(self, address: str) -> Path:
         return self._stack.home / "fleet" / address.rsplit(".", 1)[-1]
@@ -213,7 +244,7 @@ class Fleet:
         """Asks every replica, again and again, and tells the name server."""
         while not self._stopping.wait(PROBE_SECONDS):
             for each in list(self.replicas):
-                each.ready = each.process.poll() is None and each.answers(self._stack.ports["gateway"])
+                each.ready = each.process.poll() is None and each.answers(self._stack.ports[each.component])
             self._publish()
 
     def _publish(self) -> None:

@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 from bench import load, pgbench, usage
-from bench.fleet import Fleet
+from bench.fleet import HERE, Fleet
 from ops import audit, console
 from ops.errors import StackError
 from ops.stack import Stack
@@ -42,7 +42,7 @@ def against_one(replicas: int, *, seconds: int, clients: int) -> None:
 def _load(stack: Stack, count: int, *, seconds: int, clients: int) -> tuple[load.Outcome, float]:
     """The load's outcome, and the CPU seconds of all processes but the load's own."""
     guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
-    with Fleet(stack, replicas=count) as fleet:
+    with Fleet(stack, replicas=count, release=HERE) as fleet:
         pids = {name: pid for name, _, pid, _ in stack.status() if pid}
         pids |= {each.address: each.process.pid for each in fleet.replicas}
         port, room_type = stack.ports["gateway"], pgbench.ROOM_TYPE

@@ -14,14 +14,13 @@ from typing import Annotated
 import typer
 
 from chaos import scenarios  # noqa: F401 - registers them
-from chaos.links import Links
 from chaos.load import UNKNOWN
 from chaos.nemesis import NoHarmDone, NotAsItMust
-from chaos.rig import Rig, running_stack
+from chaos.rig import Rig
 from chaos.scenario import SCENARIOS, Scenario
+from chaos.target import Target, running
 from chaos.verdict import Verdict, judge
 from ops import console
-from ops.stack import Stack
 
 HOLDS, VOID, FAILS = "holds", "void", "FAILS"
 HEAD = ("scenario", "faults", "requests", "errors", "unknown", "lost", "doubled", "stuck", "recovered", "verdict")
@@ -32,19 +31,21 @@ def main(
     scenario: Annotated[str, typer.Option(help="Numbers or names, with commas; all if left out.")] = "",
     seed: Annotated[int | None, typer.Option(help="Of everything that is left to chance.")] = None,
     seconds: Annotated[float | None, typer.Option(help="How long faults last, where that is free.")] = None,
+    replicas: Annotated[int, typer.Option(min=1, help="Of each service; a fault is one of all of them.")] = 1,
 ) -> None:
     """Injects faults into a stack under load and checks the result. Fails if one scenario does not hold."""
     chosen = _chosen(scenario)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # stops the stack too, as Ctrl-C does
     try:
-        held = run(chosen, seed=random.randrange(10**6) if seed is None else seed, seconds=seconds)
+        seed = random.randrange(10**6) if seed is None else seed
+        held = run(chosen, seed=seed, seconds=seconds, replicas=replicas)
     except KeyboardInterrupt:
         sys.exit("chaos: interrupted; its stack is down.")
     if not held:
         sys.exit(1)
 
 
-def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None) -> bool:
+def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None, replicas: int = 1) -> bool:
     """Runs scenarios and prints a line for each; returns True if all hold.
 
     After a failure the next one gets a new stack. (After a fault that was not injected it does not: nothing is wrong.)
@@ -56,9 +57,9 @@ def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None) -> b
     left = list(chosen)
     with console.progress("scenarios", len(chosen)) as advance:
         while left:
-            with running_stack() as (stack, links):
+            with running(replicas=replicas) as target:
                 while left:
-                    found = asyncio.run(_run_one(stack, links, left.pop(0), seed=seed, seconds=seconds))
+                    found = asyncio.run(_run_one(target, left.pop(0), seed=seed, seconds=seconds))
                     advance(1)
                     held = held and found == HOLDS
                     if found == FAILS:
@@ -77,10 +78,10 @@ def _chosen(text: str) -> list[Scenario]:
     return [by_name[name] for name in text.split(",")]
 
 
-async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int, seconds: float | None) -> str:
-    rig = Rig(stack, links, name=scenario.name, seed=seed, seconds=seconds)
+async def _run_one(target: Target, scenario: Scenario, *, seed: int, seconds: float | None) -> str:
+    rig, stack = Rig(target, name=scenario.name, seed=seed, seconds=seconds), target.stack
     problems: list[str] = []
-    pids = {name: pid for name, _, pid, _ in stack.status()}
+    pids = _pids(target)
     try:
         await rig.open_rooms()
         if scenario.load:
@@ -101,7 +102,7 @@ async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int,
     if not rig.nemesis.faults and not problems:
         problems.append(f"{VOID}: no fault was injected")
     harmed = {fault.target for fault in rig.nemesis.faults if fault.kind in ("kill", "restart", "stop")}
-    ended = [name for name, _, pid, _ in stack.status() if pid != pids[name] and name not in harmed]
+    ended = [name for name, running_now in _pids(target).items() if running_now != pids[name] and name not in harmed]
     problems += [f"{name} has ended by itself: what recovers must recover without a restart" for name in ended]
     verdict = await judge(stack, rig.history)
     problems += verdict.sentences()
@@ -111,6 +112,10 @@ async def _run_one(stack: Stack, links: Links, scenario: Scenario, *, seed: int,
         shutil.copytree(stack.home / "log", kept, dirs_exist_ok=True)
         print(f"    the logs are in {kept}", flush=True)
     return _word(problems)
+
+
+def _pids(target: Target) -> dict[str, list[int]]:
+    return {name: [pid, *target.replicas.pids(name)] for name, _, pid, _ in target.stack.status()}
 
 
 def _print(scenario: Scenario, rig: Rig, verdict: Verdict, problems: list[str]) -> None:

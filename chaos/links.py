@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -10,8 +10,9 @@ from ops.configuration import PROCESSES
 from ops.services import SERVICES
 
 # Who calls whom: (process, name of the port that it calls).
+GATEWAY = "envoy"
 LINKS = (
-    *(("envoy", PROCESSES[service]) for service in SERVICES),
+    *((GATEWAY, PROCESSES[service]) for service in SERVICES),
     ("order_svc", "egress"),
     ("reservation_svc", "egress"),
     *((service, part) for part in ("postgres", "nats") for service in SERVICES),
@@ -27,6 +28,7 @@ class Link:
     caller: str
     part: str
     target_port: int
+    detour: int | None = None  # connects here instead
     port: int = 0
     swallowed: int = 0  # pieces of data that were discarded while it was cut
     there: asyncio.Event = field(default_factory=asyncio.Event)  # forwarding towards the part
@@ -68,7 +70,7 @@ class Link:
             self.swallowed += 1
             await self.there.wait()  # as if the SYN were lost: the caller's own timeout applies
         try:
-            to_part = await asyncio.open_connection("127.0.0.1", self.target_port)
+            to_part = await asyncio.open_connection("127.0.0.1", self.detour or self.target_port)
         except OSError:
             writer.transport.abort()
             return
@@ -88,23 +90,40 @@ class Link:
 
 
 class Links:
-    """All links of a stack, in a thread of their own, so that nothing else delays them."""
+    """All links of a stack, in a thread of their own, so that nothing else delays them.
 
-    def __init__(self, ports: Mapping[str, int]) -> None:
-        self._links = {link: Link(*link, target_port=ports[link[1]]) for link in LINKS}
+    The gateway has a link to each replica of a service; they are cut together.
+    """
+
+    def __init__(self, ports: Mapping[str, int], further: Mapping[str, Sequence[int]]) -> None:
+        """`ports` has the port of each part, `further` those of the further replicas of the services."""
+        self._links = {
+            (caller, part): [
+                Link(caller, part, target_port=port)
+                for port in (ports[part], *(further[part] if caller == GATEWAY else ()))
+            ]
+            for caller, part in LINKS
+        }
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def open(self) -> dict[tuple[str, str], int]:
-        """Opens all; returns where each caller finds each part."""
+        """Opens all; returns where each caller finds each part, of a service the stack's own process."""
         self._thread.start()
-        for link in self._links.values():
+        for link in self._all():
             asyncio.run_coroutine_threadsafe(link.open(), self._loop).result(timeout=10)
-        return {names: link.port for names, link in self._links.items()}
+        return {names: links[0].port for names, links in self._links.items()}
+
+    def of(self, port: int) -> list[int]:
+        """The ports of all links that begin and end where the one with this port does; none if there is no such."""
+        return next(
+            ([each.port for each in links] for links in self._links.values() if port in [each.port for each in links]),
+            [],
+        )
 
     def close(self) -> None:
         """Closes all."""
-        for link in self._links.values():
+        for link in self._all():
             asyncio.run_coroutine_threadsafe(link.close(), self._loop).result(timeout=10)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(timeout=10)
@@ -112,22 +131,27 @@ class Links:
 
     def cut(self, names: tuple[str, str], *, there: bool = True, back: bool = True) -> None:
         """Discards data from now on, in one direction or in both."""
-        link = self._links[names]
-        link.swallowed = 0
-        for gate, closes in ((link.there, there), (link.back, back)):
-            if closes:
-                self._loop.call_soon_threadsafe(gate.clear)
+        for link in self._links[names]:
+            link.swallowed = 0
+            for gate, closes in ((link.there, there), (link.back, back)):
+                if closes:
+                    self._loop.call_soon_threadsafe(gate.clear)
 
-    def redirect(self, names: tuple[str, str], port: int) -> None:
-        """Directs new connections to another port and ends the existing ones."""
-        link = self._links[names]
-        link.target_port = port
-        self._loop.call_soon_threadsafe(link.heal)
+    def redirect(self, names: tuple[str, str], port: int | None) -> None:
+        """Directs new connections to this port, or (None) to the part itself again, and ends the existing ones."""
+        for link in self._links[names]:
+            link.detour = port
+            self._loop.call_soon_threadsafe(link.heal)
 
     def swallowed(self, names: tuple[str, str]) -> int:
         """How many pieces of data the cut has discarded."""
-        return self._links[names].swallowed
+        return sum(link.swallowed for link in self._links[names])
 
     def heal(self, names: tuple[str, str]) -> None:
         """Forwards everything again."""
-        self._loop.call_soon_threadsafe(self._links[names].heal)
+        for link in self._links[names]:
+            self._loop.call_soon_threadsafe(link.heal)
+
+    def _all(self) -> Iterator[Link]:
+        for links in self._links.values():
+            yield from links

@@ -14,6 +14,7 @@ import asyncpg
 import psutil
 
 from chaos.links import Links
+from chaos.replicas import Replicas
 from gotohotel.bus.streams import EVENTS
 from gotohotel.database import TRANSIENT
 from ops.configuration import PROCESSES
@@ -51,10 +52,11 @@ class Fault:
 
 @dataclass
 class Nemesis:
-    """The faults that can be injected into a stack."""
+    """The faults that can be injected into a stack: into a service, that is into all its replicas."""
 
     stack: Stack
     links: Links
+    replicas: Replicas
     faults: list[Fault] = field(default_factory=list)
 
     def note(self, kind: str, target: str, *, began: float | None = None) -> Fault:
@@ -66,42 +68,38 @@ class Nemesis:
 
     async def kill(self, name: str) -> None:
         """kill -9; returns when the supervisor has restarted the process."""
-        began, pid = time.monotonic(), await self._pid(name)
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: not _lives(pid), f"{name} survives kill -9", error=NoHarmDone)
+        began, pids = time.monotonic(), await self._pids(name)
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        await until(lambda: not any(map(_lives, pids)), f"{name} survives kill -9", error=NoHarmDone)
         fault = self.note("kill", name, began=began)
-        await self._comes_back(name, pid)
+        await self._comes_back(name, pids)
         fault.ended = began  # from the kill on, recovery is up to the system
 
     async def restart(self, name: str) -> None:
         """An orderly stop and start."""
-        began, pid = time.monotonic(), await self._pid(name)
-        await asyncio.to_thread(self.stack.stop, name)
-        if _lives(pid):
-            raise NoHarmDone(f"{name} did not stop")
+        began = time.monotonic()
+        await self._stop(name)
         fault = self.note("restart", name, began=began)
-        await asyncio.to_thread(self.stack.start, name)
+        await self._start(name)
         fault.ended = began
 
     @asynccontextmanager
     async def stopped(self, name: str) -> AsyncIterator[None]:
         """Stops the process during the block."""
-        pid = await self._pid(name)
-        await asyncio.to_thread(self.stack.stop, name)
-        if _lives(pid):
-            raise NoHarmDone(f"{name} did not stop")
+        await self._stop(name)
         fault = self.note("stop", name)
         try:
             yield
         finally:
-            await asyncio.to_thread(self.stack.start, name)
+            await self._start(name)
             fault.ended = time.monotonic()
 
     @asynccontextmanager
     async def frozen(self, name: str) -> AsyncIterator[None]:
         """SIGSTOP for the process and its children, and SIGCONT at the end."""
-        parent = psutil.Process(await self._pid(name))
-        processes = [parent, *parent.children(recursive=True)]
+        parents = [psutil.Process(pid) for pid in await self._pids(name)]
+        processes = [each for parent in parents for each in (parent, *parent.children(recursive=True))]
 
         def all_stopped() -> bool:
             states = [process.status() for process in processes if process.is_running()]
@@ -154,7 +152,7 @@ class Nemesis:
     async def full_disk(self) -> AsyncIterator[None]:
         """Makes every file write of NATS fail. It has to be restarted when there is room again."""
         began = time.monotonic()
-        process = psutil.Process(await self._pid("nats"))
+        process = psutil.Process((await self._pids("nats"))[0])
         process.rlimit(psutil.RLIMIT_FSIZE, (SMALL_FILE_BYTES, resource.RLIM_INFINITY))
         try:
             yield
@@ -197,20 +195,33 @@ class Nemesis:
     async def _waiting_events(self) -> int:
         return int(await query(self.stack, "order_svc", "SELECT count(*) FROM outbox WHERE published_at IS NULL"))
 
-    async def _pid(self, name: str) -> int:
+    async def _stop(self, name: str) -> None:
+        pids = await self._pids(name)
+        await asyncio.gather(asyncio.to_thread(self.stack.stop, name), asyncio.to_thread(self.replicas.stop, name))
+        if any(map(_lives, pids)):
+            raise NoHarmDone(f"{name} did not stop")
+
+    async def _start(self, name: str) -> None:
+        self.replicas.start(name)
+        await asyncio.to_thread(self.stack.start, name)
+        await until(lambda: self.replicas.all_accept(name), f"a replica of {name} does not start")
+
+    async def _pids(self, name: str) -> list[int]:
+        """Of the stack's own process, and of the replicas."""
         status = await asyncio.to_thread(self.stack.status)
         pid = next(pid for process, _, pid, _ in status if process == name)
         if not pid:
             raise NoHarmDone(f"{name} does not run")
-        return pid
+        return [pid, *self.replicas.pids(name)]
 
-    async def _comes_back(self, name: str, old_pid: int) -> None:
+    async def _comes_back(self, name: str, old_pids: list[int]) -> None:
         # Asks its port, not the supervisor: a question would make the supervisor check its children sooner than it does
         # by itself.
         port = self.stack.ports[PROCESSES.get(name, name)]
 
         def is_back() -> bool:
-            return not psutil.pid_exists(old_pid) and accepts(port)
+            are_new = not set(self.replicas.pids(name)) & set(old_pids) and self.replicas.all_accept(name)
+            return not psutil.pid_exists(old_pids[0]) and accepts(port) and are_new
 
         await until(is_back, f"{name} does not come back", seconds=COMES_BACK_SECONDS)
 

@@ -1,71 +1,39 @@
-"""A stack with connections that can be cut, its load, its nemesis, and the tools of scenarios."""
+"""One run of a scenario: its load, its nemesis, and the tools of scenarios."""
 
 import asyncio
 import dataclasses
 import os
 import random
-import shutil
-import socket
 import sys
-import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 
-from chaos.links import Links
+from chaos.links import GATEWAY
 from chaos.load import FEW_ROOMS, GOOD, OK, RETRY_SECONDS, ROOMS, Caller, Load, Operation, a_stay
 from chaos.nemesis import Nemesis, NotAsItMust, query, until
+from chaos.target import Target
+from ops import ports
 from ops.configuration import PROCESSES
-from ops.ports import accepts
-from ops.stack import Stack
 
 RATE = {"currencyCode": "KRW", "units": "1000"}
 CAPACITIES = {ROOMS: 10_000, FEW_ROOMS: 3}
 
 
-# A guest of the load stands for many: what one guest may hold or try is limited elsewhere, and tested there.
-WITHOUT_LIMITS = {
-    "ORDER_MAX_UNPAID_ORDERS": "10000",
-    "ORDER_MAX_UNPAID_NIGHTS": "100000",
-    "ORDER_MAX_IN_PROGRESS": "10000",
-    "PAY_MAX_DECLINES_OF_AN_ORDER": "10000",
-    "PAY_MAX_DECLINES_OF_A_GUEST": "10000",
-}
-
-
-@contextmanager
-def running_stack() -> Iterator[tuple[Stack, Links]]:
-    """A stack of its own, all of whose connections go through links; everything is deleted afterwards."""
-    home = Path(tempfile.mkdtemp(prefix="gotohotel-chaos-"))
-    with ExitStack() as resources:
-        resources.callback(shutil.rmtree, home)
-        plain = Stack.on_free_ports(home)
-        links = Links(plain.ports)
-        stack = dataclasses.replace(plain, detours=links.open())
-        resources.callback(links.close)
-        resources.callback(stack.down)
-        # Messages go to a provider of the stack's own, whose log the audit counts.
-        for name, value in {**WITHOUT_LIMITS, "KAKAO": "fake"}.items():
-            os.environ[name] = value
-            resources.callback(os.environ.pop, name)
-        stack.up()
-        yield stack, links
-
-
 class Rig:
     """One run of one scenario."""
 
-    def __init__(self, stack: Stack, links: Links, *, name: str, seed: int, seconds: float | None) -> None:
-        self.stack = stack
+    def __init__(self, target: Target, *, name: str, seed: int, seconds: float | None) -> None:
+        self.stack = target.stack
         self.name = name
         self.seed = seed
-        self.nemesis = Nemesis(stack, links)
+        self.nemesis = Nemesis(target.stack, target.links, target.replicas)
         self.chance = random.Random(f"{seed}/{name}")
-        self.load = Load(stack, name=f"{name}-{seed}", seed=seed)
+        self.load = Load(target.stack, name=f"{name}-{seed}", seed=seed)
         self.history = self.load.history
         self.notes: list[str] = []
         self._seconds = seconds
@@ -181,15 +149,13 @@ class Rig:
     @asynccontextmanager
     async def replica(
         self, name: str, *, code: Path | None = None, ahead_seconds: float = 0
-    ) -> AsyncIterator["Replica"]:
+    ) -> AsyncIterator["OneMore"]:
         """Another process of a service beside the stack's, as during a rollout: the same database, another port.
 
         Its connections go through no link, so it works when the stack's own process is cut off. `code` is another
         release's folder; its clock may be ahead.
         """
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        [port] = ports.reserve(1)
         direct = dataclasses.replace(self.stack, detours={})
         prefix = PROCESSES[name].upper()
         settings = {**os.environ, **direct.service_environment(name), f"{prefix}_PORT": str(port)}
@@ -203,19 +169,19 @@ class Rig:
                 *(sys.executable, "-c", start), env=settings, stdout=out, stderr=out, cwd=code
             )
         try:
-            await until(lambda: accepts(port) or process.returncode is not None, f"the second {name} does not start")
+            otherwise = f"one more {name} does not start"
+            await until(lambda: ports.accepts(port) or process.returncode is not None, otherwise)
             if process.returncode is not None:
-                raise NotAsItMust(f"the second {name} has ended: see {log}")
-            yield Replica(port, process.pid, log, began)
+                raise NotAsItMust(f"one more {name} has ended: see {log}")
+            yield OneMore(port, process.pid, log, began)
         finally:
             if process.returncode is None:
                 process.terminate()
             await asyncio.wait_for(process.wait(), timeout=60)
 
     def route(self, name: str, port: int | None = None) -> None:
-        """Makes the gateway send a service's calls to a replica, or (None) to the stack's own process again."""
-        part = PROCESSES[name]
-        self.nemesis.links.redirect(("envoy", part), port or self.stack.ports[part])
+        """Makes the gateway send a service's calls to one more process, or (None) to the stack's replicas again."""
+        self.nemesis.links.redirect((GATEWAY, PROCESSES[name]), port)
 
 
 START_AHEAD = """
@@ -229,8 +195,8 @@ runpy.run_module("{module}", run_name="__main__", alter_sys=True)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Replica:
-    """A process that the rig has started."""
+class OneMore:
+    """A process that a scenario has started."""
 
     port: int
     pid: int

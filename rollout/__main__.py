@@ -2,8 +2,12 @@
 
 Two replicas of each service and of the gateway run. A hundred guests book and look up their orders, without retrying.
 Meanwhile all parts are updated at once, as `helm upgrade` does it: a new replica is ready before an old one is told to
-end, and it serves on for as long as the chart says. The next release (chaos/next_release.py) has one more field, event,
-subscription and migration; both releases run side by side on one database and one stream.
+end, and it serves on for as long as the chart says. Both releases run side by side on one database and one stream.
+
+This code replaces an older commit of git (`--from`), whose replicas are ready when they listen, and whose calls to
+pay_svc go through the first gateway, so that the gateways are replaced after the services: it has no probes, and looks
+up no names. Where there is no such commit, or with `--from ""`, this code is replaced by a copy that has one more
+field, event, subscription and migration (chaos/next_release.py).
 """
 
 import asyncio
@@ -13,16 +17,17 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from bench.fleet import GATEWAY, ROOT, Ending, Fleet
+from bench.against import Contestant, check_out, short_id
+from bench.fleet import GATEWAY, HERE, Ending, Fleet, Release
 from bench.load import open_room_type, read_head, request_of
 from bench.plot import stacked_bars
 from chaos.next_release import migrate, next_release
@@ -33,6 +38,7 @@ from ops.services import SERVICES, part
 from ops.stack import Stack
 
 ROOM_TYPE = "Rollout"
+BEFORE_THE_CHART = "4d6ff36"
 BOOKED, SEEN, FAILED = "booked", "looked up", "failed"
 ORIGINAL_RATE = 116.74  # calls a second, and 100 %: the original's own measurement of its readiness probe
 
@@ -106,7 +112,21 @@ def endings() -> dict[str, Ending]:
     return found
 
 
+@contextmanager
+def releases(commit: str) -> Iterator[tuple[Release, Release]]:
+    """The one that runs, and the one that replaces it."""
+    if commit and short_id(commit):
+        folder = check_out(commit)
+        print(f"{folder.name} is replaced by this code.", flush=True)
+        yield Release(folder, str(folder / ".venv/bin/python"), has_probes=False), HERE
+        return
+    print("This code is replaced by a copy with one more field, event, subscription and migration.", flush=True)
+    with next_release() as code:
+        yield HERE, Release(code)
+
+
 def main(
+    commit: Annotated[str, typer.Option("--from", help="What is replaced by this code.")] = BEFORE_THE_CHART,
     users: Annotated[int, typer.Option(min=1, help="Guests at a time.")] = 100,
     seconds: Annotated[int, typer.Option(min=1, help="Of load, at least: it goes on until all are replaced.")] = 60,
     plot: Annotated[Path, typer.Option(help="Where the plot is written.")] = Path(".run/rollout.svg"),
@@ -116,13 +136,15 @@ def main(
     shutil.rmtree(home, ignore_errors=True)
     stack = Stack.on_free_ports(home)
     try:
-        stack.up()
-        open_room_type(stack.gateway_url, stack.token(subject="rollout", role="desk"), ROOM_TYPE)
-        with next_release() as code, Fleet(stack, replicas=2) as fleet:
-            guests = Guests(stack, fleet)
-            replaced = asyncio.run(_roll(guests, fleet, code, stack.home, users=users, seconds=seconds))
-            old = [each for each in fleet.replicas if each.process.poll() is None and each.leaving]
-        stack.up()  # the audit waits until everything is delivered
+        with releases(commit) as (running, following):
+            Contestant("rollout", running.folder, stack).command("up")
+            open_room_type(stack.gateway_url, stack.token(subject="rollout", role="desk"), ROOM_TYPE)
+            with Fleet(stack, replicas=2, release=running) as fleet:
+                guests = Guests(stack, fleet)
+                replaced = asyncio.run(_roll(guests, fleet, following, users=users, seconds=seconds))
+                old = [each for each in fleet.replicas if each.process.poll() is None and each.leaving]
+        stack.down()
+        stack.up()  # with this code; the audit waits until everything is delivered
         found = {number: broken for number, broken in audit.check(stack).items() if broken}
     except StackError as error:
         sys.exit(f"rollout: {error}")
@@ -132,23 +154,22 @@ def main(
     sys.exit(0 if not guests.failures and not found and not old else 1)
 
 
-async def _roll(guests: Guests, fleet: Fleet, code: Path, home: Path, *, users: int, seconds: int) -> float:
+async def _roll(guests: Guests, fleet: Fleet, following: Release, *, users: int, seconds: int) -> float:
     """Loads, and updates from a third of the time on. Returns how long the update took, in seconds."""
     until, how = asyncio.Event(), endings()
     load = asyncio.create_task(guests.run(users, until))
     await asyncio.sleep(seconds / 6)
     begun = time.perf_counter()
-    await asyncio.to_thread(migrate, code, home)
+    await asyncio.to_thread(migrate, following.folder, fleet.home)
 
     def update() -> None:
-        with ThreadPoolExecutor() as pool:
-            # The gateway's own code is Envoy: it is replaced by the same one.
-            done = [
-                pool.submit(fleet.replace, component, ROOT if component == GATEWAY else code, how[component])
-                for component in how
-            ]
-            for each in done:
-                each.result()
+        services = [component for component in how if component != GATEWAY]
+        waves = [[*services, GATEWAY]] if fleet.finds_gateways_by_name else [services, [GATEWAY]]
+        for components in waves:
+            with ThreadPoolExecutor() as pool:
+                done = [pool.submit(fleet.replace, component, following, how[component]) for component in components]
+                for each in done:
+                    each.result()
 
     try:
         await asyncio.to_thread(update)

@@ -1,0 +1,96 @@
+"""Further replicas of each service, beside the stack's own: on the same connections, and restarted when they end."""
+
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ops.configuration import PROCESSES
+from ops.ports import accepts
+from ops.services import SERVICES
+from ops.stack import Stack
+
+LOOK_SECONDS = 0.5
+
+
+@dataclass
+class Process:
+    """One further process of a service."""
+
+    name: str
+    port: int
+    running: "subprocess.Popen[bytes] | None" = None  # None: stopped, and not restarted
+
+
+@dataclass
+class Replicas:
+    """The further processes; `ports` has those of each service, by its part's name."""
+
+    stack: Stack
+    ports: Mapping[str, Sequence[int]]
+    _processes: list[Process] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+    _closing: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        self._processes = [Process(name, port) for name in SERVICES for port in self.ports[PROCESSES[name]]]
+        self._watching = threading.Thread(target=self._watch, daemon=True)
+
+    def open(self) -> None:
+        """Starts all."""
+        for name in SERVICES:
+            self.start(name)
+        self._watching.start()
+
+    def close(self) -> None:
+        """Ends all."""
+        self._closing.set()
+        self._watching.join()
+        for name in SERVICES:
+            self.stop(name)
+
+    def start(self, name: str) -> None:
+        """Starts those of a service."""
+        with self._lock:
+            for process in self._of(name):
+                self._start(process)
+
+    def stop(self, name: str) -> None:
+        """Tells those of a service to end, and waits for it."""
+        with self._lock:
+            ending = [process.running for process in self._of(name) if process.running]
+            for process in self._of(name):
+                process.running = None
+            for running in ending:
+                running.terminate()
+            for running in ending:
+                running.wait(timeout=60)
+
+    def pids(self, name: str) -> list[int]:
+        """Of the processes of a service; none for another part."""
+        with self._lock:
+            return [process.running.pid for process in self._of(name) if process.running]
+
+    def all_accept(self, name: str) -> bool:
+        """Whether all processes of a service can be connected to."""
+        return all(accepts(process.port) for process in self._of(name))
+
+    def _of(self, name: str) -> list[Process]:
+        return [process for process in self._processes if process.name == name]
+
+    def _start(self, process: Process) -> None:
+        port = {f"{PROCESSES[process.name].upper()}_PORT": str(process.port)}
+        environment = {**os.environ, **self.stack.service_environment(process.name), **port}
+        with (self.stack.home / "log" / f"{process.name}.{process.port}.log").open("a") as log:
+            command = [sys.executable, "-m", process.name]
+            process.running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+
+    def _watch(self) -> None:
+        """Starts again what has ended by itself, as the supervisor does."""
+        while not self._closing.wait(LOOK_SECONDS):
+            with self._lock:
+                for process in self._processes:
+                    if process.running and process.running.poll() is not None:
+                        self._start(process)
