@@ -80,8 +80,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         half_lag = await _lag(stack, began)
         advance(1)
 
-        watchers = min(GUESTS, clients)
-        watching = Watching(stack, pgbench.ROOM_TYPE, guests=watchers)
+        watching = Watching(stack, pgbench.ROOM_TYPE)
         await watching.open()
         idle = usage.cpu_seconds(pids)
         await asyncio.sleep(IDLE_SECONDS)
@@ -107,7 +106,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     results.add_row(f"all on My page after {drain_seconds:.1f} s")
     results.add_row(f"orders, half load: {half.rate:.0f} /s")
     _add_times(results, half, half_lag)
-    results.add_row(f"{watchers * WATCHES_OF_ONE} watches, half load")
+    results.add_row(f"{GUESTS * WATCHES_OF_ONE} watches, half load")
     delays = watching.delays
     results.add_row(
         "  from an event to the watch", f"{delays.percentile(50):.0f} ms", f"{delays.percentile(99):.0f} ms"

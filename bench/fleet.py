@@ -53,7 +53,7 @@ class Release:
 
     folder: Path
     python: str = sys.executable
-    has_probes: bool = True  # otherwise it answers none, and looks up no names: it was made before the chart
+    has_probes: bool = True  # False for a release before the chart: it answers no probes and looks up no names
 
 
 HERE = Release(ROOT)
@@ -152,7 +152,7 @@ class Fleet:
         return [each for each in self.replicas if each.component == component and not each.leaving]
 
     def add(self, component: str, release: Release) -> Replica:
-        """Starts one more replica. (A gateway's code is Envoy's, whatever the release.)"""
+        """Starts one more replica. A gateway is Envoy with this code's configuration, whatever the release."""
         number = next(self._gateway_numbers if component == GATEWAY else self._numbers)
         address = f"127.0.{2 if component == GATEWAY else 1}.{number}"
         [health_port] = ports.reserve(1) if release.has_probes else [0]

@@ -29,10 +29,10 @@ class Delays:
 class Watching:
     """Guests who watch a booking of theirs each, over plain sockets, and pay it one after the other."""
 
-    def __init__(self, stack: Stack, room_type: str, *, guests: int) -> None:
+    def __init__(self, stack: Stack, room_type: str) -> None:
         self._stack = stack
         self._room_type = room_type
-        self._tokens = [stack.token(subject=f"watch-{number}", role="guest") for number in range(guests)]
+        self._tokens = [stack.token(subject=f"watch-{number}", role="guest") for number in range(GUESTS)]
         self._orders: list[str] = []
         self._readers: list[asyncio.Task[None]] = []
         self._http = httpx.AsyncClient(base_url=stack.gateway_url, timeout=10)
@@ -55,7 +55,7 @@ class Watching:
         """Pays the bookings, spread over this time; returns when every watch has seen it."""
         for token, order in zip(self._tokens, self._orders, strict=True):
             await self._post(token, f"/orders/{order}:pay", {"cardNo": load.CARD})
-            await asyncio.sleep(seconds / len(self._orders))
+            await asyncio.sleep(seconds / GUESTS)
         async with asyncio.timeout(OPEN_SECONDS):
             for _ in self._readers:
                 await self._paid.acquire()

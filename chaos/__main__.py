@@ -31,7 +31,9 @@ def main(
     scenario: Annotated[str, typer.Option(help="Numbers or names, with commas; all if left out.")] = "",
     seed: Annotated[int | None, typer.Option(help="Of everything that is left to chance.")] = None,
     seconds: Annotated[float | None, typer.Option(help="How long faults last, where that is free.")] = None,
-    replicas: Annotated[int, typer.Option(min=1, help="Of each service; a fault is one of all of them.")] = 1,
+    replicas: Annotated[
+        int, typer.Option(min=1, max=4, help="Processes of each service; a fault hits all of them.")
+    ] = 1,
 ) -> None:
     """Injects faults into a stack under load and checks the result. Fails if one scenario does not hold."""
     chosen = _chosen(scenario)
@@ -48,7 +50,7 @@ def main(
 def run(chosen: list[Scenario], *, seed: int, seconds: float | None = None, replicas: int = 1) -> bool:
     """Runs scenarios and prints a line for each; returns True if all hold.
 
-    After a failure the next one gets a new stack. (After a fault that was not injected it does not: nothing is wrong.)
+    After a failure the next one gets a new stack. After a void one it does not: its books were checked.
     """
     print(f"SEED={seed}", flush=True)
     print(ROW.format(*HEAD), flush=True)

@@ -67,7 +67,7 @@ class Nemesis:
         return fault
 
     async def kill(self, name: str) -> None:
-        """kill -9; returns when the supervisor has restarted the process."""
+        """kill -9; returns when all its processes run again."""
         began, pids = time.monotonic(), await self._pids(name)
         for pid in pids:
             os.kill(pid, signal.SIGKILL)

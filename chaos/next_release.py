@@ -103,7 +103,7 @@ def next_release() -> Iterator[Path]:
     with TemporaryDirectory(prefix="gotohotel-next-") as name:
         folder = Path(name)
         for package in PACKAGES:
-            shutil.copytree(ROOT / package, folder / package)
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("*.pyc.*"))  # being written
         for file, changes in CHANGES.items():
             path = folder / file
             for before, after in changes:

@@ -6,11 +6,13 @@ import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from ops.configuration import PROCESSES
 from ops.ports import accepts
 from ops.services import SERVICES
-from ops.stack import Stack
+from ops.stack import START_SECONDS, Stack
+from ops.supervision import STOP_SECONDS, wait_until
 
 LOOK_SECONDS = 0.5
 
@@ -30,19 +32,21 @@ class Replicas:
 
     stack: Stack
     ports: Mapping[str, Sequence[int]]
-    _processes: list[Process] = field(default_factory=list)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-    _closing: threading.Event = field(default_factory=threading.Event)
+    _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
+    _closing: threading.Event = field(default_factory=threading.Event, init=False)
 
     def __post_init__(self) -> None:
         self._processes = [Process(name, port) for name in SERVICES for port in self.ports[PROCESSES[name]]]
         self._watching = threading.Thread(target=self._watch, daemon=True)
 
     def open(self) -> None:
-        """Starts all."""
+        """Starts all; returns when they can be connected to. Raises StackError if one can't."""
+        self._watching.start()
         for name in SERVICES:
             self.start(name)
-        self._watching.start()
+        for name in SERVICES:
+            otherwise = f"a further {name} does not start"
+            wait_until(partial(self.all_accept, name), otherwise, seconds=START_SECONDS)
 
     def close(self) -> None:
         """Ends all."""
@@ -66,12 +70,17 @@ class Replicas:
             for running in ending:
                 running.terminate()
             for running in ending:
-                running.wait(timeout=60)
+                try:
+                    running.wait(timeout=STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    running.kill()  # as the supervisor does it
+                    running.wait()
 
     def pids(self, name: str) -> list[int]:
         """Of the processes of a service; none for another part."""
         with self._lock:
-            return [process.running.pid for process in self._of(name) if process.running]
+            running = [process.running for process in self._of(name) if process.running]
+            return [each.pid for each in running if each.poll() is None]
 
     def all_accept(self, name: str) -> bool:
         """Whether all processes of a service can be connected to."""
@@ -85,7 +94,7 @@ class Replicas:
         environment = {**os.environ, **self.stack.service_environment(process.name), **port}
         with (self.stack.home / "log" / f"{process.name}.{process.port}.log").open("a") as log:
             command = [sys.executable, "-m", process.name]
-            process.running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            process.running = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
 
     def _watch(self) -> None:
         """Starts again what has ended by itself, as the supervisor does."""

@@ -16,6 +16,7 @@ from chaos.links import Links
 from chaos.replicas import Replicas
 from ops import ports
 from ops.configuration import PROCESSES
+from ops.errors import StackError
 from ops.services import SERVICES
 from ops.stack import Stack
 
@@ -27,6 +28,7 @@ WITHOUT_LIMITS = {
     "PAY_MAX_DECLINES_OF_AN_ORDER": "10000",
     "PAY_MAX_DECLINES_OF_A_GUEST": "10000",
 }
+POOL_SIZE = 10  # of all replicas of a service: the server's connections are for one and a scenario's further ones
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -53,7 +55,8 @@ def running(*, replicas: int) -> Iterator[Target]:
         resources.callback(links.close)
         resources.callback(stack.down)
         # Messages go to a provider of the stack's own, whose log the audit counts.
-        for name, value in {**WITHOUT_LIMITS, "KAKAO": "fake"}.items():
+        pools = {f"{PROCESSES[name].upper()}_POOL_SIZE": str(POOL_SIZE // replicas) for name in SERVICES}
+        for name, value in {**WITHOUT_LIMITS, **pools, "KAKAO": "fake"}.items():
             os.environ[name] = value
             resources.callback(os.environ.pop, name)
         stack.up()
@@ -69,6 +72,7 @@ def _spread_calls(stack: Stack, links: Links) -> None:
     """Makes the gateway spread its calls over all replicas of a service."""
     file = stack.home / "envoy.yaml"
     configuration = yaml.safe_load(file.read_text())
+    spread = set()
     for cluster in configuration["static_resources"]["clusters"]:
         [locality] = cluster["load_assignment"]["endpoints"]
         [known] = locality["lb_endpoints"]
@@ -77,6 +81,9 @@ def _spread_calls(stack: Stack, links: Links) -> None:
             further = copy.deepcopy(known)
             further["endpoint"]["address"]["socket_address"]["port_value"] = each
             locality["lb_endpoints"].append(further)
+            spread.add(cluster["name"])
+    if missing := {*SERVICES, "pay_svc_egress"} - spread:
+        raise StackError(f"The gateway's configuration has no cluster {', '.join(sorted(missing))}.")
     stack.stop("envoy")
     file.write_text(json.dumps(configuration))
     stack.start("envoy")

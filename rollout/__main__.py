@@ -4,10 +4,10 @@ Two replicas of each service and of the gateway run. A hundred guests book and l
 Meanwhile all parts are updated at once, as `helm upgrade` does it: a new replica is ready before an old one is told to
 end, and it serves on for as long as the chart says. Both releases run side by side on one database and one stream.
 
-This code replaces an older commit of git (`--from`), whose replicas are ready when they listen, and whose calls to
-pay_svc go through the first gateway, so that the gateways are replaced after the services: it has no probes, and looks
-up no names. Where there is no such commit, or with `--from ""`, this code is replaced by a copy that has one more
-field, event, subscription and migration (chaos/next_release.py).
+The next release is a copy of this code with one more field, event, subscription and migration (chaos/next_release.py).
+It replaces an older commit of git (`--from`), or, where git has no history, this code. A commit before the chart has no
+probes and looks up no names: its replicas are ready when they listen, their calls to pay_svc go through the first
+gateway, and the gateways are replaced after the services. Every gateway has this code's configuration.
 """
 
 import asyncio
@@ -114,19 +114,19 @@ def endings() -> dict[str, Ending]:
 
 @contextmanager
 def releases(commit: str) -> Iterator[tuple[Release, Release]]:
-    """The one that runs, and the one that replaces it."""
-    if commit and short_id(commit):
+    """The one that runs, and the one that replaces it. Raises StackError if there is no such commit."""
+    running = HERE
+    if commit and (commit != BEFORE_THE_CHART or short_id(commit)):
         folder = check_out(commit)
-        print(f"{folder.name} is replaced by this code.", flush=True)
-        yield Release(folder, str(folder / ".venv/bin/python"), has_probes=False), HERE
-        return
-    print("This code is replaced by a copy with one more field, event, subscription and migration.", flush=True)
+        has_probes = (folder / "gotohotel" / "rpc" / "health.py").exists()
+        running = Release(folder, str(folder / ".venv/bin/python"), has_probes=has_probes)
+    print(f"{'this code' if running is HERE else running.folder.name} is replaced by the next release", flush=True)
     with next_release() as code:
-        yield HERE, Release(code)
+        yield running, Release(code)
 
 
 def main(
-    commit: Annotated[str, typer.Option("--from", help="What is replaced by this code.")] = BEFORE_THE_CHART,
+    commit: Annotated[str, typer.Option("--from", help='What is replaced; "": this code.')] = BEFORE_THE_CHART,
     users: Annotated[int, typer.Option(min=1, help="Guests at a time.")] = 100,
     seconds: Annotated[int, typer.Option(min=1, help="Of load, at least: it goes on until all are replaced.")] = 60,
     plot: Annotated[Path, typer.Option(help="Where the plot is written.")] = Path(".run/rollout.svg"),
@@ -144,7 +144,7 @@ def main(
                 replaced = asyncio.run(_roll(guests, fleet, following, users=users, seconds=seconds))
                 old = [each for each in fleet.replicas if each.process.poll() is None and each.leaving]
         stack.down()
-        stack.up()  # with this code; the audit waits until everything is delivered
+        stack.up()  # with this code, as after a rollback; the audit waits until everything is delivered
         found = {number: broken for number, broken in audit.check(stack).items() if broken}
     except StackError as error:
         sys.exit(f"rollout: {error}")

@@ -45,7 +45,7 @@ def run(arguments: Sequence[str], settings: Mapping[str, str]) -> Done:
                 print(ended.code, file=sys.stderr)
     if status:
         with warnings.catch_warnings(action="ignore", category=ResourceWarning):
-            gc.collect()  # what a command leaves open that fails, its process would close
+            gc.collect()  # a process that fails would close what it left open
     return Done(status, stdout.getvalue(), stderr.getvalue())
 
 

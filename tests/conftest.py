@@ -25,7 +25,7 @@ from ops.stack import Stack
 ROOT = Path(__file__).parents[1]
 # Where Helm keeps what it knows of a cluster: not in a home. It reads this only when a process starts.
 os.environ.setdefault("KUBECACHEDIR", str(ROOT / ".pytest_cache" / "kube"))
-# The public authorities, which httpx would read anew for each client (70 ms of CPU): nobody here is known to them.
+# httpx reads the public authorities anew for each client (70 ms of CPU): no test calls whom they have certified.
 os.environ["SSL_CERT_DIR"] = str(ROOT / "tests")
 os.environ.pop("SSL_CERT_FILE", None)
 GOOD_CARD = "4242424242424242"

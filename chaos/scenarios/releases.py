@@ -204,7 +204,7 @@ async def two_releases(rig: Rig) -> None:
             rig.demand(listed.outcome == OK, "this release can't list what the next one wrote")
             kept = await rig.sql("reservation_svc", stored.format("reservations"), newer[:4], NEW_FIELD)
             rig.demand(kept == 4, f"this release has kept the new field in {kept} of 4 bookings that it saved")
-            await until(lambda: _all_greeted(rig), "what only the next release knows is not handled", seconds=90)
+            await until(lambda: _all_greeted(rig), "what only the next release knows is not handled", seconds=180)
 
 
 @asynccontextmanager

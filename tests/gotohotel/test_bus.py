@@ -613,8 +613,8 @@ from gotohotel import outbox
 from gotohotel.database import SESSION
 
 async def main() -> None:
-    # Without a limit for statements: if the kernel takes a few more bytes, the server would notice that the time is up,
-    # and then end the session because it is idle.
+    # Otherwise, if the kernel takes a few more bytes, the server may notice the statement's timeout, and then end the
+    # session because it is idle: another guard than the one that is tested.
     session = {**SESSION, **outbox.RELAY_SESSION, "statement_timeout": "0"}
     connection = await asyncpg.connect(sys.argv[1], server_settings=session)
     assert await connection.fetchval("SELECT pg_try_advisory_lock($1)", outbox.RELAY_LOCK)

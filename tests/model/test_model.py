@@ -97,7 +97,7 @@ class TheHotel(RuleBasedStateMachine):
 
 
 TheHotel.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=300,
     stateful_step_count=25,
     deadline=None,
     suppress_health_check=list(HealthCheck),

@@ -201,10 +201,10 @@ def test_a_hotel_that_is_not_completely_restored_does_not_start(
 
     name = "_stored_events" if "killed" in broken else "_publish"
     count = 2 if "killed" in broken else 0
-    monkeypatch.setattr(f"ops.backup.restoring.{name}", fail)
-
-    with pytest.raises((TimeoutError, StackError)):
-        restore(stack, copied.folder)
+    with monkeypatch.context() as failing:
+        failing.setattr(f"ops.backup.restoring.{name}", fail)
+        with pytest.raises((TimeoutError, StackError)):
+            restore(stack, copied.folder)
 
     assert count > 2
     assert not stack.is_up
