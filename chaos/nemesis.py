@@ -195,6 +195,10 @@ class Nemesis:
     async def _waiting_events(self) -> int:
         return int(await query(self.stack, "order_svc", "SELECT count(*) FROM outbox WHERE published_at IS NULL"))
 
+    def replicas_of(self, name: str) -> int:
+        """How many processes a service has."""
+        return 1 + len(self.replicas.ports[PROCESSES[name]])
+
     async def _stop(self, name: str) -> None:
         pids = await self._pids(name)
         await asyncio.gather(asyncio.to_thread(self.stack.stop, name), asyncio.to_thread(self.replicas.stop, name))
