@@ -22,7 +22,7 @@ from ops.audit import AuditSnapshot
 def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A run without a fault is void, and a run that loses an order fails."""
+    """A run without a fault is void, and a run that loses an order fails, with two replicas of each service too."""
 
     monkeypatch.setattr("ops.audit.PATIENCE_SECONDS", 2)
 
@@ -39,7 +39,7 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
         for act in (nothing, loss)
     )
 
-    assert not run([idle, losing], seed=1)
+    assert not run([idle, losing], seed=1, replicas=2)
 
     told = capsys.readouterr().out
     assert re.search(r"^0 nothing .* void$", told, re.MULTILINE), told
@@ -48,7 +48,7 @@ def test_a_run_that_breaks_nothing_and_one_that_loses_something_fail(
     assert "lost: the acknowledged order" in told
     assert "A1:" in told
     for kept in re.findall(r"the logs are in (\S+)", told):
-        assert (Path(kept) / "order_svc.log").exists()
+        assert len(list(Path(kept).glob("order_svc*.log"))) == 2
         shutil.rmtree(kept)
 
 
