@@ -129,14 +129,16 @@ def test_a_service_that_starts_while_nats_is_down_serves(hotel: Hotel, guest: Cl
 @pytest.mark.parametrize("name", PROCESSES)
 def test_a_killed_process_comes_back_by_itself(hotel: Hotel, guest: Client, name: str) -> None:
     """After kill -9 of any part, acknowledged bookings are still there and the next booking succeeds."""
+
+    def books_again() -> bool:
+        return attempt(hotel, guest) == "PAID"
+
+    wait_for(books_again)  # pay_svc may still be ejected because of another test
     before = hotel.order(guest)
+    assert before["status"] == "PAID"
     pid = {process: pid for process, _, pid, _ in hotel.stack.status()}[name]
 
     os.kill(pid, signal.SIGKILL)
-
-    def books_again() -> bool:
-        answer = attempt(hotel, guest)
-        return answer == "PAID"
 
     wait_for(books_again)
     wait_for(lambda: pid_of(hotel, name) not in (0, pid))
