@@ -13,9 +13,9 @@ from chaos.rig import Rig, let_run
 from chaos.scenario import scenario
 
 LONG_ERROR_SECONDS, LONGEST_ERROR_SECONDS = 3, 5  # three by design; the machine may be busy sometimes
-# How much longer half of the orders may take than those without a card, in the same minute (some probe whether pay_svc
-# works again).
-LONGER_WHILE_EJECTED_MS = 50
+# Half of the orders; some probe whether pay_svc works again. On a machine where orders without a card take more than
+# half of that in the same minute: twice as long as those.
+LONGEST_WHILE_EJECTED_MS, AGAINST_UNPAID = 50, 2
 
 
 @scenario(9, "NATS down, killed, its stream full, its disk full: bookings go on, the outbox drains in order")
@@ -119,7 +119,7 @@ async def pay_bad(rig: Rig) -> None:
     for harm in (rig.nemesis.stopped("pay_svc"), rig.nemesis.cut("pay_svc", "postgres")):
         await until(lambda: _is_well(rig, guest), "bookings are not paid at first")
         unpaid = _milliseconds(await _book(rig, guest, None, rounds=10))
-        longest = unpaid[len(unpaid) // 2] + LONGER_WHILE_EJECTED_MS
+        longest = max(LONGEST_WHILE_EJECTED_MS, AGAINST_UNPAID * unpaid[len(unpaid) // 2])
         before, ejected_before = await _egress(rig, CALLS), await _egress(rig, EJECTIONS)
         async with harm:
             booked = await _book(rig, guest, GOOD, rounds=40)
@@ -130,7 +130,7 @@ async def pay_bad(rig: Rig) -> None:
         ejected = _milliseconds(booked[len(booked) // 4 :])
         usual = ejected[len(ejected) // 2]
         rig.notes.append(
-            f"{attempts:.2f} attempts per call; while ejected p50 {usual:.0f} ms, "
+            f"{attempts:.2f} attempts per call; while ejected p50 {usual:.0f} ms (at most {longest:.0f} ms), "
             f"p90 {ejected[math.floor(len(ejected) * 0.9)]:.0f} ms"
         )
         rig.demand(attempts <= 1.2, f"{attempts:.2f} attempts per call")

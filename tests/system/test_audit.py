@@ -195,7 +195,9 @@ def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str
     assert violated(hotel, patience_seconds=30) == {}
 
 
-def test_a_window_s_audit_looks_at_its_orders_alone(hotel: Hotel, guest: Client) -> None:
+def test_a_window_s_audit_looks_at_its_orders_alone(
+    hotel: Hotel, guest: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those placed from one time on and before another; rooms are counted over all orders in any case."""
     before = datetime.now(UTC)
     order_id = hotel.order(guest)["id"]
@@ -209,6 +211,11 @@ def test_a_window_s_audit_looks_at_its_orders_alone(hotel: Hotel, guest: Client)
         assert order_id in str(seen["A2"])
         assert violated(hotel, window=audit.Window(after)) == {}
         assert violated(hotel, window=audit.Window(None, before)) == {}
+        with monkeypatch.context() as at_once:
+            at_once.setattr(audit, "PATIENCE_SECONDS", 0)
+            told = gotohotel(hotel.stack, "audit", "--since", before.isoformat(), "--until", after.isoformat())
+        assert told.returncode == 1
+        assert order_id in told.stdout
         assert gotohotel(hotel.stack, "audit", "--since", after.isoformat()).returncode == 0
         assert gotohotel(hotel.stack, "audit", "--until", before.isoformat()).returncode == 0
         turned = gotohotel(hotel.stack, "audit", "--since", after.isoformat(), "--until", before.isoformat())
