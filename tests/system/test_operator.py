@@ -189,7 +189,7 @@ def test_a_rebuild_passes_over_what_can_never_be_applied(hotel: Hotel) -> None:
 def test_a_rebuild_refuses_to_forget_what_the_stream_has_lost(hotel: Hotel, guest: Client) -> None:
     """If pages contain events that the stream has lost, the rebuild fails and the pages stay as they are."""
     order = hotel.order(guest)["id"]
-    page = hotel.page_with(order, reservationStatus="RECEIVED")
+    page = hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
     fact = '{"lost/1": {"event": "Ordered", "time": "2026-01-01T00:00:00+00:00"}}'
     query(hotel, "mypage_svc", "UPDATE mypages SET facts = facts || $2::jsonb WHERE order_id = $1", order, fact)
 
@@ -330,7 +330,7 @@ def test_a_full_stream_is_shown_and_grows(hotel: Hotel, guest: Client) -> None:
 def test_old_events_move_to_the_archive_from_which_audit_and_rebuild_read(hotel: Hotel, guest: Client) -> None:
     """Afterwards the stream is nearly empty and no event is missing, even if a first move was interrupted."""
     orders = [hotel.order(guest)["id"] for _ in range(3)]
-    pages = [hotel.page_with(order, reservationStatus="RECEIVED") for order in orders]
+    pages = [hotel.page_with(order, status="PAID", reservationStatus="RECEIVED") for order in orders]
     before = in_jetstream(hotel, lambda js: js.stream_info("EVENTS")).state.messages
     assert gotohotel(hotel.stack, "stream", "archive").stdout.startswith("0 events have moved")  # none is 90 days old
     broken_off = (

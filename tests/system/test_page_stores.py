@@ -73,7 +73,7 @@ def booked(hotel: Hotel, guest: Client, count: int) -> list[str]:
     """Orders of a guest, newest first, whose pages are complete."""
     orders = [hotel.order(guest, phoneNo="010-1234-0000")["id"] for _ in range(count)]
     for order in orders:
-        hotel.page_with(order, reservationStatus="RECEIVED")
+        hotel.page_with(order, status="PAID", reservationStatus="RECEIVED")
     return orders[::-1]
 
 
