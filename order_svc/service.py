@@ -106,12 +106,15 @@ async def charge_order(sales: Sales, order: Order, card_no: str | None) -> Place
 
 async def start_payment(orders: Orders, order_id: str, *, owner: str | None, attempt_id: str, now: datetime) -> Order:
     """Starts an attempt to pay, so that the order does not expire during it. A paid order is returned unchanged."""
-    order = await orders.get(order_id, owner=owner)
-    if order.is_paid:
+
+    async def start(_: bool) -> Order:
+        order = await orders.get(order_id, owner=owner)
+        if not order.is_paid:
+            order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
+            await orders.save(order)
         return order
-    order.start_payment(attempt_id, started_at=now, lifetime=ATTEMPT_LIFETIME)
-    await orders.save(order)
-    return order
+
+    return await until_saved(start)
 
 
 async def settle_payment(orders: Orders, order: Order, outcome: PaymentOutcome, *, now: datetime) -> Order:
@@ -141,10 +144,14 @@ async def cancel_order(
     today: date,
 ) -> Order:
     """Requests the cancel; reservation_svc and pay_svc complete it. `today` is the property's date."""
-    order = await orders.get(order_id, owner=owner)
-    order.cancel(reason, by=by, at=now, today=today)
-    await orders.save(order)
-    return order
+
+    async def cancel(_: bool) -> Order:
+        order = await orders.get(order_id, owner=owner)
+        order.cancel(reason, by=by, at=now, today=today)
+        await orders.save(order)
+        return order
+
+    return await until_saved(cancel)
 
 
 async def watch_expiry(orders: Orders, payments: Payments) -> None:

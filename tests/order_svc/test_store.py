@@ -14,7 +14,7 @@ import asyncpg
 import pytest
 
 from gotohotel import outbox
-from gotohotel.database import Database
+from gotohotel.database import Connection, Database
 from gotohotel.domain import Invalid, Money
 from gotohotel.ids import first_id_at, new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled
@@ -278,6 +278,44 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
 
     assert (await orders.get(order.id, owner=None)).status == Status.CANCELING
     assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox") == 2
+
+
+class LostRace(PostgresOrders):
+    """Another save comes in between the first load and its save."""
+
+    def __init__(self, connection: Connection) -> None:
+        super().__init__(connection)
+        self._others = PostgresOrders(connection)
+        self._loaded = False
+
+    async def get(self, order_id: str, *, owner: str | None) -> Order:
+        """The order; the first time it has changed since."""
+        order = await super().get(order_id, owner=owner)
+        if not self._loaded:
+            self._loaded = True
+            other = await self._others.get(order_id, owner=None)
+            other.note_payment_approved(NOW)
+            await self._others.save(other)
+        return order
+
+
+async def test_a_guest_s_call_does_not_lose_to_an_event(order_database: Database) -> None:
+    """An event changes the order between load and save: cancel and pay decide again on what is stored."""
+    room_type = await change_room_type(order_database, 2)
+    orders, canceled, paid = PostgresOrders(order_database.autocommit), an_order(room_type), an_order(room_type)
+    for order in (canceled, paid):
+        await orders.place(order, room_type, None)
+
+    async with order_database.transaction() as connection:
+        order = await service.cancel_order(
+            LostRace(connection), canceled.id, owner=None, reason="", by=DESK, now=NOW, today=DAY
+        )
+    already = await service.start_payment(
+        LostRace(order_database.autocommit), paid.id, owner=None, attempt_id=new_id(), now=NOW
+    )
+
+    assert order.status == (await orders.get(canceled.id, owner=None)).status == Status.CANCELING
+    assert already.status == Status.PAID
 
 
 class Closing:
