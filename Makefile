@@ -8,6 +8,8 @@ RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
 # 0001_* creates the tables, which nothing uses yet, so their locks don't matter.
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
+# Python keeps what it has compiled. Otherwise, as many containers have it, every process would compile everything anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint lock client up down status logs start stop token audit bench siege overload chaos fuzz \

@@ -23,6 +23,7 @@ from ops.settings import PORTS, SECRETS, home_setting, port_setting, stream_byte
 from ops.supervision import Supervisor, wait_until
 
 START_SECONDS = 60
+NEW_KEY_SECONDS = 10  # how long the gateway may take to accept a new key
 RESTORING = "restoring"  # this file is there while a backup is being restored
 
 
@@ -160,7 +161,7 @@ class Stack(Addresses):
             wait_until(
                 lambda: self._ask_gateway("/orders", headers) not in (0, httpx.codes.UNAUTHORIZED),
                 "the gateway does not accept the new key; tokens are signed with the old one",
-                seconds=10,
+                seconds=NEW_KEY_SECONDS,
             )
             tokens.use_next_key(self.home)
             configuration.write_keys(self)

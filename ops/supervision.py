@@ -128,7 +128,7 @@ class Supervisor:
         """Ends it; returns when it is gone."""
         pid = self.call("getPID")
         self.call("shutdown")
-        wait_until(lambda: not psutil.pid_exists(pid), "supervisord does not end", seconds=30)
+        wait_until(lambda: _has_ended(pid), "supervisord does not end", seconds=30)
         (self._home / "supervisor.sock").unlink(missing_ok=True)
 
     def configure(self, programs: Mapping[str, "Program"]) -> None:
@@ -215,9 +215,17 @@ def _end(process: psutil.Process, wanted: signal.Signals) -> None:
     with suppress(psutil.Error):
         process.send_signal(wanted)
         try:
-            process.wait(timeout=STOP_SECONDS)
-        except psutil.TimeoutExpired:
+            wait_until(lambda: _has_ended(process.pid), "it does not end", seconds=STOP_SECONDS)
+        except StackError:
             process.kill()
+
+
+def _has_ended(pid: int) -> bool:
+    """Whether a process has ended, although its parent (init, in a container perhaps none) may not have noticed."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _is_supervisor(process: psutil.Process, conf: str) -> bool:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from jwt.algorithms import ECAlgorithm
 
 from ops import certificates, configuration, tokens
+from ops import stack as ops_stack
 from ops.errors import StackError
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
@@ -155,6 +156,7 @@ def test_a_key_that_the_gateway_does_not_take_is_not_used(
         old = tokens.key_id(twin.home)
         write_keys = configuration.write_keys
         monkeypatch.setattr(configuration, "write_keys", lambda _: None)
+        monkeypatch.setattr(ops_stack, "NEW_KEY_SECONDS", 1)
         with pytest.raises(StackError, match="does not accept the new key"):
             twin.rotate_token_key()
 

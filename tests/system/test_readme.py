@@ -137,6 +137,13 @@ def test_make_chaos(running: Stack) -> None:
     assert "0 dead letters" in told
 
 
+def test_make_keeps_what_python_compiles(stack: Stack, tmp_path: Path) -> None:
+    """Also where the environment says otherwise, as many containers' does: every process would compile everything."""
+    bash(stack, "make test ARGS=--version", PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX=str(tmp_path))
+
+    assert list(tmp_path.rglob("*.pyc"))
+
+
 def test_make_alone_lists_the_targets(stack: Stack) -> None:
     """`make` prints each target with a description."""
     told = bash(stack, "make")

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
 from ops.ports import accepts
 from ops.stack import Stack
+from ops.supervision import Supervisor
 from tests.command_line import gotohotel, separately
 from tests.conftest import ROOT, Client, Hotel, wait_for
 
@@ -284,6 +286,16 @@ def test_a_pid_file_of_the_past_is_not_believed(home: Path) -> None:
     (home / "supervisord.pid").write_text(str(os.getpid()))
 
     assert not Stack.on_free_ports(home).is_up
+
+
+def test_a_supervisor_that_nobody_has_reaped_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first process of a container often looks after no others: what has ended stays as a zombie there."""
+    with subprocess.Popen(["true"]) as ended:
+        wait_for(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE)
+        supervisor = Supervisor(home)
+        monkeypatch.setattr(supervisor, "call", {"getPID": ended.pid, "shutdown": True}.get)
+
+        supervisor.shut_down()
 
 
 def test_a_service_gets_its_own_secrets_only(stack: Stack) -> None:
