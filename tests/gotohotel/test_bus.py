@@ -42,6 +42,7 @@ from gotohotel.ids import new_id
 from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.outbox import INSERT_OUTBOX, RELAY_LOCK, OutboxRow, Relay, outbox_values
 from gotohotel.policies import Policies, ReceivedEvent
+from ops.stack import Stack
 from tests.conftest import ROOT, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
@@ -575,6 +576,23 @@ async def all_sent(database: Database, *, but: int = 0) -> None:
     async with within(9):
         while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_a_relay_that_is_not_let_in_goes_on(
+    stack: Stack, server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server answers, and refuses: as while a database is restored, or a password is being changed."""
+    await announce(order_database, "a")
+    name = scratch_url.rsplit("/", 1)[-1]
+    admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
+    try:
+        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+        async with running(server.url) as bus, relaying(scratch_url, bus):
+            await until(lambda: "the database is away" in caplog.text)
+            await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+            await all_sent(order_database)
+    finally:
+        await admin.close()
 
 
 async def test_a_relay_that_cannot_publish_hands_over(

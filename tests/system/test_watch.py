@@ -142,7 +142,7 @@ def test_grpc_clients_watch_too(hotel: Hotel, guest: Client) -> None:
         assert next(english).timeline[0].text == "We have received your booking."
         assert next(korean).timeline[0].text == "예약이 접수되었습니다."
         guest.post(f"/orders/{order['id']}:cancel")
-        assert next(english).timeline[-1].event == "OrderCanceled"
+        assert "OrderCanceled" in [entry.event for entry in next(english).timeline]  # perhaps with what follows it
         english.cancel()
         korean.cancel()
 
