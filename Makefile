@@ -8,7 +8,7 @@ RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
 # 0001_* creates the tables, which nothing uses yet, so their locks don't matter.
 MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
-# Python keeps what it has compiled. Otherwise, as many containers have it, every process would compile everything anew.
+# Python keeps what it has compiled. Many containers set this to 1: then each process would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help

@@ -28,6 +28,10 @@ TRANSIENT = (
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,  # a migration has changed the table meanwhile
+    # The server answers, but does not let this service in, for example while a database is restored.
+    asyncpg.InvalidAuthorizationSpecificationError,  # includes a wrong password
+    asyncpg.InvalidCatalogNameError,  # there is no such database
+    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
 )
 
 # Together under three seconds: then the caller gets UNAVAILABLE.

@@ -16,7 +16,6 @@ from gotohotel import trace
 from gotohotel.bus.connection import Bus
 from gotohotel.database import SESSION, TRANSIENT, Database, Row, in_batches
 from gotohotel.ids import first_id_at, new_id
-from gotohotel.log import in_short
 
 logger = logging.getLogger(__name__)
 
@@ -160,13 +159,9 @@ class Relay:
 
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: PostgreSQL releases the lock when it ends.
-        try:
-            connection = await asyncpg.connect(
-                self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **RELAY_SESSION}
-            )
-        except asyncpg.PostgresError as error:
-            # It lets nobody in, or a password is being changed: another start of this service would not help it.
-            raise ConnectionRefusedError(in_short(error)) from None
+        connection = await asyncpg.connect(
+            self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **RELAY_SESSION}
+        )
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 if self._last_batch:

@@ -221,7 +221,7 @@ def _end(process: psutil.Process, wanted: signal.Signals) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process has ended, although its parent (init, in a container perhaps none) may not have noticed."""
+    """Whether a process has ended. A zombie has: its parent has not reaped it, as process 1 of a container may not."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:

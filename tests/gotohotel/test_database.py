@@ -11,7 +11,7 @@ from chaos.links import Link
 from gotohotel.database import TRANSIENT, open_database
 from gotohotel.schema import migrate
 from ops.stack import Stack
-from tests.conftest import within
+from tests.conftest import closed, within
 
 
 @pytest.fixture
@@ -81,6 +81,23 @@ async def test_after_an_outage_no_statement_gets_a_dead_connection(stack: Stack,
                 gate.set()
     finally:
         await link.close()
+
+
+async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_url: str) -> None:
+    """The caller gets UNAVAILABLE, and the next call after that succeeds."""
+    async with open_database(scratch_url, name="test", pool_size=2) as database:
+        async with closed(stack, scratch_url):
+            refused = []
+            for _ in range(6):  # the first ones lose the connections of the pool
+                with pytest.raises(TRANSIENT) as raised:
+                    await database.autocommit.fetchval("SELECT 1")
+                refused.append(raised.type)
+        assert asyncpg.ObjectNotInPrerequisiteStateError in refused
+        assert await database.autocommit.fetchval("SELECT 1") == 1
+    with pytest.raises(TRANSIENT):
+        await asyncpg.connect(scratch_url, database="no_such_database")
+    with pytest.raises(TRANSIENT):
+        await asyncpg.connect(scratch_url, password="wrong")
 
 
 async def test_what_fails_beside_the_statements_replaces_no_connection(scratch_url: str) -> None:

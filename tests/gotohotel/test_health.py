@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import asyncpg
 import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -18,7 +17,7 @@ from gotohotel.rpc.health import DATABASE, LIVE, STARTED
 from gotohotel.schema import migrate
 from ops import ports
 from ops.stack import Stack
-from tests.conftest import wait_for
+from tests.conftest import closed, wait_for
 from tests.gotohotel.test_app import environment
 
 READY = ""  # the name that gRPC's own load balancers ask for
@@ -89,12 +88,11 @@ async def test_a_service_without_its_database_lives_and_gets_no_calls(
     await migrate(scratch_url, *MIGRATIONS)
     with running(stack, tmp_path / "log", MYPAGE_DATABASE_URL=scratch_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
         wait_for(lambda: answers(port, READY))
-        await close(stack, scratch_url)
-
-        wait_for(lambda: not answers(port, READY))
-        wait_for(lambda: not answers(port, DATABASE))
-        wait_for(lambda: answers(port, LIVE))
-        assert process.poll() is None
+        async with closed(stack, scratch_url):
+            wait_for(lambda: not answers(port, READY))
+            wait_for(lambda: not answers(port, DATABASE))
+            wait_for(lambda: answers(port, LIVE))
+            assert process.poll() is None
 
 
 async def test_a_start_waits_for_the_schema(stack: Stack, scratch_url: str, tmp_path: Path) -> None:
@@ -110,17 +108,6 @@ async def test_a_start_waits_for_the_schema(stack: Stack, scratch_url: str, tmp_
     with running(stack, tmp_path / "log", **waits) as (_, port):
         await migrate(scratch_url, *MIGRATIONS)
         wait_for(lambda: answers(port, STARTED))
-
-
-async def close(stack: Stack, url: str) -> None:
-    """Ends a database's connections, and lets nobody in any more."""
-    name = url.rsplit("/", 1)[-1]
-    admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
-    try:
-        await admin.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
-        await admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
-    finally:
-        await admin.close()
 
 
 def test_a_taken_health_port_is_one_clear_sentence(stack: Stack) -> None:

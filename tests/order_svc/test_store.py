@@ -281,15 +281,15 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
 
 
 class LostRace(PostgresOrders):
-    """Another save comes in between the first load and its save."""
+    """Another connection saves the order after it was loaded for the first time."""
 
-    def __init__(self, connection: Connection) -> None:
+    def __init__(self, connection: Connection, others: PostgresOrders) -> None:
         super().__init__(connection)
-        self._others = PostgresOrders(connection)
+        self._others = others
         self._loaded = False
 
     async def get(self, order_id: str, *, owner: str | None) -> Order:
-        """The order; the first time it has changed since."""
+        """The order; after the first load it is changed."""
         order = await super().get(order_id, owner=owner)
         if not self._loaded:
             self._loaded = True
@@ -308,10 +308,10 @@ async def test_a_guest_s_call_does_not_lose_to_an_event(order_database: Database
 
     async with order_database.transaction() as connection:
         order = await service.cancel_order(
-            LostRace(connection), canceled.id, owner=None, reason="", by=DESK, now=NOW, today=DAY
+            LostRace(connection, orders), canceled.id, owner=None, reason="", by=DESK, now=NOW, today=DAY
         )
     already = await service.start_payment(
-        LostRace(order_database.autocommit), paid.id, owner=None, attempt_id=new_id(), now=NOW
+        LostRace(order_database.autocommit, orders), paid.id, owner=None, attempt_id=new_id(), now=NOW
     )
 
     assert order.status == (await orders.get(canceled.id, owner=None)).status == Status.CANCELING

@@ -138,7 +138,7 @@ def test_make_chaos(running: Stack) -> None:
 
 
 def test_make_keeps_what_python_compiles(stack: Stack, tmp_path: Path) -> None:
-    """Also where the environment says otherwise, as many containers' does: every process would compile everything."""
+    """Also if the environment forbids it, as in many containers: otherwise each process compiles every module."""
     bash(stack, "make test ARGS=--version", PYTHONDONTWRITEBYTECODE="1", PYTHONPYCACHEPREFIX=str(tmp_path))
 
     assert list(tmp_path.rglob("*.pyc"))

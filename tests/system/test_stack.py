@@ -289,7 +289,7 @@ def test_a_pid_file_of_the_past_is_not_believed(home: Path) -> None:
 
 
 def test_a_supervisor_that_nobody_has_reaped_has_ended(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first process of a container often looks after no others: what has ended stays as a zombie there."""
+    """In a container whose process 1 reaps no others, a process that has ended stays as a zombie."""
     with subprocess.Popen(["true"]) as ended:
         wait_for(lambda: psutil.Process(ended.pid).status() == psutil.STATUS_ZOMBIE)
         supervisor = Supervisor(home)
