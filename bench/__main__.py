@@ -9,6 +9,7 @@ from typing import Annotated
 
 import asyncpg
 import typer
+import uvloop
 from rich.table import Table
 
 from bench import load, pgbench, rebuilding, usage
@@ -51,7 +52,7 @@ def _alone(*, clients: int, seconds: int) -> None:
     stack = Stack.on_free_ports(home)
     try:
         stack.up()
-        asyncio.run(_bench(stack, clients=clients, seconds=seconds))
+        uvloop.run(_bench(stack, clients=clients, seconds=seconds))
     finally:
         stack.down()
 

@@ -19,6 +19,7 @@ from typing import Annotated
 
 import httpx
 import typer
+import uvloop
 
 from bench.load import CARD, open_room_type, read_answer, request_of
 from bench.plot import stacked_bars
@@ -66,13 +67,13 @@ def _besiege(stack: Stack, *, seconds: int, users: int, plot: Path) -> bool:
     os.environ.update(ILL)
     stack.up()
     open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), ROOM_TYPE)
-    bookings = asyncio.run(_book(stack, users=users, seconds=seconds))
+    bookings = uvloop.run(_book(stack, users=users, seconds=seconds))
     ejections = _statistic(stack, EJECTIONS)
     for name in ILL:
         del os.environ[name]
     stack.down()
     stack.up()
-    unpaid = asyncio.run(_pay_the_rest(stack, [each for each in bookings if each.outcome == LATER]))
+    unpaid = uvloop.run(_pay_the_rest(stack, [each for each in bookings if each.outcome == LATER]))
     found = {number: broken for number, broken in audit.check(stack).items() if broken}
 
     outcomes = Counter(each.outcome for each in bookings)

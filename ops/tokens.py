@@ -8,6 +8,7 @@ import hashlib
 import json
 import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -64,20 +65,26 @@ def sign(key: str, kid: str, *, subject: str, role: str, seconds: int = LIFETIME
     """A token, signed with a private key in PEM that the key set holds under this id."""
     now = int(time.time())
     claims = {"iss": ISSUER, "aud": AUDIENCE, "sub": subject, "role": role, "iat": now, "exp": now + seconds}
-    return jwt.encode(claims, key, "ES256", headers={"kid": kid})
+    return jwt.encode(claims, _private_key(key.encode()), "ES256", headers={"kid": kid})
 
 
 def public_key(pem: bytes) -> dict[str, Any]:
     """The entry in a key set of a private key, or of a certificate. Raises ValueError, TypeError for another kind."""
     if b"CERTIFICATE" in pem:
         return _entry(x509.load_pem_x509_certificate(pem).public_key())
-    return _entry(serialization.load_pem_private_key(pem, None))
+    return _entry(_private_key(pem))
 
 
 def key_id(folder: Path, key: str = KEY) -> str:
     """The id under which a key is in the key set."""
     public = _public(folder / key)
     return next(str(each["kid"]) for each in _keys(folder) if each["x"] == public["x"])
+
+
+@lru_cache(maxsize=8)
+def _private_key(pem: bytes) -> Any:
+    """Reading it takes longer than signing with it."""
+    return serialization.load_pem_private_key(pem, None)
 
 
 def _keys(folder: Path) -> list[dict[str, Any]]:
