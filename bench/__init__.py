@@ -4,6 +4,8 @@ __main__  the run and its report
 load      closed-loop and paced orders through the gateway
 scale     full tables against empty ones
 against   this code and that of another commit in turn
+floor     this code and the bare calls of an order in turn
+bare      order_svc and pay_svc for that, without what they do
 replicas  several of each against one of each
 fleet     runs several of each, as a cluster would, and replaces them
 names     a name server that knows who is ready

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from bench import load, pgbench, rebuilding, usage
 from bench.against import against
+from bench.floor import floor
 from bench.replicas import against_one
 from bench.scale import scale
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
@@ -30,9 +31,10 @@ def main(
     commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
     orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
     replicas: Annotated[int, typer.Option(min=0, help="Of each service and the gateway, against one of each.")] = 0,
+    bare: Annotated[bool, typer.Option("--floor", help="Against the bare calls of an order.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
-    """Measures orders per second: alone, or compared with another commit, full tables, or several replicas."""
+    """Measures orders per second: alone, or against another commit, full tables, several replicas, or bare calls."""
     try:
         if commit:
             against(commit, rounds=rounds, seconds=seconds, clients=clients)
@@ -40,6 +42,8 @@ def main(
             against_one(replicas, seconds=seconds, clients=clients)
         elif orders:
             scale(orders, rounds=rounds, seconds=seconds, clients=clients)
+        elif bare:
+            floor(rounds=rounds, seconds=seconds, clients=clients)
         else:
             _alone(clients=clients, seconds=seconds)
     except StackError as error:

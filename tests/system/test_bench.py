@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import against
+from bench import against, floor
 from ops.errors import StackError
 from ops.services import SERVICES
 from tests.conftest import ROOT, Hotel
@@ -46,3 +46,22 @@ def test_a_commit_that_does_not_exist_is_said_so() -> None:
     """Nothing is checked out."""
     with pytest.raises(StackError, match="no commit 'nothing'"):
         against.check_out("nothing")
+
+
+def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
+    """The stand-ins answer for order_svc and pay_svc, and store nothing; afterwards the hotel is as before."""
+    contestant = against.Contestant("here", ROOT, hotel.stack)
+    contestant.open_room_type()
+    with floor.replaced(contestant) as bare:
+        pids = bare.pids()
+        found = asyncio.run(against.contest([bare], rounds=1, seconds=1, clients=64, advance=lambda _: None))
+
+    [only] = found["here"]
+    assert only.rate > 0
+    assert all(only.cpu[name] > 0 for name in floor.REPLACED)
+    assert {name: pid for name, pid in pids.items() if name in floor.REPLACED} != {
+        name: pid for name, pid in contestant.pids().items() if name in floor.REPLACED
+    }
+    guest = hotel.caller()
+    assert hotel.order(guest)["status"] == "PAID"
+    assert len(guest.get("/orders")["orders"]) == 1
