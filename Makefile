@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 RUN := $(BIN)/gotohotel
 PROTOS := $(shell find protos -name '*.proto')
 # 0001_* creates the tables, which nothing uses yet, so their locks don't matter.
-MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
+MIGRATIONS := $(shell find . -path ./$(VENV) -prune -o -path ./.run -prune -o -path '*/migrations/*.sql' ! -name '0001_*' -print)
 # Python keeps what it has compiled. Many containers set this to 1: then each process would compile every module again.
 export PYTHONDONTWRITEBYTECODE :=
 
@@ -81,8 +81,8 @@ token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
 audit: $(VENV)/ready ## check the invariants against databases, ledger and stream; of orders placed SINCE=time UNTIL=time
 	@$(RUN) audit $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL))
 
-bench: $(VENV)/ready ## measure orders/s against pgbench on the same server, AGAINST=commit, or with SCALE=orders or REPLICAS=n
-	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(ARGS)
+bench: $(VENV)/ready ## measure orders/s against pgbench on the same server, AGAINST=commit, with SCALE=orders, REPLICAS=n, or FLOOR=1: against bare calls
+	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(FLOOR),--floor) $(ARGS)
 
 siege: $(VENV)/ready ## the original's circuit breaker test: 300 guests book while payments are slow
 	@$(BIN)/python -m bench.siege $(ARGS)

@@ -5,7 +5,7 @@ load      closed-loop and paced orders through the gateway
 scale     full tables against empty ones
 against   this code and that of another commit in turn
 floor     this code and the bare calls of an order in turn
-bare      order_svc and pay_svc for that, without what they do
+bare      stand-ins for order_svc and pay_svc, which only pass on these calls
 replicas  several of each against one of each
 fleet     runs several of each, as a cluster would, and replaces them
 names     a name server that knows who is ready

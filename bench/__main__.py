@@ -31,7 +31,7 @@ def main(
     commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
     orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
     replicas: Annotated[int, typer.Option(min=0, help="Of each service and the gateway, against one of each.")] = 0,
-    bare: Annotated[bool, typer.Option("--floor", help="Against the bare calls of an order.")] = False,
+    bare: Annotated[bool, typer.Option("--floor", help="Against the same calls without database and events.")] = False,
     rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
     """Measures orders per second: alone, or against another commit, full tables, several replicas, or bare calls."""

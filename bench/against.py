@@ -3,7 +3,6 @@
 A machine's speed varies from minute to minute, so only the ratios of neighbouring rounds say something.
 """
 
-import asyncio
 import os
 import shutil
 import subprocess
@@ -14,6 +13,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
+
+import uvloop
 
 from bench import load, usage
 from bench.plot import grouped_bars
@@ -32,7 +33,7 @@ class Contestant:
 
     name: str
     folder: Path
-    stack: Stack  # of other code only its folder and ports: it has its own idea of a stack
+    stack: Stack  # for other code, use only its folder and ports; its Stack may differ
 
     def command(self, *arguments: str) -> str:
         """Runs a command of the other code's command line; returns what it prints."""
@@ -155,7 +156,7 @@ def against(commit: str, *, rounds: int, seconds: float, clients: int) -> None:
         running(folder.name, folder, Path(".run/there")) as there,
         console.progress(f"{rounds} rounds", 2 * rounds) as advance,
     ):
-        found = asyncio.run(contest([here, there], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
+        found = uvloop.run(contest([here, there], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
     report(found["here"], found[there.name], there.name)
 
 

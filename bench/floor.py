@@ -1,12 +1,9 @@
-"""What an order can't do without: `make bench ARGS=--floor`.
+"""The calls of an order alone: `make bench FLOOR=1`.
 
 The hotel is loaded in turn with a copy whose order_svc and pay_svc only pass on the calls of an order, through the same
-gateway and with the same certificates. Afterwards pgbench runs the statements of an order on the hotel's PostgreSQL.
-No order can cost less than both together, as long as there are these two calls and these statements; what the events
-cost comes on top.
+gateway and with the same certificates. What the copy uses, an order can't do without, as long as it needs these calls.
 """
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -17,16 +14,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
-from bench import pgbench, usage
+import uvloop
+
 from bench.against import ROOT, Contestant, contest, report, running
 from ops import console
+from ops.errors import StackError
 from ops.services import part
-from ops.stack import Stack
 from ops.supervision import wait_until
 
 BARE = "bare calls"
-REPLACED = ("pay_svc", "order_svc")
-EVENTS = ("nats", "reservation_svc", "mypage_svc")  # what they do for an order is because of its events
+REPLACED = ("order_svc", "pay_svc")  # in this order: no real order_svc ever calls a stand-in, which charges nothing
+LEAST_CLIENTS = 64  # with fewer, each would reach its limit of 50 calls a second
+START_SECONDS, STOP_SECONDS = 30, 10
 
 
 @dataclass(frozen=True)
@@ -53,60 +52,46 @@ def _stand_in(contestant: Contestant, name: str) -> "Iterator[subprocess.Popen[b
     contestant.command("stop", name)
     stack = contestant.stack
     environment = {**os.environ, **stack.service_environment(name)}
-    with (stack.home / "log" / f"bare_{name}.log").open("wb") as log:
+    log = stack.home / "log" / f"bare_{name}.log"
+    with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "bench.bare", name], cwd=ROOT, env=environment, stdout=log, stderr=log
+            [sys.executable, "-m", "bench.bare", name], cwd=ROOT, env=environment, stdout=output, stderr=output
         )
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise StackError(f"The stand-in for {name} has ended: see {log}.")
+        with suppress(OSError), socket.create_connection(("127.0.0.1", stack.ports[part(name)]), timeout=1):
+            return True
+        return False
+
     try:
-        port = stack.ports[part(name)]
-        wait_until(lambda: _listens(port), f"the stand-in for {name} does not start", seconds=30)
+        wait_until(listens, f"The stand-in for {name} does not start: see {log}.", seconds=START_SECONDS)
         yield process
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         contestant.command("start", name)
 
 
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
-
-
-async def statements_cost(stack: Stack, *, clients: int, seconds: int) -> float:
-    """CPU milliseconds that PostgreSQL takes for the statements of one order."""
-    pids = {name: pid for name, _, pid, _ in stack.status() if name == "postgres"}
-    before = usage.cpu_seconds(pids)["postgres"]
-    transactions = await pgbench.measure(stack, clients=clients, seconds=seconds)
-    return 1000 * (usage.cpu_seconds(pids)["postgres"] - before) / (transactions * seconds)
-
-
 def floor(*, rounds: int, seconds: int, clients: int) -> None:
-    """Prints the hotel's CPU per order, that of the bare calls, and that of the statements.
-
-    Few clients would be answered so fast that each reaches its limit of calls a second.
-    """
+    """Prints the CPU per order of each process, with the hotel and with the bare calls."""
+    clients = max(clients, LEAST_CLIENTS)
     with (
         running("here", ROOT, Path(".run/here")) as here,
         running(BARE, ROOT, Path(".run/there")) as there,
         replaced(there) as bare,
         console.progress(f"{rounds} rounds", 2 * rounds) as advance,
     ):
-        found = asyncio.run(contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
-        statements = asyncio.run(statements_cost(here.stack, clients=clients, seconds=seconds))
+        found = uvloop.run(contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
     report(found["here"], found[BARE], BARE)
-    cost = {
-        who: {name: median(each.cpu[name] for each in rounds) for name in rounds[0].cpu if name != "bench"}
-        for who, rounds in found.items()
-    }
-    shown = console.table("CPU ms/order", "here", BARE, "statements", right=("here", BARE, "statements"))
-    for name, value in cost["here"].items():
-        shown.add_row(
-            name, f"{value:.2f}", f"{cost[BARE][name]:.2f}", f"{statements:.2f}" if name == "postgres" else ""
-        )
-    order, calls = sum(cost["here"].values()), sum(cost[BARE].values())
-    shown.add_row("all", f"{order:.2f}", f"{calls:.2f}", f"{statements:.2f}")
+    shown = console.table("CPU ms/order", "here", BARE, right=("here", BARE))
+    for name in found["here"][0].cpu:
+        costs = [median(each.cpu[name] for each in of_one) for of_one in found.values()]
+        shown.add_row(name, *(f"{cost:.2f}" for cost in costs))
+    shown.add_row("all but bench", *(f"{median(each.all_cpu for each in of_one):.2f}" for of_one in found.values()))
     console.show(shown)
-    events = sum(cost["here"][name] - cost[BARE][name] for name in EVENTS)
-    print(f"calls and statements: {(calls + statements) / order:.2f} × an order")
-    print(f"with what {', '.join(EVENTS)} do: {(calls + statements + events) / order:.2f} × an order")

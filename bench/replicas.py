@@ -4,9 +4,10 @@ On one machine they share its cores. What this shows is that everything stays ri
 they cost; it says nothing about several machines.
 """
 
-import asyncio
 import shutil
 from pathlib import Path
+
+import uvloop
 
 from bench import load, pgbench, usage
 from bench.fleet import HERE, Fleet
@@ -46,9 +47,9 @@ def _load(stack: Stack, count: int, *, seconds: int, clients: int) -> tuple[load
         pids = {name: pid for name, _, pid, _ in stack.status() if pid}
         pids |= {each.address: each.process.pid for each in fleet.replicas}
         port, room_type = stack.ports["gateway"], pgbench.ROOM_TYPE
-        asyncio.run(load.run(port, guests, room_type, seconds=2, hosts=fleet.gateways))  # warm up
+        uvloop.run(load.run(port, guests, room_type, seconds=2, hosts=fleet.gateways))  # warm up
         before = usage.cpu_seconds(pids)
-        outcome = asyncio.run(load.run(port, guests, room_type, seconds=seconds, hosts=fleet.gateways))
-        asyncio.run(load.caught_up(stack))
+        outcome = uvloop.run(load.run(port, guests, room_type, seconds=seconds, hosts=fleet.gateways))
+        uvloop.run(load.caught_up(stack))
         after = usage.cpu_seconds(pids)
     return outcome, sum(after[name] - before[name] for name in pids)

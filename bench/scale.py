@@ -1,10 +1,10 @@
 """A stack with millions of past orders in every table, loaded in turn with an empty one: `make bench SCALE=orders`."""
 
-import asyncio
 from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
+import uvloop
 
 from bench.against import ROOT, contest, report, running
 from ops import console
@@ -110,9 +110,7 @@ def scale(orders: int, *, rounds: int, seconds: float, clients: int) -> None:
         running("empty", ROOT, Path(".run/empty")) as empty,
     ):
         with console.progress("filling", orders * len(STATEMENTS)) as advance:
-            asyncio.run(fill(full.stack, orders, advance=advance))
+            uvloop.run(fill(full.stack, orders, advance=advance))
         with console.progress(f"{rounds} rounds", 2 * rounds) as advance:
-            found = asyncio.run(
-                contest([full, empty], rounds=rounds, seconds=seconds, clients=clients, advance=advance)
-            )
+            found = uvloop.run(contest([full, empty], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
     report(found["full"], found["empty"], "empty")

@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, Protocol, cast
 
 import asyncpg
@@ -28,10 +28,6 @@ TRANSIENT = (
     asyncpg.LockNotAvailableError,
     asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InvalidCachedStatementError,  # a migration has changed the table meanwhile
-    # The server answers, but does not let this service in, for example while a database is restored.
-    asyncpg.InvalidAuthorizationSpecificationError,  # includes a wrong password
-    asyncpg.InvalidCatalogNameError,  # there is no such database
-    asyncpg.ObjectNotInPrerequisiteStateError,  # the database takes no connections
 )
 
 # Together under three seconds: then the caller gets UNAVAILABLE.
@@ -182,9 +178,27 @@ class Database:
         self._committed()
 
 
+@contextmanager
+def _connecting() -> Iterator[None]:
+    """A server that does not let this service in counts as away, whatever its reason: no statement was sent yet. For
+    example, a database that is being restored takes no connections.
+    """
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        raise ConnectionRefusedError(f"PostgreSQL refuses the connection: {error}") from error
+
+
+async def connect(url: str, session: dict[str, str]) -> "asyncpg.Connection[Row]":
+    """A connection outside the pools, for a lock or for notifications. Raises what is TRANSIENT."""
+    with _connecting():
+        return await asyncpg.connect(url, timeout=3, command_timeout=5, server_settings=session)
+
+
 @asynccontextmanager
 async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionProxy[Row]"]:
-    connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
+    with _connecting():
+        connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
     try:
         yield connection
     finally:

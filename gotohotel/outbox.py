@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from gotohotel import trace
 from gotohotel.bus.connection import Bus
-from gotohotel.database import SESSION, TRANSIENT, Database, Row, in_batches
+from gotohotel.database import SESSION, TRANSIENT, Database, Row, connect, in_batches
 from gotohotel.ids import first_id_at, new_id
 
 logger = logging.getLogger(__name__)
@@ -159,9 +159,7 @@ class Relay:
 
     async def _relay_on_own_connection(self) -> None:
         # A direct connection of its own: PostgreSQL releases the lock when it ends.
-        connection = await asyncpg.connect(
-            self._url, timeout=3, command_timeout=5, server_settings={**SESSION, **RELAY_SESSION}
-        )
+        connection = await connect(self._url, {**SESSION, **RELAY_SESSION})
         try:
             while not await connection.fetchval("SELECT pg_try_advisory_lock($1)", RELAY_LOCK):
                 if self._last_batch:

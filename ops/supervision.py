@@ -224,7 +224,7 @@ def _has_ended(pid: int) -> bool:
     """Whether a process has ended. A zombie has: its parent has not reaped it, as process 1 of a container may not."""
     try:
         return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+    except psutil.Error:  # it is gone, or its number belongs to another user's process by now
         return True
 
 

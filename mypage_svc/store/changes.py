@@ -3,9 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Set
 
-import asyncpg
-
-from gotohotel.database import SESSION
+from gotohotel.database import SESSION, connect
 
 
 class Changes:
@@ -20,7 +18,7 @@ class Changes:
         None at the beginning, and whenever there was no change for this long: then any page may have changed.
         """
         news: asyncio.Queue[str] = asyncio.Queue()
-        connection = await asyncpg.connect(self._url, timeout=3, command_timeout=5, server_settings=SESSION)
+        connection = await connect(self._url, SESSION)
         try:
             await connection.add_listener("mypages", lambda *notice: news.put_nowait(notice[3]))
             connection.add_termination_listener(lambda _: news.put_nowait(""))

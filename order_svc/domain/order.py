@@ -172,7 +172,7 @@ class Order(Aggregate):
         self.attempt_id = attempt_id
         self.attempt_until = min(started_at, self.expires_at) + lifetime
         self.payment_error = None
-        self.updated_at = started_at
+        self.updated_at = max(self.updated_at, started_at)
 
     def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
         """Records pay_svc's answer for an attempt. Safe to repeat.
@@ -222,7 +222,7 @@ class Order(Aggregate):
             raise StayBegun()
         self.facts.cancel_asked_at = at
         self.canceled_by = by
-        self.updated_at = at
+        self.updated_at = max(self.updated_at, at)
         self.record(OrderCanceled(occurred_at=at, actor=by, reason=reason))
 
     def expire(self, payment: PaymentClosure, *, at: datetime) -> None:

@@ -3,12 +3,14 @@
 import asyncio
 from contextlib import AsyncExitStack
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 
 from chaos.links import Link
-from gotohotel.database import TRANSIENT, open_database
+from gotohotel.database import TRANSIENT, connect, open_database
+from gotohotel.ids import new_id
 from gotohotel.schema import migrate
 from ops.stack import Stack
 from tests.conftest import closed, within
@@ -92,12 +94,30 @@ async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_u
                 with pytest.raises(TRANSIENT) as raised:
                     await database.autocommit.fetchval("SELECT 1")
                 refused.append(raised.type)
-        assert asyncpg.ObjectNotInPrerequisiteStateError in refused
+        assert ConnectionRefusedError in refused
         assert await database.autocommit.fetchval("SELECT 1") == 1
-    with pytest.raises(TRANSIENT):
-        await asyncpg.connect(scratch_url, database="no_such_database")
-    with pytest.raises(TRANSIENT):
-        await asyncpg.connect(scratch_url, password="wrong")
+
+
+async def test_whatever_the_reason_a_refused_connection_is_an_outage(scratch_url: str) -> None:
+    """Nothing was sent yet, so trying again is safe: a wrong password, a database that does not exist, a right that was
+    taken away.
+    """
+    admin = await asyncpg.connect(scratch_url)
+    name, role = await admin.fetchval("SELECT current_database()"), f"outsider_{new_id()[-12:]}"
+    await admin.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'secret'; REVOKE CONNECT ON DATABASE {name} FROM PUBLIC")
+    address = urlsplit(scratch_url)
+    try:
+        for user, password, path, reason in (
+            (role, "wrong", name, "password authentication failed"),
+            (role, "secret", "no_such_database", "does not exist"),
+            (role, "secret", name, "permission denied"),
+        ):
+            url = address._replace(netloc=f"{user}:{password}@{address.hostname}:{address.port}", path=path).geturl()
+            with pytest.raises(TRANSIENT, match=f"refuses the connection: .*{reason}"):
+                await connect(url, {})
+    finally:
+        await admin.execute(f"DROP ROLE {role}")
+        await admin.close()
 
 
 async def test_what_fails_beside_the_statements_replaces_no_connection(scratch_url: str) -> None:

@@ -385,6 +385,7 @@ def test_a_page_has_at_most_200_things() -> None:
         TimeoutError(),
         asyncpg.ConnectionDoesNotExistError("closed in the middle of operation"),
         asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        ConnectionRefusedError("PostgreSQL refuses the connection"),
         asyncpg.TooManyConnectionsError("no slots"),
         asyncpg.AdminShutdownError("terminating connection"),
         asyncpg.QueryCanceledError("statement timeout"),

@@ -314,8 +314,13 @@ async def test_a_guest_s_call_does_not_lose_to_an_event(order_database: Database
         LostRace(order_database.autocommit, orders), paid.id, owner=None, attempt_id=new_id(), now=NOW
     )
 
-    assert order.status == (await orders.get(canceled.id, owner=None)).status == Status.CANCELING
+    stored = await orders.get(canceled.id, owner=None)
+    assert order.status == stored.status == Status.CANCELING
+    assert stored.facts.paid_at == NOW  # what the other connection has saved is kept
+    announced = "SELECT count(*) FROM outbox WHERE aggregate_id = $1 AND type LIKE '%OrderCanceled'"
+    assert await order_database.autocommit.fetchval(announced, canceled.id) == 1
     assert already.status == Status.PAID
+    assert (await orders.get(paid.id, owner=None)).attempt_id is None
 
 
 class Closing:

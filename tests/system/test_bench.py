@@ -1,14 +1,15 @@
-"""The comparison with another commit, on the stack of the tests."""
+"""The comparisons with another commit and with bare calls, on the stack of the tests."""
 
 import asyncio
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from bench import against, floor
 from ops.errors import StackError
 from ops.services import SERVICES
-from tests.conftest import ROOT, Hotel
+from tests.conftest import ROOT, Hotel, wait_for
 
 
 def test_rounds_are_compared(
@@ -50,18 +51,29 @@ def test_a_commit_that_does_not_exist_is_said_so() -> None:
 
 def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
     """The stand-ins answer for order_svc and pay_svc, and store nothing; afterwards the hotel is as before."""
+    guest = hotel.caller()
+    before, stored = hotel.order(guest)["id"], _stored(hotel)
     contestant = against.Contestant("here", ROOT, hotel.stack)
     contestant.open_room_type()
     with floor.replaced(contestant) as bare:
-        pids = bare.pids()
+        assert all(bare.pids()[name] == process.pid for name, process in bare.stand_ins.items())
         found = asyncio.run(against.contest([bare], rounds=1, seconds=1, clients=64, advance=lambda _: None))
 
     [only] = found["here"]
     assert only.rate > 0
     assert all(only.cpu[name] > 0 for name in floor.REPLACED)
-    assert {name: pid for name, pid in pids.items() if name in floor.REPLACED} != {
-        name: pid for name, pid in contestant.pids().items() if name in floor.REPLACED
-    }
-    guest = hotel.caller()
-    assert hotel.order(guest)["status"] == "PAID"
-    assert len(guest.get("/orders")["orders"]) == 1
+    assert _stored(hotel) == stored
+    assert hotel.desk.get(f"/orders/{before}")["status"] == "PAID"
+    wait_for(lambda: hotel.order(guest)["status"] == "PAID")
+
+
+def _stored(hotel: Hotel) -> list[int]:
+    """How many orders and payments there are."""
+
+    async def count(service: str, table: str) -> int:
+        connection = await asyncpg.connect(hotel.stack.database_url(service, "postgres"))
+        found: int = await connection.fetchval(f"SELECT count(*) FROM {table}")
+        await connection.close()
+        return found
+
+    return [asyncio.run(count("order_svc", "orders")), asyncio.run(count("pay_svc", "payments"))]

@@ -139,7 +139,7 @@ def test_grpc_clients_watch_too(hotel: Hotel, guest: Client) -> None:
         request = pb.WatchMyPageRequest(order_id=order["id"])
         in_english = (*_bearer(guest), ("accept-language", "de, en;q=0.5"))
         english = stub.WatchMyPage(request, metadata=in_english, timeout=WAIT_SECONDS)
-        korean = stub.WatchMyPage(request, metadata=_bearer(guest))
+        korean = stub.WatchMyPage(request, metadata=_bearer(guest), timeout=WAIT_SECONDS)
         assert next(english).timeline[0].text == "We have received your booking."
         assert next(korean).timeline[0].text == "예약이 접수되었습니다."
         guest.post(f"/orders/{order['id']}:cancel")
