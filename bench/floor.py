@@ -1,7 +1,7 @@
 """The calls of an order alone: `make bench FLOOR=1`.
 
 The hotel is loaded in turn with a copy whose order_svc and pay_svc only pass on the calls of an order, through the same
-gateway and with the same certificates. What the copy uses, an order can't do without, as long as it needs these calls.
+gateway and with the same certificates. As long as an order needs these calls, it can't cost less than in the copy.
 """
 
 import os

@@ -172,7 +172,7 @@ class Order(Aggregate):
         self.attempt_id = attempt_id
         self.attempt_until = min(started_at, self.expires_at) + lifetime
         self.payment_error = None
-        self.updated_at = max(self.updated_at, started_at)
+        self._touch(started_at)
 
     def settle_payment(self, attempt_id: str | None, outcome: PaymentOutcome, *, at: datetime) -> None:
         """Records pay_svc's answer for an attempt. Safe to repeat.
@@ -187,14 +187,14 @@ class Order(Aggregate):
         elif self.attempt_id == attempt_id:
             if outcome.error != IN_PROGRESS or self.payment_error is None:
                 self.payment_error = outcome.error
-            self.updated_at = at
+            self._touch(at)
             if outcome.settled:
                 self.attempt_until = None
             elif outcome.attempt_id:
                 self.attempt_id = outcome.attempt_id
         elif outcome.settled and self.attempt_until is not None:
             self.payment_error = outcome.error
-            self.updated_at = at
+            self._touch(at)
 
     def note_payment_declined(self, attempt_id: str, reason: str, *, at: datetime) -> None:
         """Records a declined attempt from pay_svc's event: the call that made the attempt may not have received the
@@ -207,7 +207,7 @@ class Order(Aggregate):
         elif self.payment_error != IN_PROGRESS:
             return  # known already, or a newer attempt has a result
         self.payment_error = declined(reason)
-        self.updated_at = max(self.updated_at, at)
+        self._touch(at)
 
     def cancel(self, reason: str, *, by: Actor, at: datetime, today: date) -> None:
         """Requests the cancel. Changes nothing if the order is CANCELING or CANCELED.
@@ -222,7 +222,7 @@ class Order(Aggregate):
             raise StayBegun()
         self.facts.cancel_asked_at = at
         self.canceled_by = by
-        self.updated_at = max(self.updated_at, at)
+        self._touch(at)
         self.record(OrderCanceled(occurred_at=at, actor=by, reason=reason))
 
     def expire(self, payment: PaymentClosure, *, at: datetime) -> None:
@@ -239,7 +239,7 @@ class Order(Aggregate):
         if self.status != Status.PAYMENT_PENDING or self.expires_at > at or in_flight or not payment.closed:
             return
         self.facts.expired_at = at
-        self.updated_at = at
+        self._touch(at)
         self.record(OrderExpired(occurred_at=at, actor=SERVICE))
 
     def note_payment_approved(self, at: datetime) -> None:
@@ -266,10 +266,14 @@ class Order(Aggregate):
         """Records that the reservation is canceled."""
         self._note("reservation_canceled_at", at)
 
+    def _touch(self, at: datetime) -> None:
+        """The time of the last change never goes back: a call that lost a race has read the clock before the winner."""
+        self.updated_at = max(self.updated_at, at)
+
     def _note(self, fact: str, at: datetime) -> bool:
         """Stores a fact unless it is stored already."""
         if getattr(self.facts, fact) is not None:
             return False
         setattr(self.facts, fact, at)
-        self.updated_at = max(self.updated_at, at)
+        self._touch(at)
         return True

@@ -209,6 +209,21 @@ def test_a_guest_cancels_until_the_day_of_arrival(days: int, may: bool) -> None:
     assert order.status == canceled.status == Status.CANCELING
 
 
+def test_the_time_of_the_last_change_never_goes_back() -> None:
+    """A call may have read the clock before the change that it follows."""
+    changes: list[Callable[[Order], object]] = [
+        lambda order: order.start_payment("a", started_at=NOON, lifetime=MINUTE),
+        lambda order: order.settle_payment(order.attempt_id, REFUSED, at=NOON),
+        lambda order: order.note_payment_approved(NOON),
+        lambda order: order.cancel("", by=DESK, at=NOON, today=TODAY),
+    ]
+    for change in changes:
+        order = an_order()
+        order.updated_at = LATER
+        change(order)
+        assert order.updated_at == LATER
+
+
 def test_canceling_twice_announces_once() -> None:
     """A repeated cancel changes nothing."""
     order = a_paid_order()
