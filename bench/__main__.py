@@ -87,8 +87,9 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
 
         watching = Watching(stack, pgbench.ROOM_TYPE)
         await watching.open()
+        idle_seconds = min(IDLE_SECONDS, seconds)
         idle = usage.cpu_seconds(pids)
-        await asyncio.sleep(IDLE_SECONDS)
+        await asyncio.sleep(idle_seconds)
         idle = {name: after - idle[name] for name, after in usage.cpu_seconds(pids).items()}
         await asyncio.gather(
             load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2),
@@ -118,7 +119,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     )
     console.show(results)
     part = ("mypage_svc", "envoy", "postgres")
-    shares = ", ".join(f"{name} {100 * idle[name] / IDLE_SECONDS:.1f} %" for name in part)
+    shares = ", ".join(f"{name} {100 * idle[name] / idle_seconds:.1f} %" for name in part)
     megabytes = ", ".join(f"{name} {watched_memory[name] / 1e6:.0f}" for name in part)
     print(f"\nthe same watches without load: {shares} of a core; MB under load: {megabytes}\n")
     per_process = console.table("process", "CPU ms/order", "peak MB", right=("CPU ms/order", "peak MB"))
