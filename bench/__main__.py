@@ -12,7 +12,7 @@ import typer
 import uvloop
 from rich.table import Table
 
-from bench import load, pgbench, rebuilding, usage
+from bench import load, pgbench, reads, rebuilding, usage
 from bench.against import against
 from bench.floor import floor
 from bench.replicas import against_one
@@ -70,7 +70,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     await load.caught_up(stack)
 
     cpu, began = usage.cpu_seconds(pids), datetime.now(tz=UTC)
-    with console.progress("full load, half load, watches, pgbench, rebuild", 5) as advance:
+    with console.progress("full load, half load, reads, watches, pgbench, rebuild", 6) as advance:
         memory, full = await asyncio.gather(
             _peak_memory(pids, seconds), load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds)
         )
@@ -83,6 +83,9 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         half = await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=seconds, orders_per_second=full.rate / 2)
         await load.caught_up(stack)
         half_lag = await _lag(stack, began)
+        advance(1)
+
+        read = await reads.measure(stack, pids, pgbench.ROOM_TYPE, clients=clients, seconds=seconds)
         advance(1)
 
         watching = Watching(stack, pgbench.ROOM_TYPE)
@@ -113,10 +116,8 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     results.add_row(f"orders, half load: {half.rate:.0f} /s")
     _add_times(results, half, half_lag)
     results.add_row(f"{GUESTS * WATCHES_OF_ONE} watches, half load")
-    delays = watching.delays
-    results.add_row(
-        "  from an event to the watch", f"{delays.percentile(50):.0f} ms", f"{delays.percentile(99):.0f} ms"
-    )
+    p50, p99 = (f"{load.percentile(watching.delays, percent):.0f} ms" for percent in (50, 99))
+    results.add_row("  from an event to the watch", p50, p99)
     console.show(results)
     part = ("mypage_svc", "envoy", "postgres")
     shares = ", ".join(f"{name} {100 * idle[name] / idle_seconds:.1f} %" for name in part)
@@ -127,6 +128,14 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         megabytes = f"{memory[name] / 1e6:.0f}" if name in memory else "-"
         per_process.add_row(name, f"{1000 * value / len(full.latencies):.2f}", megabytes)
     console.show(per_process)
+    reading = console.table(
+        "reads, full load", "calls/s", "p50", "p99", "CPU ms/call", right=("calls/s", "p50", "p99", "CPU ms/call")
+    )
+    for rpc, each in read.items():
+        p50, p99 = (f"{load.percentile(each.latencies, percent):.1f} ms" for percent in (50, 99))
+        reading.add_row(rpc, f"{each.rate:,.0f}", p50, p99, f"{each.cpu:.2f}")
+    print()
+    console.show(reading)
     print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
     print(f"{'ratio':<28} {full.rate / transactions:8.3f}\n")
     rebuilt = console.table("My page rebuilt", "per second", right=("per second",))

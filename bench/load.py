@@ -37,8 +37,13 @@ class Outcome:
 
     def percentile(self, percent: float) -> float:
         """That percentile of the latencies, in milliseconds."""
-        ordered = sorted(self.latencies)
-        return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
+        return percentile(self.latencies, percent)
+
+
+def percentile(seconds: Sequence[float], percent: float) -> float:
+    """That percentile of some times in seconds, in milliseconds."""
+    ordered = sorted(seconds)
+    return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 async def run(

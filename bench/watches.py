@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import httpx
@@ -12,18 +11,6 @@ from ops.stack import Stack
 
 GUESTS, WATCHES_OF_ONE = 50, 20  # as many as one caller may have
 OPEN_SECONDS = 30
-
-
-@dataclass
-class Delays:
-    """Seconds from an event to its arrival at each watch."""
-
-    seconds: list[float] = field(default_factory=list)
-
-    def percentile(self, percent: float) -> float:
-        """That percentile, in milliseconds."""
-        ordered = sorted(self.seconds)
-        return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
 class Watching:
@@ -37,7 +24,7 @@ class Watching:
         self._readers: list[asyncio.Task[None]] = []
         self._http = httpx.AsyncClient(base_url=stack.gateway_url, timeout=10)
         self._opened, self._paid = asyncio.Semaphore(0), asyncio.Semaphore(0)
-        self.delays = Delays()
+        self.delays: list[float] = []  # seconds from an event to its arrival, at each watch
 
     async def open(self) -> None:
         """Places the bookings, and returns when every watch has its first page."""
@@ -85,7 +72,7 @@ class Watching:
                 pass
             arrived = datetime.now(tz=UTC)
             [paid] = [each for each in json.loads(line[6:])["timeline"] if each["event"] == "PaymentApproved"]
-            self.delays.seconds.append((arrived - datetime.fromisoformat(paid["time"])).total_seconds())
+            self.delays.append((arrived - datetime.fromisoformat(paid["time"])).total_seconds())
             self._paid.release()
             while await reader.readline():
                 pass

@@ -18,9 +18,10 @@ import pytest
 
 from gotohotel.database import Database, open_database
 from gotohotel.domain import Actor, Role
-from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from ops import audit, certificates
 from ops.stack import Stack
+from tests.databases import Databases, create_database, drop_database
+from tests.schedule import pytest_xdist_make_scheduler  # noqa: F401 - pytest calls it
 
 ROOT = Path(__file__).parents[1]
 # Where Helm keeps what it knows of a cluster: not in a home. It reads this only when a process starts.
@@ -207,20 +208,10 @@ def guest(hotel: Hotel) -> Client:
 
 @pytest.fixture
 async def scratch_url(stack: Stack) -> AsyncIterator[str]:
-    """The URL of an empty database."""
-    async with scratch_database(stack) as url:
-        yield url
-
-
-@asynccontextmanager
-async def scratch_database(stack: Stack) -> AsyncIterator[str]:
-    """Creates a database, yields its URL and drops it afterwards."""
-    name = f"scratch_{uuid.uuid4().hex[:12]}"  # too short to be a card number, which the audit looks for in logs
-    admin = await asyncpg.connect(stack.database_url("postgres", "postgres"))
-    await admin.execute(f"CREATE DATABASE {name}")
-    yield stack.database_url(name, "postgres")
-    await admin.execute(f"DROP DATABASE {name} WITH (FORCE)")
-    await admin.close()
+    """The URL of an empty database, for tests of migrations."""
+    url = await create_database(stack)
+    yield url
+    await drop_database(stack, url)
 
 
 @asynccontextmanager
@@ -237,35 +228,53 @@ async def closed(stack: Stack, url: str) -> AsyncIterator[None]:
         await admin.close()
 
 
+@pytest.fixture(scope="session")
+def databases(stack: Stack) -> Databases:
+    """Databases with the services' schemas, which tests use one after another."""
+    return Databases(stack)
+
+
 @pytest.fixture
-async def order_database(scratch_url: str) -> AsyncIterator[Database]:
-    """An empty database with order_svc's schema."""
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "order_svc" / "migrations")
-    async with open_database(scratch_url, name="test", pool_size=20) as database:
+async def order_url(databases: Databases) -> AsyncIterator[str]:
+    """The URL of a database with order_svc's schema, without any rows."""
+    async with databases.of(ROOT / "order_svc" / "migrations") as url:
+        yield url
+
+
+@pytest.fixture
+async def order_database(order_url: str) -> AsyncIterator[Database]:
+    """The same database, opened."""
+    async with open_database(order_url, name="test", pool_size=20) as database:
         yield database
 
 
 @pytest.fixture
-async def reservation_database(stack: Stack) -> AsyncIterator[Database]:
-    """An empty database with reservation_svc's schema; separate, because order_svc also has a table room_types."""
-    async with scratch_database(stack) as url:
-        await migrate(url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
-        async with open_database(url, name="test", pool_size=5) as database:
-            yield database
-
-
-@pytest.fixture
-async def pay_database(scratch_url: str) -> AsyncIterator[Database]:
-    """An empty database with pay_svc's schema and the sandbox's ledger."""
-    sandbox = ROOT / "pay_svc" / "sandbox" / "migrations"
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "pay_svc" / "migrations", sandbox)
-    async with open_database(scratch_url, name="test", pool_size=20) as database:
+async def reservation_database(databases: Databases) -> AsyncIterator[Database]:
+    """A database with reservation_svc's schema, without any rows."""
+    async with (
+        databases.of(ROOT / "reservation_svc" / "migrations") as url,
+        open_database(url, name="test", pool_size=5) as database,
+    ):
         yield database
 
 
 @pytest.fixture
-async def mypage_database(scratch_url: str) -> AsyncIterator[Database]:
-    """An empty database with mypage_svc's schema."""
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "mypage_svc" / "migrations")
-    async with open_database(scratch_url, name="test", pool_size=5) as database:
+async def pay_database(databases: Databases) -> AsyncIterator[Database]:
+    """A database with pay_svc's schema and the sandbox's ledger, without any rows."""
+    folders = ROOT / "pay_svc" / "migrations", ROOT / "pay_svc" / "sandbox" / "migrations"
+    async with databases.of(*folders) as url, open_database(url, name="test", pool_size=20) as database:
+        yield database
+
+
+@pytest.fixture
+async def mypage_url(databases: Databases) -> AsyncIterator[str]:
+    """The URL of a database with mypage_svc's schema, without any rows."""
+    async with databases.of(ROOT / "mypage_svc" / "migrations") as url:
+        yield url
+
+
+@pytest.fixture
+async def mypage_database(mypage_url: str) -> AsyncIterator[Database]:
+    """The same database, opened."""
+    async with open_database(mypage_url, name="test", pool_size=5) as database:
         yield database

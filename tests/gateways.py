@@ -21,7 +21,9 @@ def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) ->
     configuration = (stack.home / "envoy.yaml").read_text()
     for name in ("gateway", "egress"):
         configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
+    # Its own sockets too: a gateway removes those of its configuration when it ends.
     configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
+    configuration = configuration.replace(str(stack.home / "pages.sock"), str(twin.home / "pages.sock"))
     (folder / "envoy.yaml").write_text(change(configuration))
     with running_envoy(twin):
         yield twin.gateway_url

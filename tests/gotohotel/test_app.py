@@ -234,11 +234,11 @@ def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_
     return app
 
 
-async def test_a_service_drains_again_and_again(stack: Stack, order_database: Database, scratch_url: str) -> None:
+async def test_a_service_drains_again_and_again(stack: Stack, order_database: Database, order_url: str) -> None:
     """Of two hundred drains at random moments, none hangs."""
     chance = random.Random(1)
     for _ in range(200):
-        app = an_app(stack, order_database, scratch_url)
+        app = an_app(stack, order_database, order_url)
         running = asyncio.create_task(app.run())
         await asyncio.sleep(chance.uniform(0, 0.05))
         app._stopping.set()
@@ -247,7 +247,7 @@ async def test_a_service_drains_again_and_again(stack: Stack, order_database: Da
 
 
 async def test_not_serving_is_taken_back_when_the_difference_is_mended(
-    stack: Stack, order_database: Database, scratch_url: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, order_database: Database, order_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Once the consumer's declaration is corrected, the service is SERVING without a restart."""
     monkeypatch.setattr("gotohotel.app.DECLARATION_SECONDS", 0.2)
@@ -255,7 +255,7 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
     js = client.jetstream()
     name, subject = f"mend_{uuid.uuid4().hex[:8]}", "gotohotel.order.v1.OrderCanceled"
     await js.add_consumer("EVENTS", durable_name=name, filter_subjects=[subject], max_deliver=3)
-    app = an_app(stack, order_database, scratch_url, nats_user="operator")
+    app = an_app(stack, order_database, order_url, nats_user="operator")
     app.bus.name = name
     app.listen(Seen().policies)
     running = asyncio.create_task(app.run())
@@ -274,13 +274,13 @@ async def test_not_serving_is_taken_back_when_the_difference_is_mended(
 
 
 async def test_a_service_without_a_consumer_is_serving_again_after_a_stream_was_repaired(
-    stack: Stack, order_database: Database, scratch_url: str, monkeypatch: pytest.MonkeyPatch
+    stack: Stack, order_database: Database, order_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pay_svc subscribes to nothing, but it needs the stream of events as this release declares it."""
     monkeypatch.setattr("gotohotel.app.DECLARATION_SECONDS", 0.2)
     wanted = EVENTS
     monkeypatch.setattr(connection, "EVENTS", wanted.evolve(duplicate_window=300))
-    app = an_app(stack, order_database, scratch_url, nats_user="operator")
+    app = an_app(stack, order_database, order_url, nats_user="operator")
     running = asyncio.create_task(app.run())
     try:
         await health_is(stack, app, "NOT_SERVING")
@@ -312,10 +312,10 @@ async def health_is(stack: Stack, app: App, status: str) -> None:
 
 
 async def test_calls_are_taken_until_all_have_seen_that_it_drains(
-    stack: Stack, order_database: Database, scratch_url: str
+    stack: Stack, order_database: Database, order_url: str
 ) -> None:
     """While it drains, a service still answers health checks for a time, even if it subscribes to no event."""
-    app = an_app(stack, order_database, scratch_url)
+    app = an_app(stack, order_database, order_url)
     running = asyncio.create_task(app.run())
     app.settings = app.settings.model_copy(update={"notice_seconds": 1})
     await health_is(stack, app, "SERVING")
@@ -326,11 +326,9 @@ async def test_calls_are_taken_until_all_have_seen_that_it_drains(
     await asyncio.wait_for(running, timeout=15)
 
 
-async def test_jobs_go_on_until_the_last_call_has_ended(
-    stack: Stack, order_database: Database, scratch_url: str
-) -> None:
+async def test_jobs_go_on_until_the_last_call_has_ended(stack: Stack, order_database: Database, order_url: str) -> None:
     """One of the jobs renews the claims of running calls, so that nobody takes them over while the service drains."""
-    app, under_way, runs_after = an_app(stack, order_database, scratch_url), asyncio.Event(), asyncio.Semaphore(0)
+    app, under_way, runs_after = an_app(stack, order_database, order_url), asyncio.Event(), asyncio.Semaphore(0)
 
     async def job() -> None:
         if app._stopping.is_set():

@@ -187,11 +187,11 @@ async def messages(server: Server, stream: str) -> list[dict[str, str]]:
 
 
 async def test_what_is_announced_is_handled_once_and_in_order(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """An event goes from the outbox through the stream to its handler, with its metadata in headers."""
     seen, order = Seen(), new_id()
-    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(order_url, bus):
         await announce(order_database, order, order, order)
 
         await until(lambda: len(seen.orders) == 3)
@@ -204,11 +204,11 @@ async def test_what_is_announced_is_handled_once_and_in_order(
 
 
 async def test_nothing_is_lost_or_doubled_when_nats_is_killed(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """The outbox keeps the events; after the restart each event is handled once."""
     seen = Seen()
-    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus) as relay:
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(order_url, bus) as relay:
         await announce(order_database, *(f"before-{n}" for n in range(50)))
         relay.wake()
         await until(lambda: len(seen.orders) > 0)
@@ -247,11 +247,11 @@ async def test_a_connection_that_is_closed_for_good_is_noticed(server: Server) -
 
 
 async def test_an_event_that_comes_again_has_no_second_effect(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """The stream remembers message ids for a short time only; the inbox detects a repeated event."""
     seen = Seen()
-    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(scratch_url, bus):
+    async with running(server.url) as bus, consuming(bus, seen, order_database), relaying(order_url, bus):
         await announce(order_database, "first")
         await until(lambda: len(seen.orders) == 1)
         header = (await messages(server, str(EVENTS.name)))[0]
@@ -269,14 +269,14 @@ async def test_an_event_that_comes_again_has_no_second_effect(
 
 
 async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """The dead letter has the reason and the consumer, and the other events of the batch are handled."""
     seen = Seen()
     await announce(order_database, "good-1")
     await announce(order_database, "bad", reason="poison")
     await announce(order_database, "good-2")
-    async with running(server.url) as bus, relaying(scratch_url, bus):
+    async with running(server.url) as bus, relaying(order_url, bus):
         pass
     async with running(server.url) as bus, consuming(bus, seen, order_database):
         await until(lambda: len(seen.orders) == 2)
@@ -293,7 +293,7 @@ async def test_a_poison_event_goes_to_the_dead_letters_and_blocks_nobody(
 
 
 async def test_an_event_that_must_not_be_believed_goes_to_the_dead_letters(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """However many there are, they halt nothing: the other events are handled."""
 
@@ -303,7 +303,7 @@ async def test_an_event_that_must_not_be_believed_goes_to_the_dead_letters(
 
     seen = Seen()
     await announce(order_database, "good-1", *[f"forged-{number}" for number in range(6)], "good-2")
-    async with running(server.url) as bus, relaying(scratch_url, bus):
+    async with running(server.url) as bus, relaying(order_url, bus):
         await all_sent(order_database)
     async with running(server.url) as bus, consuming(bus, seen, order_database, require=require):
         await until(lambda: len(seen.orders) == 2)
@@ -365,12 +365,12 @@ async def test_operational_settings_are_brought_up_to_date_in_place(server: Serv
         assert (config.ack_wait, config.max_ack_pending) == (streams.ACK_WAIT_SECONDS, streams.MAX_UNACKNOWLEDGED)
 
 
-async def test_two_releases_share_a_subscription(server: Server, order_database: Database, scratch_url: str) -> None:
+async def test_two_releases_share_a_subscription(server: Server, order_database: Database, order_url: str) -> None:
     """The newer one extends it; the older one continues, and hands back events that only the newer one knows."""
     older, newer = Seen(), Seen()
     expired: list[str] = []
     newer.policies.whenever(OrderExpired)(lambda event, _: expired.append(event.order_id))
-    async with running(server.url) as bus, running(server.url) as newer_bus, relaying(scratch_url, bus):  # noqa: SIM117
+    async with running(server.url) as bus, running(server.url) as newer_bus, relaying(order_url, bus):  # noqa: SIM117
         async with consuming(bus, older, order_database):
             await announce(order_database, "before")
             await until(lambda: older.orders == ["before"])
@@ -392,13 +392,13 @@ async def test_two_releases_share_a_subscription(server: Server, order_database:
 
 
 async def test_a_release_that_cannot_handle_events_keeps_them(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """After some failures in a row the consumer halts and makes no dead letters. A fixed release handles the rest."""
     names = [f"o-{number}" for number in range(30)]
     bad, good = Seen(), Seen()
     bad.policies.whenever(OrderCanceled)(_a_bug)
-    async with running(server.url) as bus, relaying(scratch_url, bus):
+    async with running(server.url) as bus, relaying(order_url, bus):
         await announce(order_database, *names)
     async with running(server.url) as bus:
         await declare_consumer(bus.js, bus.name, bad.policies.subjects)
@@ -441,12 +441,12 @@ async def test_an_event_without_personal_data_goes_to_new_services_only(
 
 
 async def test_many_bad_events_of_one_order_do_not_stop_the_others(
-    server: Server, order_database: Database, scratch_url: str
+    server: Server, order_database: Database, order_url: str
 ) -> None:
     """Failures of a single order do not halt the consumer."""
     seen = Seen()
     await announce(order_database, *["bad"] * 8, reason="poison")
-    async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
+    async with running(server.url) as bus, relaying(order_url, bus), consuming(bus, seen, order_database):
         async with within(30):
             while len(await messages(server, str(DEAD_LETTERS.name))) < 8:  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
@@ -458,9 +458,7 @@ def _a_bug(_: OrderCanceled, __: list[str]) -> None:
     raise AttributeError("a bug")
 
 
-async def test_a_value_that_fits_no_column_is_poison(
-    server: Server, order_database: Database, scratch_url: str
-) -> None:
+async def test_a_value_that_fits_no_column_is_poison(server: Server, order_database: Database, order_url: str) -> None:
     """It becomes a dead letter instead of being retried forever, and the reason does not contain the value."""
     seen = Seen()
 
@@ -475,7 +473,7 @@ async def test_a_value_that_fits_no_column_is_poison(
     order = new_id()
     await announce(order_database, "no-uuid")
     await announce(order_database, order)
-    async with running(server.url) as bus, relaying(scratch_url, bus), consuming(bus, seen, order_database):
+    async with running(server.url) as bus, relaying(order_url, bus), consuming(bus, seen, order_database):
         await until(lambda: seen.orders == [order])
         async with within(20):
             while not (letters := await messages(server, str(DEAD_LETTERS.name))):
@@ -486,16 +484,14 @@ async def test_a_value_that_fits_no_column_is_poison(
     assert "no-uuid" not in letter["x-dead-reason"]
 
 
-async def test_a_later_event_waits_for_an_earlier_one(
-    server: Server, order_database: Database, scratch_url: str
-) -> None:
+async def test_a_later_event_waits_for_an_earlier_one(server: Server, order_database: Database, order_url: str) -> None:
     """If an event can't be published, later events of the same aggregate wait. Other aggregates are not affected."""
     blocked, other = sorted((new_id(), new_id()))  # the batch is in this order
     nowhere = "UPDATE outbox SET type = $2 WHERE aggregate_id = $1 AND aggregate_version = 1"
     async with running(server.url) as bus:
         await announce(order_database, blocked, blocked, other)
         await order_database.autocommit.execute(nowhere, blocked, "a.subject.of.no.stream")
-        relay = Relay(scratch_url, bus, source="test_svc")
+        relay = Relay(order_url, bus, source="test_svc")
         task = asyncio.create_task(relay.run())
         async with within(30):
             while not (sent := await messages(server, str(EVENTS.name))):
@@ -518,11 +514,11 @@ async def test_a_version_is_announced_once(order_database: Database) -> None:
 
 
 async def test_a_stream_that_is_nearly_full_is_reported_and_may_be_given_room(
-    server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+    server: Server, order_database: Database, order_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The operator decides on the size of the stream; services accept a smaller or larger one than they declare."""
     async with running(server.url) as bus:
-        async with relaying(scratch_url, bus):
+        async with relaying(order_url, bus):
             await announce(order_database, "a", "b", "c")
         await bus.watch_the_stream()
         assert caplog.messages == []
@@ -549,11 +545,11 @@ async def _limit(server: Server, max_bytes: Callable[[Any], int]) -> None:
     await client.close()
 
 
-async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, scratch_url: str) -> None:
+async def test_one_relay_of_two_is_at_work(server: Server, order_database: Database, order_url: str) -> None:
     """When the relay with the lock ends, the other one gets the lock."""
     async with running(server.url) as bus:
-        async with relaying(scratch_url, bus):
-            first = Relay(scratch_url, bus, source="test_svc")
+        async with relaying(order_url, bus):
+            first = Relay(order_url, bus, source="test_svc")
             waiting = asyncio.create_task(first.run())
             await announce(order_database, "a")
 
@@ -579,30 +575,28 @@ async def all_sent(database: Database, *, but: int = 0) -> None:
 
 
 async def test_a_relay_that_is_not_let_in_goes_on(
-    stack: Stack, server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+    stack: Stack, server: Server, order_database: Database, order_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server answers, but refuses the connection. The relay tries again and does not end its service."""
     await announce(order_database, "a")
     async with running(server.url) as bus, AsyncExitStack() as resources:
-        async with closed(stack, scratch_url):
-            await resources.enter_async_context(relaying(scratch_url, bus))
+        async with closed(stack, order_url):
+            await resources.enter_async_context(relaying(order_url, bus))
             await until(lambda: "the database is away" in caplog.text)
         await all_sent(order_database)
 
 
-async def test_a_relay_that_cannot_publish_hands_over(
-    server: Server, order_database: Database, scratch_url: str
-) -> None:
+async def test_a_relay_that_cannot_publish_hands_over(server: Server, order_database: Database, order_url: str) -> None:
     """If NATS does not answer the relay that holds the lock, another relay takes over."""
     deaf = Server()
     try:
         async with running(deaf.url) as cut_off, running(server.url) as healthy:
-            first = Relay(scratch_url, cut_off, source="test_svc")
+            first = Relay(order_url, cut_off, source="test_svc")
             holder = asyncio.create_task(first.run())
             await announce(order_database, "a")
             await all_sent(order_database)
             deaf.freeze()
-            second = Relay(scratch_url, healthy, source="test_svc")
+            second = Relay(order_url, healthy, source="test_svc")
             waiting = asyncio.create_task(second.run())
             await announce(order_database, "b")
 
@@ -660,17 +654,17 @@ async def the_locker_waits(database: Database, event: str) -> None:
 
 @pytest.mark.parametrize("frozen_while", ["idle", "reading"])
 async def test_the_lock_of_a_frozen_relay_passes_on(
-    server: Server, order_database: Database, scratch_url: str, frozen_while: str
+    server: Server, order_database: Database, order_url: str, frozen_while: str
 ) -> None:
     """Nobody has to end its session by hand, whether it is idle or has read half of a result."""
-    command = [sys.executable, "-c", FROZEN_RELAY, scratch_url, frozen_while]
+    command = [sys.executable, "-c", FROZEN_RELAY, order_url, frozen_while]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT) as frozen:  # noqa: ASYNC220
         try:
             assert frozen.stdout is not None
             assert frozen.stdout.readline() == "locked\n"
             await until(lambda: psutil.Process(frozen.pid).status() == psutil.STATUS_STOPPED)
             await the_locker_waits(order_database, "ClientRead" if frozen_while == "idle" else "ClientWrite")
-            async with running(server.url) as bus, relaying(scratch_url, bus):
+            async with running(server.url) as bus, relaying(order_url, bus):
                 await announce(order_database, "a")
                 await all_sent(order_database)
         finally:
@@ -678,13 +672,13 @@ async def test_the_lock_of_a_frozen_relay_passes_on(
 
 
 async def test_an_event_that_is_too_large_holds_up_no_other_order(
-    server: Server, order_database: Database, scratch_url: str, caplog: pytest.LogCaptureFixture
+    server: Server, order_database: Database, order_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     """It stays in the outbox and is retried, while the events of other orders are published."""
     await announce(order_database, "a-too-large", reason="x" * 1_100_000)
     await announce(order_database, "b")
     async with running(server.url) as bus:
-        relay = Relay(scratch_url, bus, source="test_svc")
+        relay = Relay(order_url, bus, source="test_svc")
         task = asyncio.create_task(relay.run())
         await all_sent(order_database, but=1)
         await until(lambda: caplog.text.count("larger than NATS takes") > 2)

@@ -172,7 +172,7 @@ async def test_a_migration_behind_a_long_read_holds_nobody_up(
         number = 1
         while caplog.text.count("waits for a lock") < 2:  # it has joined the lock queue and left it
             number += 1
-            async with within(10):  # behind the migration, it would wait for the reader
+            async with within(5):  # behind the migration, it would wait for the reader
                 await guest.execute("INSERT INTO rooms VALUES ($1)", number)
         assert not migrating.done()
 

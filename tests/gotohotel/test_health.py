@@ -82,13 +82,12 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
 
 
 async def test_a_service_without_its_database_lives_and_gets_no_calls(
-    stack: Stack, scratch_url: str, tmp_path: Path
+    stack: Stack, mypage_url: str, tmp_path: Path
 ) -> None:
     """Another start would not help it: so it must not fail the check after which it is started again."""
-    await migrate(scratch_url, *MIGRATIONS)
-    with running(stack, tmp_path / "log", MYPAGE_DATABASE_URL=scratch_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
+    with running(stack, tmp_path / "log", MYPAGE_DATABASE_URL=mypage_url, MYPAGE_NATS_URL=NOWHERE) as (process, port):
         wait_for(lambda: answers(port, READY))
-        async with closed(stack, scratch_url):
+        async with closed(stack, mypage_url):
             wait_for(lambda: not answers(port, READY))
             wait_for(lambda: not answers(port, DATABASE))
             wait_for(lambda: answers(port, LIVE))

@@ -42,6 +42,7 @@ from reservation_svc import service as desk_service
 from reservation_svc.store import reservations as desk_store
 from reservation_svc.store import room_types as desk_room_types
 from tests.conftest import ROOT
+from tests.databases import Databases
 from tests.gotohotel import test_bus, test_clock, test_database, test_idempotency, test_log
 from tests.model import test_fakes
 from tests.model.test_model import TheHotel
@@ -536,11 +537,12 @@ async def test_the_test_of_a_guard_passes_unchanged(where: str, at_hand: dict[st
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
-async def test_a_database_misses_a_constraint(constraint: str, scratch_url: str, at_hand: dict[str, Any]) -> None:
+async def test_a_database_misses_a_constraint(constraint: str, databases: Databases, at_hand: dict[str, Any]) -> None:
     """The test of the constraint fails without it."""
     table, test = CONSTRAINTS[constraint]
     error = BACKED.get(constraint, AssertionError)
-    connection = await asyncpg.connect(scratch_url)
+    [url] = databases.in_use
+    connection = await asyncpg.connect(url)
     if constraint.startswith("entries"):  # partial unique indexes, not constraints
         await connection.execute(f"DROP INDEX {constraint}")
     else:

@@ -140,11 +140,11 @@ async def test_personal_data_is_erased(pages: Pages, names: bool) -> None:
     assert kept.facts == tuple(facts)
 
 
-async def test_a_merge_is_told_to_those_who_watch(pages: Pages, scratch_url: str) -> None:
+async def test_a_merge_is_told_to_those_who_watch(pages: Pages, mypage_url: str) -> None:
     """Every order that was merged, however many there are."""
     orders = {new_id(): [STORY[0]] for _ in range(450)}
     seen: set[str] = set()
-    async with aclosing(Changes(scratch_url).follow(seconds=10)) as changes, within(20):
+    async with aclosing(Changes(mypage_url).follow(seconds=10)) as changes, within(20):
         async for changed in changes:
             if changed is None:  # from now on it is told
                 await pages.merge(orders)

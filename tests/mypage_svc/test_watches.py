@@ -40,17 +40,17 @@ async def replica(database: Database, url: str) -> AsyncIterator[tuple[CountingP
         yield pages, watches
 
 
-async def test_changes_of_another_replica_arrive(mypage_database: Database, scratch_url: str) -> None:
+async def test_changes_of_another_replica_arrive(mypage_database: Database, mypage_url: str) -> None:
     """Also those that were made while the connection for notifications was broken."""
     order = new_id()
     writer = PostgresPages(mypage_database.autocommit)
-    async with replica(mypage_database, scratch_url) as (_, watches), within(20):
+    async with replica(mypage_database, mypage_url) as (_, watches), within(20):
         with watches.open(order) as watch:
             for number, fact in enumerate(STORY, start=1):
                 await writer.merge({order: [fact]})
                 while (page := await watch.next(seconds=5)) is None or len(page.facts) < number:
                     pass
-                await _break_listeners(scratch_url)
+                await _break_listeners(mypage_url)
 
 
 async def _break_listeners(url: str) -> None:
@@ -62,11 +62,11 @@ async def _break_listeners(url: str) -> None:
     await connection.close()
 
 
-async def test_a_thousand_watches_cost_one_read_a_commit(mypage_database: Database, scratch_url: str) -> None:
+async def test_a_thousand_watches_cost_one_read_a_commit(mypage_database: Database, mypage_url: str) -> None:
     """All of them get the page; pages that nobody watches are not read."""
     order, others = new_id(), [new_id() for _ in range(300)]
     writer = PostgresPages(mypage_database.autocommit)
-    async with replica(mypage_database, scratch_url) as (pages, watches), within(20):
+    async with replica(mypage_database, mypage_url) as (pages, watches), within(20):
         with ExitStack() as opened:
             all_watches = [opened.enter_context(watches.open(order)) for _ in range(1000)]
             await writer.merge({order: [STORY[0]]})

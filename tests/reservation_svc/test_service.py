@@ -1,32 +1,23 @@
 """Ending a reservation while pay_svc fails: no live booking has a canceled payment. The store is real."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from decimal import Decimal
 
 import pytest
 
-from gotohotel.database import Database, open_database
+from gotohotel.database import Database
 from gotohotel.domain import Money
 from gotohotel.ids import new_id
-from gotohotel.schema import KERNEL_MIGRATIONS, migrate
 from reservation_svc import service
 from reservation_svc.domain import Booking, PaymentNotCanceled, Reservation, Status
 from reservation_svc.store import PostgresReservations
-from tests.conftest import DESK, ROOT
+from tests.conftest import DESK
 
 NOW = datetime(2026, 1, 1, 12, tzinfo=UTC)
 BOOKING = Booking(
     name="A", phone_no="", room_type="P", guest_cnt=1, check_in="", check_out="", amount=Money("KRW", Decimal(1))
 )
-
-
-@pytest.fixture
-async def database(scratch_url: str) -> AsyncIterator[Database]:
-    """An empty database with reservation_svc's schema."""
-    await migrate(scratch_url, KERNEL_MIGRATIONS, ROOT / "reservation_svc" / "migrations")
-    async with open_database(scratch_url, name="test", pool_size=5) as opened:
-        yield opened
 
 
 class FakePayments:
@@ -87,9 +78,9 @@ class Desk:
 
 
 @pytest.fixture
-async def desk(database: Database) -> Desk:
+async def desk(reservation_database: Database) -> Desk:
     """A desk that has received a reservation."""
-    made = Desk(database)
+    made = Desk(reservation_database)
     await made.receive()
     return made
 

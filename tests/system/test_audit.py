@@ -6,6 +6,7 @@ Long because every invariant is broken once.
 import asyncio
 import re
 from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -175,16 +176,31 @@ def violated(
     return {number: violations for number, violations in found.items() if violations}
 
 
-@pytest.mark.parametrize("number", BROKEN)
-def test_a_broken_invariant_is_reported(hotel: Hotel, guest: Client, number: str) -> None:
-    """The audit reports the number of the invariant, until the data is repaired."""
-    canceled = hotel.order(guest)
-    guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
-    hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
-    order_id = hotel.order(guest)["id"]
-    hotel.page_with(order_id, reservationStatus="RECEIVED")
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Orders whose data these tests damage and repair."""
+
+    paid: str
+    canceled: str
+
+
+@pytest.fixture(scope="module")
+def ids(hotel: Hotel) -> Ids:
+    """A paid order and a canceled one, in a hotel without violations."""
+    guest = hotel.caller()
+    canceled, paid = (hotel.order(guest)["id"] for _ in range(2))
+    guest.request("DELETE", f"/orders/{canceled}").raise_for_status()
+    hotel.page_with(canceled, status="CANCELED", reservationStatus="CANCELED")
+    hotel.page_with(paid, status="PAID", reservationStatus="RECEIVED")
     assert violated(hotel, patience_seconds=30) == {}
+    return Ids(paid, canceled)
+
+
+@pytest.mark.parametrize("number", BROKEN)
+def test_a_broken_invariant_is_reported(hotel: Hotel, ids: Ids, number: str) -> None:
+    """The audit reports the number of the invariant, until the data is repaired."""
     database, damage, mend = BROKEN[number]
+    order_id = ids.paid
 
     moved_to = query(hotel, database, damage, order_id)
     try:
@@ -226,20 +242,15 @@ def test_a_window_s_audit_looks_at_its_orders_alone(
 
 
 @pytest.mark.parametrize("what", MISSING)
-def test_what_is_missing_is_reported(hotel: Hotel, guest: Client, what: str) -> None:
+def test_what_is_missing_is_reported(hotel: Hotel, ids: Ids, what: str) -> None:
     """The audit reports the invariant that requires the row, until the row is restored."""
-    canceled = hotel.order(guest)
-    guest.request("DELETE", f"/orders/{canceled['id']}").raise_for_status()
-    hotel.page_with(canceled["id"], status="CANCELED", reservationStatus="CANCELED")
-    order_id = hotel.order(guest)["id"]
-    hotel.page_with(order_id, reservationStatus="RECEIVED")
-    assert violated(hotel, patience_seconds=30) == {}
     number, database, damage, mend = MISSING[what]
+    order_id = ids.paid
     old = "UPDATE payments SET approved_at = approved_at + $2::interval WHERE order_id = $1"
     if number == "A9":  # the booking has five minutes to reach the desk
         query(hotel, "pay_svc", old, order_id, timedelta(minutes=-6))
     if what == "the payment of a terminal event":
-        order_id = canceled["id"]
+        order_id = ids.canceled
         damage = MISSING["the payment"][2]
         mend = MISSING["the payment"][3]
 

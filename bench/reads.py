@@ -1,0 +1,93 @@
+"""Calls that only read, through the gateway: how many a second, and what one costs."""
+
+import asyncio
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from itertools import cycle
+
+from bench import load, usage
+from ops.errors import StackError
+from ops.stack import Stack
+
+GUESTS_OF_A_CLIENT = 4  # who take turns: one guest may make fifty calls a second
+BOOKINGS = 5  # of each guest
+
+
+@dataclass
+class Reads:
+    """Calls of one RPC: latencies in seconds, and CPU milliseconds a call, of all processes but the load generator."""
+
+    seconds: float
+    cpu: float = 0.0
+    latencies: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        """Calls a second."""
+        return len(self.latencies) / self.seconds
+
+
+async def measure(
+    stack: Stack, pids: Mapping[str, int], room_type: str, *, clients: int, seconds: float
+) -> dict[str, Reads]:
+    """By RPC: each client calls as fast as the answers come, for guests who have five bookings each."""
+    port = stack.ports["gateway"]
+    guests = [stack.token(subject=f"reader-{number}", role="guest") for number in range(clients * GUESTS_OF_A_CLIENT)]
+    groups = [guests[number::clients] for number in range(clients)]
+    booked = await asyncio.gather(*(_book(port, group, room_type) for group in groups))
+    await load.caught_up(stack)
+    night = date.today() + timedelta(days=7)  # noqa: DTZ011 - any will do
+    search = f"/rooms?checkIn={night}&checkOut={night + timedelta(days=2)}"
+    paths = {
+        "SearchRooms": [[search for _ in group] for group in groups],
+        "GetMyPage": [[f"/mypages/{order}" for order in orders] for orders in booked],
+        "ListMyPages": [["/mypages" for _ in group] for group in groups],
+    }
+    found = {}
+    for rpc, of_clients in paths.items():
+        reads, before = Reads(seconds), usage.cpu_seconds(pids)
+        ends = time.perf_counter() + seconds
+        async with asyncio.TaskGroup() as tasks:
+            for group, wanted in zip(groups, of_clients, strict=True):
+                requests = [_get(port, path, token) for path, token in zip(wanted, group, strict=True)]
+                tasks.create_task(_read(port, requests, reads, ends=ends))
+        after = usage.cpu_seconds(pids)
+        reads.cpu = 1000 * sum(after[name] - before[name] for name in pids) / len(reads.latencies)
+        found[rpc] = reads
+    return found
+
+
+async def _book(port: int, guests: Sequence[str], room_type: str) -> list[str]:
+    """Places the bookings of some guests; returns one order of each."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    orders = []
+    for guest in guests:
+        for _ in range(BOOKINGS):
+            writer.write(load.request_of(port, guest, room_type))
+            _, body = await load.read_answer(reader)
+        orders.append(str(json.loads(body)["id"]))
+    writer.close()
+    await writer.wait_closed()
+    return orders
+
+
+async def _read(port: int, requests: Sequence[bytes], reads: Reads, *, ends: float) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    for request in cycle(requests):
+        began = time.perf_counter()
+        if began >= ends:
+            break
+        writer.write(request)
+        status, body = await load.read_answer(reader)
+        if status != 200:
+            raise StackError(f"A call that reads was answered with {status}: {body[:200]!r}")
+        reads.latencies.append(time.perf_counter() - began)
+    writer.close()
+    await writer.wait_closed()
+
+
+def _get(port: int, path: str, token: str) -> bytes:
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nAuthorization: Bearer {token}\r\n\r\n".encode()
