@@ -129,7 +129,9 @@ async def contest(
     for number in range(rounds + 1):
         for each in contestants if number % 2 else reversed(contestants):
             warms_up = number == 0
-            outcome, cpu = await _load(each, guests[each.name], pids[each.name], 2.0 if warms_up else seconds)
+            outcome, cpu = await _load(
+                each, guests[each.name], pids[each.name], min(2.0, seconds) if warms_up else seconds
+            )
             if not warms_up:
                 per_order = {name: 1000 * used / len(outcome.latencies) for name, used in cpu.items()}
                 found[each.name].append(Round(outcome.rate, outcome.percentile(50), per_order))

@@ -13,7 +13,7 @@ from ops.errors import StackError
 from ops.stack import Stack
 
 GUESTS_OF_A_CLIENT = 4  # who take turns: one guest may make fifty calls a second
-BOOKINGS = 5  # of each guest
+BOOKINGS = 2  # of each guest
 
 
 @dataclass
@@ -33,7 +33,7 @@ class Reads:
 async def measure(
     stack: Stack, pids: Mapping[str, int], room_type: str, *, clients: int, seconds: float
 ) -> dict[str, Reads]:
-    """By RPC: each client calls as fast as the answers come, for guests who have five bookings each."""
+    """By RPC: each client calls as fast as the answers come, for guests who have two bookings each."""
     port = stack.ports["gateway"]
     guests = [stack.token(subject=f"reader-{number}", role="guest") for number in range(clients * GUESTS_OF_A_CLIENT)]
     groups = [guests[number::clients] for number in range(clients)]
