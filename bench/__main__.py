@@ -26,7 +26,9 @@ IDLE_SECONDS = 5
 
 
 def main(
-    seconds: Annotated[int, typer.Option(min=1, help="Of full load; half load and pgbench take as long.")] = 15,
+    seconds: Annotated[
+        int, typer.Option(min=1, help="Of full load; half load, each kind of reads and pgbench take as long.")
+    ] = 15,
     clients: Annotated[int, typer.Option(min=1, help="Connections, of the load and of pgbench.")] = 32,
     commit: Annotated[str, typer.Option("--against", help="Loads this code and that of a commit in turn.")] = "",
     orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
@@ -85,7 +87,7 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         half_lag = await _lag(stack, began)
         advance(1)
 
-        read = await reads.measure(stack, pids, pgbench.ROOM_TYPE, clients=clients, seconds=seconds)
+        of_reads = await reads.measure(stack, pids, pgbench.ROOM_TYPE, clients=clients, seconds=seconds)
         advance(1)
 
         watching = Watching(stack, pgbench.ROOM_TYPE)
@@ -128,14 +130,14 @@ async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
         megabytes = f"{memory[name] / 1e6:.0f}" if name in memory else "-"
         per_process.add_row(name, f"{1000 * value / len(full.latencies):.2f}", megabytes)
     console.show(per_process)
-    reading = console.table(
+    shown = console.table(
         "reads, full load", "calls/s", "p50", "p99", "CPU ms/call", right=("calls/s", "p50", "p99", "CPU ms/call")
     )
-    for rpc, each in read.items():
+    for rpc, each in of_reads.items():
         p50, p99 = (f"{load.percentile(each.latencies, percent):.1f} ms" for percent in (50, 99))
-        reading.add_row(rpc, f"{each.rate:,.0f}", p50, p99, f"{each.cpu:.2f}")
+        shown.add_row(rpc, f"{each.rate:,.0f}", p50, p99, f"{each.cpu:.2f}")
     print()
-    console.show(reading)
+    console.show(shown)
     print(f"\n{'pgbench, same statements':<28} {transactions:8.0f} transactions/s")
     print(f"{'ratio':<28} {full.rate / transactions:8.3f}\n")
     rebuilt = console.table("My page rebuilt", "per second", right=("per second",))

@@ -41,7 +41,7 @@ class Outcome:
 
 
 def percentile(seconds: Sequence[float], percent: float) -> float:
-    """That percentile of some times in seconds, in milliseconds."""
+    """A percentile of durations in seconds, in milliseconds."""
     ordered = sorted(seconds)
     return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 

@@ -236,7 +236,7 @@ def databases(stack: Stack) -> Databases:
 
 @pytest.fixture
 async def order_url(databases: Databases) -> AsyncIterator[str]:
-    """The URL of a database with order_svc's schema, without any rows."""
+    """The URL of a database with order_svc's schema and no orders."""
     async with databases.of(ROOT / "order_svc" / "migrations") as url:
         yield url
 
@@ -250,7 +250,7 @@ async def order_database(order_url: str) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def reservation_database(databases: Databases) -> AsyncIterator[Database]:
-    """A database with reservation_svc's schema, without any rows."""
+    """A database with reservation_svc's schema and no reservations."""
     async with (
         databases.of(ROOT / "reservation_svc" / "migrations") as url,
         open_database(url, name="test", pool_size=5) as database,
@@ -260,7 +260,7 @@ async def reservation_database(databases: Databases) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def pay_database(databases: Databases) -> AsyncIterator[Database]:
-    """A database with pay_svc's schema and the sandbox's ledger, without any rows."""
+    """A database with pay_svc's schema and the sandbox's ledger, both empty."""
     folders = ROOT / "pay_svc" / "migrations", ROOT / "pay_svc" / "sandbox" / "migrations"
     async with databases.of(*folders) as url, open_database(url, name="test", pool_size=20) as database:
         yield database
@@ -268,7 +268,7 @@ async def pay_database(databases: Databases) -> AsyncIterator[Database]:
 
 @pytest.fixture
 async def mypage_url(databases: Databases) -> AsyncIterator[str]:
-    """The URL of a database with mypage_svc's schema, without any rows."""
+    """The URL of a database with mypage_svc's schema and no pages."""
     async with databases.of(ROOT / "mypage_svc" / "migrations") as url:
         yield url
 

@@ -1,6 +1,6 @@
 """Databases of tests, on the server of the test stack.
 
-To create one with a service's schema takes most of a second, so these are emptied after each test and used again.
+Creating one with a service's schema takes most of a second, so they are emptied after each test and used again.
 """
 
 import uuid
@@ -18,7 +18,7 @@ from ops.stack import Stack
 
 TABLES = "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'schema_migrations'"
 
-# What a test can change with CREATE, ALTER and DROP: tables, indexes, views, columns, constraints and triggers.
+# What a test adds or removes: tables, columns, indexes, views, constraints and triggers.
 SCHEMA = """
 SELECT pg_class.oid, relname, relkind::text, attname, atttypid, attnotnull, attisdropped
 FROM pg_class LEFT JOIN pg_attribute ON attrelid = pg_class.oid AND attnum > 0
@@ -31,7 +31,12 @@ SELECT oid, tgname, '', '', 0, false, false FROM pg_trigger
 ORDER BY 1, 4
 """
 
-OTHERS = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+END_OTHER_SESSIONS = """
+SELECT pg_terminate_backend(pid, 5000)
+FROM pg_stat_activity
+WHERE datname = current_database()
+  AND pid <> pg_backend_pid()
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,16 +49,16 @@ class Migrated:
 
 
 class Databases:
-    """Databases that no test uses at this moment, by their migrations."""
+    """Databases with migrations: those that the current test uses, and those that are free."""
 
     def __init__(self, stack: Stack) -> None:
         self._stack = stack
         self._free: defaultdict[tuple[Path, ...], list[Migrated]] = defaultdict(list)
-        self.in_use: list[str] = []  # the URLs of those that a test uses
+        self.in_use: list[str] = []  # their URLs
 
     @asynccontextmanager
     async def of(self, *folders: Path) -> AsyncIterator[str]:
-        """The URL of a database with the kernel's migrations and these, without anything that a test has stored."""
+        """The URL of a database as the kernel's migrations and these leave it."""
         free = self._free[folders]
         database = free.pop() if free else await self._make(folders)
         self.in_use.append(database.url)
@@ -61,7 +66,7 @@ class Databases:
             yield database.url
         finally:
             self.in_use.remove(database.url)
-            if await _is_clean_again(database):
+            if await _emptied(database):
                 free.append(database)
             else:
                 await drop_database(self._stack, database.url)
@@ -97,14 +102,15 @@ async def _as_superuser(stack: Stack, statement: str) -> None:
         await admin.close()
 
 
-async def _is_clean_again(database: Migrated) -> bool:
-    """Ends the connections and removes what was stored. False if the schema is another one now."""
+async def _emptied(database: Migrated) -> bool:
+    """Ends the connections and removes what was stored. Returns False if the schema is another one now."""
     connection: Any = await asyncpg.connect(database.url)
     try:
-        await connection.execute(OTHERS, connection.get_server_pid())
+        await connection.execute(END_OTHER_SESSIONS)
         if await connection.fetch(SCHEMA) != database.schema:
             return False
         await connection.execute(f"TRUNCATE {', '.join(database.rows)} RESTART IDENTITY CASCADE")
+        await connection.execute("UPDATE schema_migrations SET applied_at = now()")
         for name, rows in database.rows.items():
             if rows:
                 await connection.copy_records_to_table(name, records=rows)

@@ -18,15 +18,21 @@ from tests.conftest import wait_for
 def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
     """Starts a second gateway on free ports with a changed configuration; yields its URL."""
     twin = Stack.on_free_ports(folder)
-    configuration = (stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress"):
-        configuration = configuration.replace(str(stack.ports[name]), str(twin.ports[name]))
-    # Its own sockets too: a gateway removes those of its configuration when it ends.
-    configuration = configuration.replace(str(stack.admin_socket), str(twin.admin_socket))
-    configuration = configuration.replace(str(stack.home / "pages.sock"), str(twin.home / "pages.sock"))
-    (folder / "envoy.yaml").write_text(change(configuration))
+    (folder / "envoy.yaml").write_text(change(configuration_for(twin, stack)))
     with running_envoy(twin):
         yield twin.gateway_url
+
+
+def configuration_for(twin: Stack, stack: Stack) -> str:
+    """The configuration of a stack's gateway for another one beside it, with ports and sockets of its own: a gateway
+    removes its sockets when it ends.
+    """
+    text = (stack.home / "envoy.yaml").read_text()
+    for name in ("gateway", "egress"):
+        text = text.replace(str(stack.ports[name]), str(twin.ports[name]))
+    for ours, its in ((stack.admin_socket, twin.admin_socket), (stack.home / "pages.sock", twin.home / "pages.sock")):
+        text = text.replace(str(ours), str(its))
+    return text
 
 
 @contextmanager

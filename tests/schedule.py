@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-# Tests that share what takes long to start: they run in one process, and before the others.
+# Tests that share what takes long to start run in one process. xdist begins with the largest groups.
 TOGETHER = (
     "tests/fuzz/",
     "tests/system/test_backup.py",
@@ -15,8 +15,9 @@ TOGETHER = (
 )
 
 
+# Not xdist's own groups: they need `item._nodeid`, which pytest 9.2 does not read.
 class Schedule(LoadScopeScheduling):  # type: ignore[misc]
-    """A process that is free gets the next test, or the next ones that stay together."""
+    """Gives the processes single tests, and those of TOGETHER as one."""
 
     def _split_scope(self, nodeid: str) -> str:
         return next((place for place in TOGETHER if nodeid.startswith(place)), nodeid)
@@ -24,5 +25,5 @@ class Schedule(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
-    """The groups of xdist itself have no effect: they need `item._nodeid`, which pytest 9.2 does not read."""
+    """Called by xdist."""
     return Schedule(config, log)

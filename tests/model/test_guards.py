@@ -541,7 +541,7 @@ async def test_a_database_misses_a_constraint(constraint: str, databases: Databa
     """The test of the constraint fails without it."""
     table, test = CONSTRAINTS[constraint]
     error = BACKED.get(constraint, AssertionError)
-    [url] = databases.in_use
+    [url] = databases.in_use  # the one of `at_hand`
     connection = await asyncpg.connect(url)
     if constraint.startswith("entries"):  # partial unique indexes, not constraints
         await connection.execute(f"DROP INDEX {constraint}")

@@ -116,7 +116,7 @@ def violations(stack: Stack) -> dict[str, object]:
 
 def test_a_backup_becomes_a_hotel_in_an_empty_home(hotel: Hotel, copied: Copied, second: Stack) -> None:
     """What was acknowledged before the backup is there; what was not handled yet is handled; the books agree."""
-    second.up()  # unless it is
+    second.up()  # if a test has stopped it
     guest, desk = (Client(second, subject=copied.guest, role=role) for role in ("guest", "desk"))
     try:
         wait_for(lambda: guest.request("GET", f"/mypages/{copied.unseen}").is_success)
@@ -141,7 +141,7 @@ def test_a_backup_becomes_a_hotel_in_an_empty_home(hotel: Hotel, copied: Copied,
 
 def test_what_came_after_the_backup_is_named(copied: Copied, second: Stack, folder: Path) -> None:
     """The database is lost, the stream has survived: its later events are listed by order, with what was paid."""
-    second.up()  # unless it is
+    second.up()  # if a test has stopped it
     guest = Client(second, subject=copied.guest, role="guest")
     later = guest.post("/orders", {"name": "B", "roomType": "Prime", "cardNo": GOOD_CARD})["id"]
     guest.post(f"/orders/{copied.paid[0]}:cancel")

@@ -25,7 +25,7 @@ from gotohotel.rpc.status import Unavailable
 from gotohotel.rpc.tls import client_credentials
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import named, running_envoy
+from tests.gateways import configuration_for, named, running_envoy
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
@@ -103,10 +103,7 @@ def egress_to(stack: Stack, folder: Path, *, port: int, name_server_port: int) -
     """The configuration of another gateway, whose egress listener finds the instances of pay_svc by a name."""
     free = Stack.on_free_ports(folder).ports
     twin = Stack(folder, {**stack.ports, "gateway": free["gateway"], "egress": free["egress"]})
-    text = (stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress"):
-        text = text.replace(str(stack.ports[name]), str(twin.ports[name]))
-    text = text.replace(str(stack.admin_socket), str(twin.admin_socket))
+    text = configuration_for(twin, stack)
     instance = f"{{endpoint: {{address: {{socket_address: {{address: pay.test, port_value: {port}}}}}}}}}"
     resolver = {
         "name": "envoy.network.dns_resolver.cares",
