@@ -6,10 +6,12 @@ from collections.abc import Iterator
 # Digits with up to two other characters between them, as people write them: 4242 4242, 4242-4242, 4242.4242, 4242 –
 # 4242.
 _DIGITS = re.compile(r"\d(?:[ \u00a0\u202f._/\-\u2010-\u2015]{0,2}\d){12,}")
-# Identifiers contain digits too, but no card numbers: UUIDs, trace contexts, SHA-256, and Unix times in logs.
+# Identifiers contain digits too, but no card numbers: UUIDs, trace contexts, SHA-256, and what logs have of traces and
+# Unix times.
 IDENTIFIER = re.compile(
     r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}"
     r"|(?<!\w)(?=\d*[a-f])[0-9a-f]{64}(?!\w)|(?<!\d)\d{10}\.\d{3,9}(?!\d)"
+    r'|"trace_id": (?:"[0-9a-f]{32}"|\[(?:"[0-9a-f]{32}"(?:, )?)*\])'
 )
 
 

@@ -20,10 +20,14 @@ _VALUE = re.compile(r"(invalid input for query argument \$\d+|invalid input (?:s
 
 
 def mask(text: str) -> str:
-    """Replaces card numbers by their last four digits."""
-    for number in find_card_numbers(text):
-        text = text.replace(number, f"****{number[-4:]}")
-    return text
+    """Replaces card numbers by their last four digits, until those and what follows them are none again."""
+    while True:
+        masked = text
+        for number in find_card_numbers(text):
+            masked = masked.replace(number, f"****{number[-4:]}")
+        if masked == text:
+            return text
+        text = masked
 
 
 def in_short(error: BaseException) -> str:

@@ -4,10 +4,12 @@ import contextvars
 import json
 import logging
 import sys
+from typing import Any
 
 import asyncpg
 
 from gotohotel import trace
+from gotohotel.cards import find_card_numbers
 from gotohotel.database import Database
 from gotohotel.log import formatter
 
@@ -19,6 +21,29 @@ def test_a_card_number_in_a_log_line_is_masked() -> None:
     line = json.loads(formatter().format(record))
 
     assert line["message"] == "card ****4242 refused"
+
+
+def test_what_is_left_of_a_long_run_of_digits_is_no_card_number() -> None:
+    """The last four digits of a card number and the digits that follow may be one again."""
+    record = logging.LogRecord("x", logging.INFO, "", 0, "5847195406135895254814542124720", (), None)
+
+    assert find_card_numbers(formatter().format(record)) == []
+
+
+def test_a_trace_id_is_not_masked() -> None:
+    """One in some hundred would be, and its lines could not be found."""
+    traces = [f"00-{'42' * 15}a{number}-{'00' * 8}-01" for number in range(2)]
+
+    def line() -> Any:
+        return json.loads(formatter().format(logging.LogRecord("x", logging.INFO, "", 0, "x", (), None)))
+
+    def check() -> None:
+        trace.enter(traces[0])
+        assert line()["trace_id"] == traces[0].split("-")[1]
+        trace.enter_batch({"a": traces[0], "b": traces[1]})
+        assert line()["trace_id"] == [each.split("-")[1] for each in traces]
+
+    contextvars.copy_context().run(check)
 
 
 async def test_a_guests_row_does_not_stand_in_a_traceback(order_database: Database) -> None:
