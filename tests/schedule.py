@@ -25,5 +25,5 @@ class Schedule(LoadScopeScheduling):  # type: ignore[misc]
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Schedule:
-    """Called by xdist."""
+    """The hook that asks for the scheduler."""
     return Schedule(config, log)

@@ -236,9 +236,9 @@ def an_app(stack: Stack, database: Database, url: str, *, nats_user: str = "pay_
 
 
 async def test_a_service_drains_again_and_again(stack: Stack, order_database: Database, order_url: str) -> None:
-    """Of a hundred drains at random moments, none hangs."""
+    """Of two hundred drains at random moments, none hangs."""
     chance = random.Random(1)
-    for _ in range(100):
+    for _ in range(200):
         app = an_app(stack, order_database, order_url)
         running = asyncio.create_task(app.run())
         await asyncio.sleep(chance.uniform(0, 0.05))

@@ -30,6 +30,16 @@ def test_what_is_left_of_a_long_run_of_digits_is_no_card_number() -> None:
     assert find_card_numbers(formatter().format(record)) == []
 
 
+def test_a_text_like_a_trace_id_is_masked() -> None:
+    """A guest may have typed it: in a log line its quotation marks are escaped."""
+    record = logging.LogRecord("x", logging.INFO, "", 0, 'said "trace_id": "' + "4242" * 8 + '"', (), None)
+
+    line = formatter().format(record)
+
+    assert "4242" * 4 not in line
+    assert find_card_numbers(line) == []
+
+
 def test_a_trace_id_is_not_masked() -> None:
     """One in some hundred would be, and its lines could not be found."""
     traces = [f"00-{'42' * 15}a{number}-{'00' * 8}-01" for number in range(2)]

@@ -117,6 +117,8 @@ def test_make_bench(stack: Stack) -> None:
 
     assert re.search(r"^ratio +\d", told, re.MULTILINE)
     assert "were not paid" not in told
+    for rpc in ("SearchRooms", "GetMyPage", "ListMyPages"):
+        assert re.search(rf"^{rpc} +\d", told, re.MULTILINE)
 
 
 def test_make_siege(stack: Stack, tmp_path: Path) -> None:
