@@ -81,8 +81,8 @@ token: $(VENV)/ready ## print a token: ROLE=guest|desk SUB=name (with make -s)
 audit: $(VENV)/ready ## check the invariants against databases, ledger and stream; of orders placed SINCE=time UNTIL=time
 	@$(RUN) audit $(if $(SINCE),--since $(SINCE)) $(if $(UNTIL),--until $(UNTIL))
 
-bench: $(VENV)/ready ## measure orders/s against pgbench; or AGAINST=commit, SCALE=orders, REPLICAS=n, FLOOR=1 (against the calls alone)
-	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(FLOOR),--floor) $(ARGS)
+bench: $(VENV)/ready ## measure orders/s against pgbench; or AGAINST=commit, SCALE=orders, REPLICAS=n, FLOOR=1 (against the calls alone), STEADY=seconds
+	@$(BIN)/python -m bench $(if $(AGAINST),--against $(AGAINST)) $(if $(SCALE),--scale $(SCALE)) $(if $(REPLICAS),--replicas $(REPLICAS)) $(if $(FLOOR),--floor) $(if $(STEADY),--steady $(STEADY)) $(ARGS)
 
 siege: $(VENV)/ready ## the original's circuit breaker test: 300 guests book while payments are slow
 	@$(BIN)/python -m bench.siege $(ARGS)

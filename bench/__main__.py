@@ -17,6 +17,7 @@ from bench.against import against
 from bench.floor import floor
 from bench.replicas import against_one
 from bench.scale import scale
+from bench.steady import steady
 from bench.watches import GUESTS, WATCHES_OF_ONE, Watching
 from ops import console
 from ops.errors import StackError
@@ -34,9 +35,12 @@ def main(
     orders: Annotated[int, typer.Option("--scale", min=0, help="Past orders in every table, against none.")] = 0,
     replicas: Annotated[int, typer.Option(min=0, help="Of each service and the gateway, against one of each.")] = 0,
     bare: Annotated[bool, typer.Option("--floor", help="Against the same calls without database and events.")] = False,
+    long: Annotated[int, typer.Option("--steady", min=0, help="Seconds of full load, in ten parts.")] = 0,
     rounds: Annotated[int, typer.Option(min=1, help="Of a comparison.")] = 6,
 ) -> None:
-    """Measures orders per second: alone, or against another commit, full tables, several replicas, or bare calls."""
+    """Measures orders per second: alone, for a long time, or against another commit, full tables, several replicas, or
+    bare calls.
+    """
     try:
         if commit:
             against(commit, rounds=rounds, seconds=seconds, clients=clients)
@@ -44,6 +48,8 @@ def main(
             against_one(replicas, seconds=seconds, clients=clients)
         elif orders:
             scale(orders, rounds=rounds, seconds=seconds, clients=clients)
+        elif long:
+            steady(seconds=long, clients=clients)
         elif bare:
             floor(rounds=rounds, seconds=seconds, clients=clients)
         else:

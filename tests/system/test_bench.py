@@ -1,12 +1,13 @@
-"""The comparisons with another commit and with bare calls, on the stack of the tests."""
+"""The comparisons with another commit and with bare calls, and the long load, on the stack of the tests."""
 
 import asyncio
+import re
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from bench import against, floor
+from bench import against, floor, pgbench, steady
 from ops.errors import StackError
 from ops.services import SERVICES
 from tests.conftest import ROOT, Client, Hotel, wait_for
@@ -66,6 +67,28 @@ def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
     assert _stored(hotel) == stored
     wait_for(lambda: _books(hotel, guest))
     assert _stored(hotel)[1] > stored[1]  # the real pay_svc has charged it
+
+
+def test_each_part_of_a_long_load_has_its_rate_and_memory(hotel: Hotel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ten lines, in which every process has memory; what was loaded is on My page when it returns."""
+    contestant = against.Contestant("here", ROOT, hotel.stack)
+    contestant.open_room_type()
+    assert against.ROOM_TYPE == pgbench.ROOM_TYPE
+    wait_for(lambda: _books(hotel, hotel.caller()))  # pay_svc may still be ejected because of another test
+    paid = _stored(hotel)[1]
+
+    asyncio.run(steady.in_parts(hotel.stack, seconds=2, clients=2))
+
+    head, *lines = capsys.readouterr().out.splitlines()
+    parts = [re.split(r" {2,}", line.strip()) for line in lines]
+    assert len(parts) == steady.PARTS
+    names = [name for name, _, _, _ in hotel.stack.status()]
+    assert all(f"{name} MB" in head for name in names)
+    rates = [float(part[1]) for part in parts]
+    assert all(rate > 0 for rate in rates)
+    assert sum(rates) * 2 / steady.PARTS < _stored(hotel)[1] - paid
+    assert all(int(memory) > 0 for part in parts for memory in part[5:])
+    assert all(len(part) == 5 + len(names) for part in parts)
 
 
 def _books(hotel: Hotel, guest: Client) -> bool:
