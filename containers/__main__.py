@@ -72,7 +72,7 @@ def look_at_images(podman: Podman, steps: Steps) -> None:
 def smoke(pods: Pods, pod: Object) -> tuple[bool, str]:
     """Runs what `helm test` runs."""
     done = pods.run_to_its_end(pod)
-    return done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1][:200]
+    return done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1][:2000]
 
 
 def heal(podman: Podman, pods: Pods, steps: Steps) -> None:

@@ -24,7 +24,7 @@ from gotohotel.policies import Policies, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.1
+GATHER_SECONDS = 0.02
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 HAND_BACK_SOON = 20  # deliveries; if no replica has taken the event by then, the newer release was rolled back
 MAX_POISONED_IN_A_ROW = 3  # failures for this many aggregates in a row point at the release, not at the events
