@@ -70,14 +70,14 @@ def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
 
 
 def test_each_part_of_a_long_load_has_its_rate_and_memory(hotel: Hotel, capsys: pytest.CaptureFixture[str]) -> None:
-    """Ten lines, in which every process has memory; what was loaded is on My page when it returns."""
+    """Ten lines with rates of orders that were really paid, in which every process has memory."""
     contestant = against.Contestant("here", ROOT, hotel.stack)
     contestant.open_room_type()
     assert against.ROOM_TYPE == pgbench.ROOM_TYPE
     wait_for(lambda: _books(hotel, hotel.caller()))  # pay_svc may still be ejected because of another test
     paid = _stored(hotel)[1]
 
-    asyncio.run(steady.in_parts(hotel.stack, seconds=2, clients=2))
+    asyncio.run(steady.in_parts(hotel.stack, seconds=5, clients=4))
 
     head, *lines = capsys.readouterr().out.splitlines()
     parts = [re.split(r" {2,}", line.strip()) for line in lines]
@@ -86,7 +86,7 @@ def test_each_part_of_a_long_load_has_its_rate_and_memory(hotel: Hotel, capsys: 
     assert all(f"{name} MB" in head for name in names)
     rates = [float(part[1]) for part in parts]
     assert all(rate > 0 for rate in rates)
-    assert sum(rates) * 2 / steady.PARTS < _stored(hotel)[1] - paid
+    assert sum(rates) * 5 / steady.PARTS < _stored(hotel)[1] - paid  # less those of the warm-up
     assert all(int(memory) > 0 for part in parts for memory in part[5:])
     assert all(len(part) == 5 + len(names) for part in parts)
 
