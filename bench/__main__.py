@@ -41,6 +41,8 @@ def main(
     """Measures orders per second: alone, for a long time, or against another commit, full tables, several replicas, or
     bare calls.
     """
+    if sum(map(bool, (commit, orders, replicas, bare, long))) > 1:
+        sys.exit("bench: --against, --scale, --replicas, --floor and --steady exclude each other")
     try:
         if commit:
             against(commit, rounds=rounds, seconds=seconds, clients=clients)

@@ -2,12 +2,14 @@
 
 import asyncio
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from bench import against, floor, pgbench, steady
+from bench import against, floor, steady
 from ops.errors import StackError
 from ops.services import SERVICES
 from tests.conftest import ROOT, Client, Hotel, wait_for
@@ -52,8 +54,7 @@ def test_a_commit_that_does_not_exist_is_said_so() -> None:
 
 def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
     """The stand-ins answer for order_svc and pay_svc, and store nothing; afterwards the hotel is as before."""
-    guest = hotel.caller()
-    wait_for(lambda: _books(hotel, guest))  # pay_svc may still be ejected because of another test
+    wait_for(lambda: _books(hotel, hotel.caller()))  # pay_svc may still be ejected because of another test
     stored = _stored(hotel)
     contestant = against.Contestant("here", ROOT, hotel.stack)
     contestant.open_room_type()
@@ -65,7 +66,7 @@ def test_bare_calls_pass_the_same_gateway(hotel: Hotel) -> None:
     assert only.rate > 0
     assert all(only.cpu[name] > 0 for name in floor.REPLACED)
     assert _stored(hotel) == stored
-    wait_for(lambda: _books(hotel, guest))
+    wait_for(lambda: _books(hotel, hotel.caller()))
     assert _stored(hotel)[1] > stored[1]  # the real pay_svc has charged it
 
 
@@ -73,7 +74,6 @@ def test_each_part_of_a_long_load_has_its_rate_and_memory(hotel: Hotel, capsys: 
     """Ten lines with rates of orders that were really paid, in which every process has memory."""
     contestant = against.Contestant("here", ROOT, hotel.stack)
     contestant.open_room_type()
-    assert against.ROOM_TYPE == pgbench.ROOM_TYPE
     wait_for(lambda: _books(hotel, hotel.caller()))  # pay_svc may still be ejected because of another test
     paid = _stored(hotel)[1]
 
@@ -89,6 +89,23 @@ def test_each_part_of_a_long_load_has_its_rate_and_memory(hotel: Hotel, capsys: 
     assert sum(rates) * 5 / steady.PARTS < _stored(hotel)[1] - paid  # less those of the warm-up
     assert all(int(memory) > 0 for part in parts for memory in part[5:])
     assert all(len(part) == 5 + len(names) for part in parts)
+
+
+def test_two_measurements_at_once_are_refused() -> None:
+    """Otherwise one of them would be ignored."""
+    command = [sys.executable, "-m", "bench", "--steady", "10", "--floor"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+
+    assert done.returncode == 1
+    assert "exclude each other" in done.stderr
+
+
+def test_a_part_without_an_order_is_said_so(hotel: Hotel, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing is divided by zero; the heading of the table is printed all the same."""
+    with pytest.raises(StackError, match="too short"):
+        asyncio.run(steady.in_parts(hotel.stack, seconds=0, clients=1))
+
+    assert "orders/s" in capsys.readouterr().out
 
 
 def _books(hotel: Hotel, guest: Client) -> bool:
