@@ -69,10 +69,13 @@ def look_at_images(podman: Podman, steps: Steps) -> None:
     steps.note("sizes, with the base image of this run", True, ", ".join(sizes))
 
 
-def smoke(pods: Pods, pod: Object) -> tuple[bool, str]:
-    """Runs what `helm test` runs."""
+def smoke(podman: Podman, pods: Pods, pod: Object, steps: Steps, when: str) -> None:
+    """Runs what `helm test` runs; if it fails, shows what the others logged."""
     done = pods.run_to_its_end(pod)
-    return done.returncode == 0, (done.stdout + done.stderr).strip().splitlines()[-1][:2000]
+    said = (done.stdout + done.stderr).strip().splitlines()[-1][:2000]
+    steps.note(f"what `helm test` runs passes{when}", done.returncode == 0, said)
+    if done.returncode:
+        show(podman, [each for component in ("gateway", *map(part, SERVICES)) for each in pods.of(component)])
 
 
 def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
@@ -120,12 +123,12 @@ def run(podman: Podman, steps: Steps) -> None:
             late = [pod.name for pod in pods.pods if not pod.ready]
             steps.note("everything is started at once, and gets ready", all_ready, ", ".join(late))
             if not all_ready:
-                show(podman, pods.pods)
+                show(podman, [pod for pod in pods.pods if not pod.ready])
                 return
             print(f"       ready after {time.monotonic() - begun:.0f} s, {len(pods.pods)} pods")
-            steps.note("what `helm test` runs passes", *smoke(pods, test))
+            smoke(podman, pods, test, steps, "")
             heal(podman, pods, steps)
-            steps.note("what `helm test` runs passes afterwards", *smoke(pods, test))
+            smoke(podman, pods, test, steps, " afterwards")
             [operator] = pods.of("toolbox")
             audited = pods.execute(operator, "gotohotel", "audit")
             steps.note("the audit finds nothing", audited.returncode == 0, audited.stdout if audited.returncode else "")
@@ -145,11 +148,10 @@ def drain(pods: Pods, steps: Steps) -> None:
 
 
 def show(podman: Podman, pods: list[Pod]) -> None:
-    """The last lines of those who are not ready."""
+    """The last lines of each."""
     for pod in pods:
-        if not pod.ready:
-            logs = podman.run("logs", "--tail", "5", pod.name, check=False)
-            print(f"--- {pod.name}\n{logs.stdout[-1500:]}{logs.stderr[-1500:]}")
+        logs = podman.run("logs", "--tail", "10", pod.name, check=False)
+        print(f"--- {pod.name}\n{logs.stdout[-3000:]}{logs.stderr[-3000:]}")
 
 
 def main() -> None:

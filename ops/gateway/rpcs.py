@@ -26,6 +26,7 @@ class PublicRpc:
     name: str
     needs_no_token: bool
     is_stream: bool
+    may_be_repeated: bool
     bindings: list[access.Binding]
     request: str  # full name of the message
 
@@ -48,6 +49,7 @@ def public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
                         method.name,
                         access.ANYBODY in access.allowed_roles(method.options),
                         method.server_streaming,
+                        access.may_be_repeated(method.options),
                         list(access.bindings(method.options)),
                         method.input_type.removeprefix("."),
                     )

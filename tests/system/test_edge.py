@@ -20,8 +20,8 @@ import grpc
 import httpx
 import pytest
 
-from ops.stack import Stack
 from tests.conftest import Client, Hotel, wait_for
+from tests.gateways import statistic
 from tests.honest import honest
 
 SOCKETS = 1100
@@ -35,12 +35,6 @@ def many_sockets() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_NOFILE, (min(max(soft, 4096), hard), hard))
     yield
     resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
-
-
-def statistic(stack: Stack, name: str) -> int:
-    """One of the gateway's counters."""
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(stack.admin_socket)), base_url="http://envoy") as admin:
-        return int(admin.get("/stats", params={"filter": f"^{name}$"}).text.split()[-1])
 
 
 @pytest.mark.usefixtures("many_sockets")

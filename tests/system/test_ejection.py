@@ -1,13 +1,10 @@
 """The circuit breaker ejects single instances of pay_svc, not the service."""
 
 import json
-import os
 import re
 import socket
 import socketserver
 import struct
-import subprocess
-import sys
 import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
@@ -25,7 +22,7 @@ from gotohotel.rpc.status import Unavailable
 from gotohotel.rpc.tls import client_credentials
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import configuration_for, named, running_envoy
+from tests.gateways import configuration_for, further_process, named, running_envoy
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
@@ -65,24 +62,6 @@ def name_server() -> Iterator[int]:
         finally:
             server.shutdown()
             thread.join()
-
-
-@contextmanager
-def pay_svc(stack: Stack, host: str, port: int) -> Iterator[None]:
-    """Another replica of pay_svc."""
-    told = {**os.environ, **stack.service_environment("pay_svc"), "PAY_PORT": str(port), "PAY_HOST": host}
-    with subprocess.Popen([sys.executable, "-m", "pay_svc"], env=told, stderr=subprocess.DEVNULL) as replica:
-        try:
-            wait_for(lambda: listens(host, port))
-            yield
-        finally:
-            replica.terminate()
-
-
-def listens(host: str, port: int) -> bool:
-    """Whether the address accepts connections."""
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 @asynccontextmanager
@@ -134,7 +113,11 @@ async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp
     """After five failures in a row it gets no calls, while the two others answer all of them."""
     stack, port = hotel.stack, free_port()
     first, second, third = ADDRESSES
-    with pay_svc(stack, first, port), pay_svc(stack, second, port), name_server() as name_server_port:
+    with (
+        further_process(stack, "pay_svc", first, port),
+        further_process(stack, "pay_svc", second, port),
+        name_server() as name_server_port,
+    ):
         async with bad_pay_svc(stack, third, port):
             gateway = egress_to(stack, tmp_path, port=port, name_server_port=name_server_port)
             with running_envoy(gateway):

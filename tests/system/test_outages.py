@@ -24,6 +24,7 @@ from gotohotel.signatures import SigningKey
 from ops import audit
 from ops.configuration import PROCESSES
 from ops.services import ORDER_SIGNING
+from tests.command_line import separately
 from tests.conftest import Client, Hotel, wait_for
 from tests.gateways import another_gateway
 from tests.system.test_journey import CHARGES, query
@@ -227,6 +228,22 @@ def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) ->
     hotel.order_with(order_id, status="PAID")
     hotel.page_with(order_id, status="PAID", reservationStatus="RECEIVED")
     assert query(hotel, "sandbox", CHARGES, order_id) == 1
+
+
+def test_the_smoke_test_waits_for_a_payment_that_could_not_be_tried(hotel: Hotel) -> None:
+    """It tries the hotel as a guest does, who pays again when the answer says so."""
+
+    def unpaid() -> bool:
+        found = [order for order in hotel.desk.get("/orders")["orders"] if order["name"] == "Smoke test"]
+        return any(order["status"] == "PAYMENT_PENDING" for order in found)
+
+    with ThreadPoolExecutor(1) as pool:
+        with stopped(hotel, "pay_svc"):
+            trying = pool.submit(separately, hotel.stack, "smoke")
+            wait_for(unpaid)
+        done = trying.result()
+
+    assert done.returncode == 0, done.stderr
 
 
 INTENT = """

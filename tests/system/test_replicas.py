@@ -1,0 +1,93 @@
+"""Calls reach a replica that lives, as long as there is one."""
+
+import os
+import re
+import signal
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from ops import ports
+from ops.stack import Stack
+from tests.conftest import Hotel, wait_for
+from tests.gateways import configuration_for, further_process, running_envoy, statistic
+
+CALLS = 16
+SEARCHING = "cluster.order_svc_anonymous"
+
+
+@contextmanager
+def gateway_with(stack: Stack, folder: Path, *further: tuple[str, int]) -> Iterator[Stack]:
+    """A gateway that knows further replicas of order_svc beside the stack's own."""
+    twin = Stack.on_free_ports(folder)
+    endpoints = "".join(
+        f"\n              - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}"
+        for host, port in further
+    )
+    text, found = re.subn(
+        r"(cluster_name: order_svc\w*\n.*\n +- lb_endpoints:)", rf"\g<1>{endpoints}", configuration_for(twin, stack)
+    )
+    assert found == 2
+    (folder / "envoy.yaml").write_text(text)
+    with running_envoy(twin):
+        yield twin
+
+
+def test_a_replica_that_cannot_be_reached_costs_no_call(hotel: Hotel, tmp_path: Path) -> None:
+    """One refuses connections, another takes them and never says a word, as a machine that is lost: every call is
+    answered by the third one, bookings too.
+    """
+    [refusing] = ports.reserve(1)
+    room_type, guest = hotel.room_type(CALLS), hotel.caller()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        dead = [("127.0.0.1", refusing), ("127.0.0.1", int(silent.getsockname()[1]))]
+        with (
+            gateway_with(hotel.stack, tmp_path, *dead) as gateway,
+            httpx.Client(base_url=gateway.gateway_url, timeout=20) as client,
+        ):
+            headers = {"Authorization": f"Bearer {guest.token}"}
+            booking = hotel.booking(roomType=room_type)
+            seen = Counter(client.get("/rooms").status_code for _ in range(CALLS))
+            seen.update(client.post("/orders", json=booking, headers=headers).status_code for _ in range(CALLS))
+            tried = statistic(gateway, "cluster.order_svc.upstream_cx_connect_fail")
+
+    assert seen == {200: 2 * CALLS}
+    assert tried > 0  # otherwise nobody was lost
+
+
+def test_calls_that_a_dying_replica_has_not_answered_are_answered_by_another(hotel: Hotel, tmp_path: Path) -> None:
+    """It hangs with calls in it, and is killed. Calls that may be repeated are; whoever books learns that the outcome
+    is not known.
+    """
+    [port] = ports.reserve(1)
+    room_type, guest = hotel.room_type(CALLS), hotel.caller()
+    booking = hotel.booking(roomType=room_type)
+    headers = {"Authorization": f"Bearer {guest.token}"}
+    with (
+        further_process(hotel.stack, "order_svc", "127.0.0.1", port) as dying,
+        gateway_with(hotel.stack, tmp_path, ("127.0.0.1", port)) as gateway,
+        httpx.Client(base_url=gateway.gateway_url, timeout=20) as client,
+        ThreadPoolExecutor(2 * CALLS) as pool,
+    ):
+        for _ in range(4):  # both are connected to
+            client.get("/rooms").raise_for_status()
+            client.post("/orders", json=booking, headers=headers).raise_for_status()
+        os.kill(dying.pid, signal.SIGSTOP)
+        searches = [pool.submit(client.get, "/rooms") for _ in range(CALLS)]
+        bookings = [pool.submit(client.post, "/orders", json=booking, headers=headers) for _ in range(4)]
+        # The living one has answered, and the others wait: otherwise nothing is killed with calls in it.
+        wait_for(lambda: sum(each.done() for each in searches) == CALLS // 2)
+        wait_for(lambda: sum(each.done() for each in bookings) == 2)
+        waiting = statistic(gateway, f"{SEARCHING}.upstream_rq_active")
+        dying.kill()
+        searched = Counter(each.result().status_code for each in searches)
+        booked = Counter(each.result().status_code for each in bookings)
+
+    assert waiting == CALLS // 2
+    assert searched == {200: CALLS}
+    assert booked == {200: 2, 503: 2}
