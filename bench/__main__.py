@@ -74,7 +74,7 @@ def _alone(*, clients: int, seconds: int) -> None:
 async def _bench(stack: Stack, *, clients: int, seconds: int) -> None:
     load.open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), pgbench.ROOM_TYPE)
     pids = {name: pid for name, _, pid, _ in stack.status()}
-    guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
+    guests = load.guests_of(clients, lambda subject: stack.token(subject=subject, role="guest"))
     gateway = stack.ports["gateway"]
     await load.run(gateway, guests, pgbench.ROOM_TYPE, seconds=2)  # warm up
     await load.caught_up(stack)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -123,7 +124,7 @@ async def contest(
     contestants: Sequence[Contestant], *, rounds: int, seconds: float, clients: int, advance: Callable[[int], None]
 ) -> dict[str, list[Round]]:
     """Loads the contestants in turn; each round begins with another one."""
-    guests = {each.name: [each.token(f"bench-{number}", "guest") for number in range(clients)] for each in contestants}
+    guests = {each.name: load.guests_of(clients, partial(each.token, role="guest")) for each in contestants}
     pids = {each.name: each.pids() for each in contestants}
     found: dict[str, list[Round]] = {each.name: [] for each in contestants}
     for number in range(rounds + 1):
@@ -140,7 +141,7 @@ async def contest(
 
 
 async def _load(
-    contestant: Contestant, guests: Sequence[str], pids: Mapping[str, int], seconds: float
+    contestant: Contestant, guests: Sequence[Sequence[str]], pids: Mapping[str, int], seconds: float
 ) -> tuple[load.Outcome, dict[str, float]]:
     before, began = usage.cpu_seconds(pids), datetime.now(tz=UTC)
     outcome = await load.run(contestant.stack.ports["gateway"], guests, ROOM_TYPE, seconds=seconds)

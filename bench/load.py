@@ -4,10 +4,11 @@ import asyncio
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from itertools import cycle
 
 import asyncpg
 import httpx
@@ -16,7 +17,7 @@ from gotohotel.ids import first_id_at
 from ops.errors import StackError
 from ops.stack import Stack
 
-NIGHTS = 300  # number of guests that the orders are spread over
+NIGHTS = 300  # that the orders are spread over
 CARD = "4242424242424242"
 CATCH_UP_SECONDS = 120
 EVER = datetime.fromtimestamp(0, tz=UTC)
@@ -46,26 +47,32 @@ def percentile(seconds: Sequence[float], percent: float) -> float:
     return 1000 * ordered[min(int(len(ordered) * percent / 100), len(ordered) - 1)]
 
 
+def guests_of(clients: int, token: Callable[[str], str], *, at_least: int = 8) -> list[list[str]]:
+    """For each client the tokens of the guests whose calls it makes in turn: one guest may make fifty a second."""
+    tokens = [token(f"bench-{number}") for number in range(max(at_least, clients))]
+    return [tokens[number::clients] for number in range(clients)]
+
+
 async def run(
     port: int,
-    guests: Sequence[str],
+    guests: Sequence[Sequence[str]],
     room_type: str,
     *,
     seconds: float,
     orders_per_second: float | None = None,
     hosts: Sequence[str] = ("127.0.0.1",),
 ) -> Outcome:
-    """Guests (their tokens) place and pay orders: as fast as the answers come, or at a given rate. They are spread over
-    the hosts.
+    """Each client places and pays orders for its guests in turn (their tokens, as guests_of gives them): as fast as the
+    answers come, or at a given rate. The clients are spread over the hosts.
     """
     outcome = Outcome()
     started = time.perf_counter()
     ends = started + seconds
     interval = len(guests) / orders_per_second if orders_per_second else 0.0
     async with asyncio.TaskGroup() as tasks:
-        for number, token in enumerate(guests):
+        for number, tokens in enumerate(map(cycle, guests)):
             first = started + interval * number / len(guests)
-            request = partial(request_of, port, token, room_type)
+            request = partial(_next_request, port, tokens, room_type)
             place = (hosts[number % len(hosts)], port)
             tasks.create_task(_client(place, request, outcome, ends=ends, first=first, interval=interval))
     outcome.seconds = time.perf_counter() - started
@@ -98,6 +105,10 @@ async def _client(
             outcome.others.append(body.decode()[:200])
     writer.close()
     await writer.wait_closed()
+
+
+def _next_request(port: int, tokens: Iterator[str], room_type: str) -> bytes:
+    return request_of(port, next(tokens), room_type)
 
 
 async def read_answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

@@ -64,9 +64,10 @@ def main(
 async def _overload(stack: Stack, *, seconds: int, warm_up: int) -> bool:
     load.open_room_type(stack.gateway_url, stack.token(subject="bench", role="desk"), ROOM_TYPE)
     guests = [stack.token(subject=f"overload-{number}", role="guest") for number in range(GUESTS)]
+    few = [[guest] for guest in guests[:32]]
     gateway = stack.ports["gateway"]
-    await load.run(gateway, guests[:32], ROOM_TYPE, seconds=2)
-    sustainable = (await load.run(gateway, guests[:32], ROOM_TYPE, seconds=warm_up)).rate
+    await load.run(gateway, few, ROOM_TYPE, seconds=2)
+    sustainable = (await load.run(gateway, few, ROOM_TYPE, seconds=warm_up)).rate
     answers, took = await _arrive(gateway, guests, rate=TIMES * sustainable, seconds=seconds)
     recovered = await _recovered(gateway, guests)
     found = {number: broken for number, broken in (await asyncio.to_thread(audit.check, stack)).items() if broken}

@@ -13,7 +13,7 @@ from bench import load, usage
 from ops.errors import StackError
 from ops.stack import Stack
 
-GUESTS = 64  # at least, who take turns: one guest may make fifty calls a second
+GUESTS = 64  # at least
 BOOKINGS = 2  # of each guest
 RETRY_SECONDS = 1.0
 
@@ -40,8 +40,9 @@ async def measure(
     The gateway answers 2,000 calls a second of one address: a machine that could do more can't show it.
     """
     port = stack.ports["gateway"]
-    guests = [stack.token(subject=f"reader-{number}", role="guest") for number in range(max(GUESTS, clients))]
-    groups = [guests[number::clients] for number in range(clients)]
+    groups = load.guests_of(
+        clients, lambda subject: stack.token(subject=f"reads-{subject}", role="guest"), at_least=GUESTS
+    )
     booked = await asyncio.gather(*(_book(port, group, room_type) for group in groups))
     await load.caught_up(stack)
     night = date.today() + timedelta(days=7)  # noqa: DTZ011 - any will do

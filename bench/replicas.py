@@ -42,7 +42,7 @@ def against_one(replicas: int, *, seconds: int, clients: int) -> None:
 
 def _load(stack: Stack, count: int, *, seconds: int, clients: int) -> tuple[load.Outcome, float]:
     """The load's outcome, and the CPU seconds of all processes but the load's own."""
-    guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
+    guests = load.guests_of(clients, lambda subject: stack.token(subject=subject, role="guest"))
     with Fleet(stack, replicas=count, release=HERE) as fleet:
         pids = {name: pid for name, _, pid, _ in stack.status() if pid}
         pids |= {each.address: each.process.pid for each in fleet.replicas}

@@ -32,7 +32,7 @@ async def in_parts(stack: Stack, *, seconds: float, clients: int) -> None:
     Raises StackError if an order was not paid, or none was placed in a part.
     """
     pids = {name: pid for name, _, pid, _ in stack.status()}
-    guests = [stack.token(subject=f"bench-{number}", role="guest") for number in range(clients)]
+    guests = load.guests_of(clients, lambda subject: stack.token(subject=subject, role="guest"))
     gateway = stack.ports["gateway"]
     await load.run(gateway, guests, ROOM_TYPE, seconds=min(2.0, seconds))  # warm up
     columns = ["orders/s", "p50", "p99", "CPU ms/order", *(f"{name} MB" for name in pids)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from bench import against, floor, steady
+from bench import against, floor, load, steady
 from ops.errors import StackError
 from ops.services import SERVICES
 from tests.conftest import ROOT, Client, Hotel, wait_for
@@ -32,6 +32,12 @@ def test_rounds_are_compared(
     assert "orders/s: median" in printed
     assert "CPU per order: median" in printed
     assert all(name in against.CHART.read_text() for name in SERVICES)
+
+
+def test_a_single_client_calls_for_several_guests() -> None:
+    """One guest may make fifty calls a second: on a fast machine, a client that is alone makes more."""
+    assert load.guests_of(1, str.upper) == [[f"BENCH-{number}" for number in range(8)]]
+    assert load.guests_of(3, str, at_least=4) == [["bench-0", "bench-3"], ["bench-1"], ["bench-2"]]
 
 
 def test_a_ratio_above_one_is_ours(
