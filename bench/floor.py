@@ -24,7 +24,7 @@ from ops.supervision import wait_until
 
 BARE = "bare calls"
 REPLACED = ("order_svc", "pay_svc")  # in this order: no real order_svc ever calls a stand-in, which charges nothing
-LEAST_CLIENTS = 64  # with fewer, each would reach its limit of 50 calls a second
+GUESTS = 64  # at least: with fewer, each would reach its limit of 50 calls a second
 START_SECONDS, STOP_SECONDS = 30, 10
 
 
@@ -80,14 +80,15 @@ def _stand_in(contestant: Contestant, name: str) -> "Iterator[subprocess.Popen[b
 
 def floor(*, rounds: int, seconds: int, clients: int) -> None:
     """Prints the CPU per order of each process, with the hotel and with the bare calls."""
-    clients = max(clients, LEAST_CLIENTS)
     with (
         running("here", ROOT, Path(".run/here")) as here,
         running(BARE, ROOT, Path(".run/there")) as there,
         replaced(there) as bare,
         console.progress(f"{rounds} rounds", 2 * rounds) as advance,
     ):
-        found = uvloop.run(contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
+        found = uvloop.run(
+            contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, guests=GUESTS, advance=advance)
+        )
     report(found["here"], found[BARE], BARE)
     shown = console.table("CPU ms/order", "here", BARE, right=("here", BARE))
     for name in found["here"][0].cpu:
