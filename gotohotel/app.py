@@ -21,7 +21,7 @@ from tenacity import AsyncRetrying, RetryCallState, retry_if_exception_type, sto
 
 from gotohotel import idempotency, inbox, language, log, outbox
 from gotohotel.bus.connection import Bus
-from gotohotel.bus.consumer import HALTED_SECONDS, Consumer, ConsumerHalted, Requirement
+from gotohotel.bus.consumer import GATHER_SECONDS, HALTED_SECONDS, Consumer, ConsumerHalted, Requirement
 from gotohotel.bus.pull import ConsumerLost
 from gotohotel.bus.streams import DeclarationDiffers
 from gotohotel.clock import SYNCHRONIZE_SECONDS, Clock
@@ -66,9 +66,17 @@ class App:
         """Serves an RPC service."""
         self._server.add(service, implementation)
 
-    def listen(self, policies: Policies[Any], *, require: Requirement | None = None) -> None:
-        """Runs the policies when their events arrive; an event that `require` refuses is a dead letter."""
-        self._consumer = Consumer(self.bus, policies, self.database, require=require)
+    def listen(
+        self,
+        policies: Policies[Any],
+        *,
+        require: Requirement | None = None,
+        gather_seconds: float = GATHER_SECONDS,
+    ) -> None:
+        """Runs the policies when their events arrive; an event that `require` refuses is a dead letter. Under load,
+        events of so many seconds are handled together.
+        """
+        self._consumer = Consumer(self.bus, policies, self.database, require=require, gather_seconds=gather_seconds)
 
     def every(self, seconds: float, job: Callable[[], Awaitable[None]], *, follows_commits: bool = False) -> None:
         """Runs a job repeatedly, and at once after a commit if it `follows_commits`.

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 0.25  # fallback: a commit in this process wakes the relay at once
 BATCH_SIZE = 500
-GATHER_SECONDS = 0.06
+GATHER_SECONDS = 0.02
 KEEP_PUBLISHED = timedelta(days=3)  # kept so that events can be published again
 
 # An active relay queries every quarter of a second: if its session is idle for this long, its process is frozen or its

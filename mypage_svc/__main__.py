@@ -31,6 +31,7 @@ from mypage_svc.store import (
 )
 from mypage_svc.watches import open_watches
 
+GATHER_SECONDS = 0.03  # guests look at their pages; what other services do with an event nobody waits for
 PageStore = Callable[[Connection], Pages]
 STORES: dict[str, Callable[[App], PageStore]] = {
     "postgres": lambda _: PostgresPages,
@@ -72,7 +73,7 @@ async def compose(app: App, settings: MyPageSettings) -> None:
     )
     server = MyPageServer(pages, watches, clock=app.clock.now)
     app.serve(mypage_service_pb2.DESCRIPTOR.services_by_name["MyPageService"], server)
-    app.listen(policies.using(partial(open_work, pages_on=pages_on)))
+    app.listen(policies.using(partial(open_work, pages_on=pages_on)), gather_seconds=GATHER_SECONDS)
     app.every(1, jobs.send_messages, follows_commits=True)
     app.every(2, jobs.note_results)
     app.every(600, jobs.end_old)

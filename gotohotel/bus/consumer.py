@@ -24,7 +24,7 @@ from gotohotel.policies import Policies, ReceivedEvent
 
 logger = logging.getLogger(__name__)
 
-GATHER_SECONDS = 0.02
+GATHER_SECONDS = 0.1
 REDELIVERY_SECONDS = (1, 2, 5, 10, 30, 60)
 HAND_BACK_SOON = 20  # deliveries; if no replica has taken the event by then, the newer release was rolled back
 MAX_POISONED_IN_A_ROW = 3  # failures for this many aggregates in a row point at the release, not at the events
@@ -72,11 +72,18 @@ class Consumer:
     """A service's durable consumer: hands events to its policies."""
 
     def __init__(
-        self, bus: Bus, policies: Policies[Any], database: Database, *, require: Requirement | None = None
+        self,
+        bus: Bus,
+        policies: Policies[Any],
+        database: Database,
+        *,
+        require: Requirement | None = None,
+        gather_seconds: float = GATHER_SECONDS,
     ) -> None:
         self._bus = bus
         self._policies = policies
         self._require = require
+        self._gather_seconds = gather_seconds
         self._database = database
         self._poisoned_in_a_row: set[str] = set()  # aggregates whose events failed since the last one that was handled
         self.has_handled = False  # whether this process has handled any event
@@ -112,7 +119,7 @@ class Consumer:
                             f"events of {len(self._poisoned_in_a_row)} aggregates in a row can't be handled"
                         )
                     # The first event is handled at once; those that follow closely share a transaction.
-                    await asyncio.sleep(GATHER_SECONDS)
+                    await asyncio.sleep(self._gather_seconds)
 
     @asynccontextmanager
     async def _pulling(self) -> AsyncIterator[Pull]:
