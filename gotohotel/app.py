@@ -67,11 +67,7 @@ class App:
         self._server.add(service, implementation)
 
     def listen(
-        self,
-        policies: Policies[Any],
-        *,
-        require: Requirement | None = None,
-        gather_seconds: float = GATHER_SECONDS,
+        self, policies: Policies[Any], *, require: Requirement | None = None, gather_seconds: float = GATHER_SECONDS
     ) -> None:
         """Runs the policies when their events arrive; an event that `require` refuses is a dead letter. Under load,
         events of so many seconds are handled together.
