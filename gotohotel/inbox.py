@@ -16,6 +16,7 @@ ON CONFLICT DO NOTHING
 RETURNING event_id
 """
 
+WAS_CLAIMED = "SELECT EXISTS (SELECT FROM inbox WHERE event_id = $1)"
 
 # Event ids are UUIDv7, so the oldest are found by the primary key.
 PRUNE = """
@@ -28,6 +29,11 @@ KEEP = timedelta(days=30)
 async def prune(database: Database, *, now: datetime) -> None:
     """Deletes entries older than thirty days."""
     await in_batches(database, PRUNE, first_id_at(now - KEEP))
+
+
+async def was_claimed(connection: Connection, event_id: str) -> bool:
+    """Whether an event was handled before. Raises DataError for an id that no event can have."""
+    return bool(await connection.fetchval(WAS_CLAIMED, event_id))
 
 
 async def claim(connection: Connection, event_ids: Sequence[str]) -> set[str]:

@@ -152,7 +152,11 @@ class Consumer:
             except (KeyError, DecodeError) as error:
                 await self._bury(delivery, f"unreadable: {in_short(error)}")
             except Untrusted as error:
-                await self._bury(delivery, f"untrusted: {error}")
+                # Once its guest's data is erased, an event does not fit its signature. It may be published again.
+                if await self._was_handled(arrival.event_id):
+                    await self._settle(delivery.ack())
+                else:
+                    await self._bury(delivery, f"untrusted: {error}")
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]
@@ -180,6 +184,12 @@ class Consumer:
             self.has_handled = True
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
+
+    async def _was_handled(self, event_id: str) -> bool:
+        try:
+            return await inbox.was_claimed(self._database.autocommit, event_id)
+        except _NEVER_RIGHT:
+            return False  # no event has such an id
 
     def _is_for_us(self, headers: Mapping[str, str]) -> bool:
         """Whether an event is for this consumer, and not only for others."""

@@ -316,6 +316,39 @@ async def test_an_event_that_must_not_be_believed_goes_to_the_dead_letters(
     assert {letter["x-dead-reason"] for letter in dead} == {"untrusted: not signed"}
 
 
+async def test_an_event_that_was_handled_needs_no_signature_when_it_is_published_again(
+    server: Server, order_database: Database, order_url: str
+) -> None:
+    """Its guest's data may have been erased meanwhile, and the signature does not fit what is left."""
+    erased = False
+
+    def require(event: Any) -> None:
+        if erased or event.order_id.startswith("forged"):
+            raise Untrusted("not signed")
+
+    seen = Seen()
+    await announce(order_database, "good")
+    async with running(server.url) as bus, consuming(bus, seen, order_database, require=require):
+        async with relaying(order_url, bus):
+            await until(lambda: seen.orders == ["good"])
+        erased = True
+        client = await nats.connect(server.url)
+        js = client.jetstream()
+        first = await js.get_msg(str(EVENTS.name), 1)
+        known = first.headers or {}
+        for event_id in (known["ce-id"], "no id", new_id()):
+            headers = {**known, "ce-id": event_id, "Nats-Msg-Id": new_id()}
+            await js.publish(str(first.subject), first.data or b"", headers=headers)
+        dead: list[dict[str, str]] = []
+        async with within(20):
+            while len(dead) < 2:
+                dead = await messages(server, str(DEAD_LETTERS.name))
+        await client.close()
+
+    assert seen.orders == ["good"]
+    assert [letter["ce-id"] for letter in dead] == ["no id", event_id]
+
+
 async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, order_database: Database) -> None:
     """Bytes that can't be parsed become a dead letter, because they can't be handled later either."""
     seen = Seen()
