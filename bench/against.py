@@ -121,18 +121,10 @@ def running(name: str, folder: Path, home: Path) -> Iterator[Contestant]:
 
 
 async def contest(
-    contestants: Sequence[Contestant],
-    *,
-    rounds: int,
-    seconds: float,
-    clients: int,
-    guests: int = load.GUESTS,
-    advance: Callable[[int], None],
+    contestants: Sequence[Contestant], *, rounds: int, seconds: float, clients: int, advance: Callable[[int], None]
 ) -> dict[str, list[Round]]:
-    """Loads the contestants in turn, each round beginning with another one, with calls of at least so many guests."""
-    tokens = {
-        each.name: load.guests_of(clients, partial(each.token, role="guest"), at_least=guests) for each in contestants
-    }
+    """Loads the contestants in turn; each round begins with another one."""
+    tokens = {each.name: load.guests_of(clients, partial(each.token, role="guest")) for each in contestants}
     pids = {each.name: each.pids() for each in contestants}
     found: dict[str, list[Round]] = {each.name: [] for each in contestants}
     for number in range(rounds + 1):

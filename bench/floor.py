@@ -24,7 +24,6 @@ from ops.supervision import wait_until
 
 BARE = "bare calls"
 REPLACED = ("order_svc", "pay_svc")  # in this order: no real order_svc ever calls a stand-in, which charges nothing
-GUESTS = 64  # at least: with fewer, each would reach its limit of 50 calls a second
 START_SECONDS, STOP_SECONDS = 30, 10
 
 
@@ -86,9 +85,7 @@ def floor(*, rounds: int, seconds: int, clients: int) -> None:
         replaced(there) as bare,
         console.progress(f"{rounds} rounds", 2 * rounds) as advance,
     ):
-        found = uvloop.run(
-            contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, guests=GUESTS, advance=advance)
-        )
+        found = uvloop.run(contest([here, bare], rounds=rounds, seconds=seconds, clients=clients, advance=advance))
     report(found["here"], found[BARE], BARE)
     shown = console.table("CPU ms/order", "here", BARE, right=("here", BARE))
     for name in found["here"][0].cpu:

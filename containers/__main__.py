@@ -69,11 +69,11 @@ def look_at_images(podman: Podman, steps: Steps) -> None:
     steps.note("sizes, with the base image of this run", True, ", ".join(sizes))
 
 
-def smoke(podman: Podman, pods: Pods, pod: Object, steps: Steps, when: str) -> None:
+def smoke(podman: Podman, pods: Pods, pod: Object, steps: Steps, what: str) -> None:
     """Runs what `helm test` runs; if it fails, shows what the others logged."""
     done = pods.run_to_its_end(pod)
     said = (done.stdout + done.stderr).strip().splitlines()[-1][:2000]
-    steps.note(f"what `helm test` runs passes{when}", done.returncode == 0, said)
+    steps.note(what, done.returncode == 0, said)
     if done.returncode:
         show(podman, [each for component in ("gateway", *map(part, SERVICES)) for each in pods.of(component)])
 
@@ -126,9 +126,9 @@ def run(podman: Podman, steps: Steps) -> None:
                 show(podman, [pod for pod in pods.pods if not pod.ready])
                 return
             print(f"       ready after {time.monotonic() - begun:.0f} s, {len(pods.pods)} pods")
-            smoke(podman, pods, test, steps, "")
+            smoke(podman, pods, test, steps, "what `helm test` runs passes")
             heal(podman, pods, steps)
-            smoke(podman, pods, test, steps, " afterwards")
+            smoke(podman, pods, test, steps, "what `helm test` runs passes afterwards")
             [operator] = pods.of("toolbox")
             audited = pods.execute(operator, "gotohotel", "audit")
             steps.note("the audit finds nothing", audited.returncode == 0, audited.stdout if audited.returncode else "")

@@ -5,6 +5,7 @@ local CHECK_DATABASE = "\0\0\0\0\10\10\8database"
 -- HealthCheckResponse{status: SERVING}, framed likewise.
 local SERVING = "\0\0\0\0\2\8\1"
 local TIMEOUT_MS = 2000
+local TRIES = 3 -- as many as other calls have: a replica may be lost that the name server still names
 
 -- The last answer is good for a second, so that those who ask often take no places from other callers; while a new one is
 -- on its way, for five.
@@ -30,13 +31,19 @@ function envoy_on_request(handle)
     return
   end
   asked = now
-  local answered_with, body = handle:httpCall("order_svc", {
-    [":method"] = "POST",
-    [":path"] = "/grpc.health.v1.Health/Check",
-    [":authority"] = "order_svc",
-    ["content-type"] = "application/grpc",
-    ["te"] = "trailers",
-  }, CHECK_DATABASE, TIMEOUT_MS)
+  local answered_with, body
+  for _ = 1, TRIES do
+    answered_with, body = handle:httpCall("order_svc", {
+      [":method"] = "POST",
+      [":path"] = "/grpc.health.v1.Health/Check",
+      [":authority"] = "order_svc",
+      ["content-type"] = "application/grpc",
+      ["te"] = "trailers",
+    }, CHECK_DATABASE, TIMEOUT_MS)
+    if answered_with["grpc-status"] ~= "14" then -- UNAVAILABLE: this one can't be reached
+      break
+    end
+  end
   -- NOT_FOUND (5): an order_svc of the release before, which knows no such name, answers.
   if body == SERVING or answered_with["grpc-status"] == "5" then
     answer(handle, "200", '{"status":"SERVING"}')

@@ -69,8 +69,8 @@ class App:
     def listen(
         self, policies: Policies[Any], *, require: Requirement | None = None, gather_seconds: float = GATHER_SECONDS
     ) -> None:
-        """Runs the policies when their events arrive; an event that `require` refuses is a dead letter. Under load,
-        events of so many seconds are handled together.
+        """Runs the policies when their events arrive; an event that `require` refuses is a dead letter, unless it was
+        handled before. Under load, events of so many seconds are handled together.
         """
         self._consumer = Consumer(self.bus, policies, self.database, require=require, gather_seconds=gather_seconds)
 

@@ -31,7 +31,7 @@ from mypage_svc.store import (
 )
 from mypage_svc.watches import open_watches
 
-GATHER_SECONDS = 0.03  # guests look at their pages; what other services do with an event nobody waits for
+GATHER_SECONDS = 0.03  # less than other services: a guest who has paid looks at the page
 PageStore = Callable[[Connection], Pages]
 STORES: dict[str, Callable[[App], PageStore]] = {
     "postgres": lambda _: PostgresPages,

@@ -33,11 +33,11 @@ def is_free(port: int) -> bool:
     return bound is not None
 
 
-def accepts(port: int) -> bool:
+def accepts(port: int, host: str = "127.0.0.1") -> bool:
     """Whether a port of this machine accepts connections."""
     with socket.socket() as probe:
         probe.settimeout(1)
-        return probe.connect_ex(("127.0.0.1", port)) == 0
+        return probe.connect_ex((host, port)) == 0
 
 
 def _bound(port: int) -> socket.socket | None:

@@ -1,5 +1,6 @@
 """Whether a hotel works: books a room through the gateway, follows it on My page, and cancels it."""
 
+import time
 import uuid
 from datetime import date, timedelta
 from typing import Any
@@ -39,7 +40,7 @@ def book_and_cancel(addresses: Addresses) -> str:
             key = {"Idempotency-Key": str(uuid.uuid4())}
             order = guest.post("/orders", json=booking, headers=key).raise_for_status().json()
             try:
-                _wait_until_paid(guest, order)
+                order = _paid(guest, order)
                 _wait_for_page(guest, order["id"], "PAID")
             finally:
                 guest.post(f"/orders/{order['id']}:cancel", json={"reason": "smoke test"}).raise_for_status()
@@ -59,17 +60,21 @@ def _free_room_types(guest: httpx.Client, stay: dict[str, str]) -> list[str]:
     return [room["roomType"] for room in rooms if int(room["available"])]
 
 
-def _wait_until_paid(guest: httpx.Client, order: dict[str, Any]) -> None:
-    """A payment that is still being processed, or could not be tried, is no failure: its guest tries again."""
+def _paid(guest: httpx.Client, order: dict[str, Any]) -> dict[str, Any]:
+    """The order, paid. A payment that is still in progress, or could not be tried, is repeated when its answer says so.
 
-    def is_paid() -> bool:
-        if order["status"] == "PAYMENT_PENDING" and order["paymentError"]["reason"] in MAY_PASS:
-            order.update(guest.post(f"/orders/{order['id']}:pay", json={"cardNo": CARD}).raise_for_status().json())
-        elif order["status"] != "PAID":
-            raise StackError(f"The order is {order['status']}, not PAID: {order.get('paymentError')}")
-        return bool(order["status"] == "PAID")
-
-    wait_until(is_paid, f"Order {order['id']} is not paid: {order.get('paymentError')}", seconds=PATIENCE_SECONDS)
+    Raises StackError if it is declined, or not paid in time.
+    """
+    ends = time.monotonic() + PATIENCE_SECONDS
+    while order["status"] == "PAYMENT_PENDING" and time.monotonic() < ends:
+        error = order.get("paymentError", {"reason": "PAYMENT_IN_PROGRESS"})
+        if error["reason"] not in MAY_PASS:
+            break
+        time.sleep(float(error.get("retryAfter", "1s").rstrip("s")))
+        order = guest.post(f"/orders/{order['id']}:pay", json={"cardNo": CARD}).raise_for_status().json()
+    if order["status"] != "PAID":
+        raise StackError(f"The order is {order['status']}, not PAID: {order.get('paymentError')}")
+    return order
 
 
 def _wait_for_page(guest: httpx.Client, order_id: str, status: str) -> None:

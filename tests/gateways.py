@@ -1,7 +1,6 @@
 """Further gateways and services, and gRPC channels to gateways and services."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -63,7 +62,7 @@ def running_envoy(stack: Stack) -> Iterator[None]:
 
 
 def statistic(stack: Stack, name: str) -> int:
-    """One of the gateway's counters."""
+    """One of the gateway's statistics."""
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(stack.admin_socket)), base_url="http://envoy") as admin:
         return int(admin.get("/stats", params={"filter": f"^{name}$"}).text.split()[-1])
 
@@ -75,15 +74,10 @@ def further_process(stack: Stack, name: str, host: str, port: int) -> Iterator["
     told = {**os.environ, **stack.service_environment(name), f"{prefix}_PORT": str(port), f"{prefix}_HOST": host}
     with subprocess.Popen([sys.executable, "-m", name], env=told, stderr=subprocess.DEVNULL) as replica:
         try:
-            wait_for(lambda: _listens(host, port))
+            wait_for(lambda: accepts(port, host))
             yield replica
         finally:
             replica.terminate()
-
-
-def _listens(host: str, port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex((host, port)) == 0
 
 
 def named(part_name: str) -> list[tuple[str, str]]:

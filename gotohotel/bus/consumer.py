@@ -152,11 +152,7 @@ class Consumer:
             except (KeyError, DecodeError) as error:
                 await self._bury(delivery, f"unreadable: {in_short(error)}")
             except Untrusted as error:
-                # Once its guest's data is erased, an event does not fit its signature. It may be published again.
-                if await self._was_handled(arrival.event_id):
-                    await self._settle(delivery.ack())
-                else:
-                    await self._bury(delivery, f"untrusted: {error}")
+                await self._refuse(delivery, arrival.event_id, f"untrusted: {error}")
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]
@@ -185,11 +181,22 @@ class Consumer:
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
 
-    async def _was_handled(self, event_id: str) -> bool:
+    async def _refuse(self, delivery: Msg, event_id: str, reason: str) -> None:
+        """Passes over an event that was handled before: once its guest's data is erased, it does not fit its signature,
+        and it may be published again. Any other one is a dead letter.
+        """
         try:
-            return await inbox.was_claimed(self._database.autocommit, event_id)
+            if await inbox.was_claimed(self._database.autocommit, event_id):
+                logger.warning("event %s was handled before, and does not count again: %s", event_id, reason)
+                await self._settle(delivery.ack())
+                return
         except _NEVER_RIGHT:
-            return False  # no event has such an id
+            pass  # no event has such an id
+        except (*TRANSIENT, asyncpg.PostgresError) as error:
+            logger.warning("consumer %s: an untrusted event waits: %r", self._bus.name, error)
+            await self._try_again(delivery, RETRY_SECONDS)
+            return
+        await self._bury(delivery, reason)
 
     def _is_for_us(self, headers: Mapping[str, str]) -> bool:
         """Whether an event is for this consumer, and not only for others."""

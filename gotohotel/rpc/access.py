@@ -35,11 +35,6 @@ def has_side_effects(options: MethodOptions) -> bool:
     return options.idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 
 
-def may_be_repeated(options: MethodOptions) -> bool:
-    """Whether the call has the same effect once or twice: true if it is declared IDEMPOTENT or NO_SIDE_EFFECTS."""
-    return options.idempotency_level != MethodOptions.IDEMPOTENCY_UNKNOWN
-
-
 def is_public(options: MethodOptions) -> bool:
     """Whether the gateway has a route for it."""
     return allowed_roles(options) != {SERVICE}

@@ -36,7 +36,7 @@ LIMITS = {
 }
 # How many calls may be at a service at once.
 MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
-OTHER_HOSTS = {
+NOT_TRIED_BEFORE = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
@@ -122,7 +122,7 @@ def render(
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
         ROUTES="\n".join(map(_route, rpcs)),
-        HEALTH_AGAIN=json.dumps(_another_replica(may_be_repeated=True)),
+        HEALTH_RETRIES=json.dumps(_retries(only_reads=True, times=2, shortest_pause="0.025s", longest_pause="0.25s")),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
         TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
@@ -139,14 +139,16 @@ def _origin(origin: str) -> dict[str, object]:
     return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
 
 
-def _another_replica(*, may_be_repeated: bool, **times: object) -> dict[str, object]:
-    """Tries a call at another replica if none has taken it, or if its connection broke and it may be repeated."""
+def _retries(*, only_reads: bool, times: int, shortest_pause: str, longest_pause: str) -> dict[str, object]:
+    """Tries a call again, at another replica if there is one: a call that none has received, and one that only reads if
+    its connection broke.
+    """
     return {
-        "retry_on": "connect-failure,refused-stream" + (",reset" if may_be_repeated else ""),
-        "num_retries": 2,
-        "retry_host_predicate": [OTHER_HOSTS],
+        "retry_on": "connect-failure,refused-stream" + (",reset" if only_reads else ""),
+        "num_retries": times,
+        "retry_back_off": {"base_interval": shortest_pause, "max_interval": longest_pause},
+        "retry_host_predicate": [NOT_TRIED_BEFORE],
         "host_selection_retry_max_attempts": 5,
-        **times,
     }
 
 
@@ -156,15 +158,14 @@ def _route(rpc: PublicRpc) -> str:
     route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
     if rpc.is_stream:
         # A browser gives up for good when a stream is refused: a restart of the service is waited for.
-        pauses = {"base_interval": "0.25s", "max_interval": "2s"}
-        again = _another_replica(may_be_repeated=rpc.may_be_repeated, num_retries=15, retry_back_off=pauses)
+        retries = _retries(only_reads=not rpc.has_side_effects, times=15, shortest_pause="0.25s", longest_pause="2s")
         unlimited = {"timeout": "0s", "idle_timeout": "0s"}
-        route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": again}
+        route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": retries}
     else:
         # A call without a deadline gets one, and nobody gets a longer one.
         limit = {"grpc_timeout_header_max": "10s"}
-        again = _another_replica(may_be_repeated=rpc.may_be_repeated)
-        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit, "retry_policy": again}
+        retries = _retries(only_reads=not rpc.has_side_effects, times=2, shortest_pause="0.025s", longest_pause="0.25s")
+        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]
     return f"                        - {json.dumps(route)}"

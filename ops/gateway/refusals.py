@@ -11,6 +11,10 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 # Envoy's own detail about the error, where it is useful.
 ENVOYS_WORDS = "%LOCAL_REPLY_BODY%"
 
+OUTCOME_UNKNOWN = (
+    "the connection to the service broke; the outcome is unknown: fetch the resource, or repeat with the same requestId"
+)
+
 # The gateway's own answers: HTTP status → (google.rpc.Code, reason, message, seconds to wait before retrying).
 LOCAL_REPLIES = {
     400: (code_pb2.INVALID_ARGUMENT, "INVALID_ARGUMENT", ENVOYS_WORDS, None),
@@ -48,6 +52,9 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
     }
     if http == 403:  # Envoy's word for another audience
         as_body["status_code"] = as_header["status_code"] = 401
+    if http == 503:
+        broken = {"filter": _has_broken(), "body_format_override": _body(code, OUTCOME_UNKNOWN, details)}
+        return _yaml(as_header, broken, as_body)
     return _yaml(as_header, as_body)
 
 
@@ -85,6 +92,11 @@ def _yaml(*chosen: Mapping[str, object]) -> str:
 def _has_status(http: int) -> dict[str, object]:
     value = {"default_value": http, "runtime_key": "local_reply.status"}
     return {"status_code_filter": {"comparison": {"op": "EQ", "value": value}}}
+
+
+def _has_broken() -> dict[str, object]:
+    """A filter for calls whose connection to the service ended before the answer."""
+    return {"and_filter": {"filters": [_has_status(503), {"response_flag_filter": {"flags": ["UC", "UR"]}}]}}
 
 
 def _word(comparison: str) -> dict[str, object]:

@@ -26,7 +26,7 @@ class PublicRpc:
     name: str
     needs_no_token: bool
     is_stream: bool
-    may_be_repeated: bool
+    has_side_effects: bool
     bindings: list[access.Binding]
     request: str  # full name of the message
 
@@ -49,7 +49,7 @@ def public_rpcs(services: Iterable[str]) -> Iterator[PublicRpc]:
                         method.name,
                         access.ANYBODY in access.allowed_roles(method.options),
                         method.server_streaming,
-                        access.may_be_repeated(method.options),
+                        access.has_side_effects(method.options),
                         list(access.bindings(method.options)),
                         method.input_type.removeprefix("."),
                     )

@@ -349,6 +349,30 @@ async def test_an_event_that_was_handled_needs_no_signature_when_it_is_published
     assert [letter["ce-id"] for letter in dead] == ["no id", event_id]
 
 
+async def test_an_untrusted_event_waits_while_the_database_is_away(
+    server: Server, stack: Stack, order_database: Database, order_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Only the database knows whether it was handled before."""
+
+    def require(_: Any) -> None:
+        raise Untrusted("not signed")
+
+    await announce(order_database, "forged")
+    async with running(server.url) as bus, relaying(order_url, bus):
+        await all_sent(order_database)
+    async with closed(stack, order_url), running(server.url) as bus:
+        async with consuming(bus, Seen(), order_database, require=require):
+            await until(lambda: "an untrusted event waits" in caplog.text)
+        assert not await messages(server, str(DEAD_LETTERS.name))
+    async with running(server.url) as bus, consuming(bus, Seen(), order_database, require=require):
+        dead: list[dict[str, str]] = []
+        async with within(20):
+            while not dead:
+                dead = await messages(server, str(DEAD_LETTERS.name))
+
+    assert [letter["ce-subject"] for letter in dead] == ["forged"]
+
+
 async def test_an_unreadable_event_goes_to_the_dead_letters(server: Server, order_database: Database) -> None:
     """Bytes that can't be parsed become a dead letter, because they can't be handled later either."""
     seen = Seen()

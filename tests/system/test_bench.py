@@ -36,8 +36,8 @@ def test_rounds_are_compared(
 
 def test_a_single_client_calls_for_several_guests() -> None:
     """One guest may make fifty calls a second: on a fast machine, a client that is alone makes more."""
-    assert load.guests_of(1, str.upper) == [[f"BENCH-{number}" for number in range(8)]]
-    assert load.guests_of(3, str, at_least=4) == [["bench-0", "bench-3"], ["bench-1"], ["bench-2"]]
+    assert load.guests_of(1, str.upper) == [[f"BENCH-{number}" for number in range(64)]]
+    assert [len(guests) for guests in load.guests_of(48, str)] == [2] * 16 + [1] * 32
 
 
 def test_a_ratio_above_one_is_ours(

@@ -231,7 +231,7 @@ def test_pay_killed_after_the_processor_said_yes(hotel: Hotel, guest: Client) ->
 
 
 def test_the_smoke_test_waits_for_a_payment_that_could_not_be_tried(hotel: Hotel) -> None:
-    """It tries the hotel as a guest does, who pays again when the answer says so."""
+    """It pays again when the answer says so, as a guest may."""
 
     def unpaid() -> bool:
         found = [order for order in hotel.desk.get("/orders")["orders"] if order["name"] == "Smoke test"]
