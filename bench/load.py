@@ -17,7 +17,7 @@ from gotohotel.ids import first_id_at
 from ops.errors import StackError
 from ops.stack import Stack
 
-NIGHTS = 300  # the orders are spread over so many
+NIGHTS = 300  # orders are for one night of the next so many
 GUESTS = 64  # at least, so that few fast clients reach nobody's limit
 CARD = "4242424242424242"
 CATCH_UP_SECONDS = 120

@@ -5,7 +5,7 @@ local CHECK_DATABASE = "\0\0\0\0\10\10\8database"
 -- HealthCheckResponse{status: SERVING}, framed likewise.
 local SERVING = "\0\0\0\0\2\8\1"
 local TIMEOUT_MS = 2000
-local TRIES = 3 -- as many as other calls have: a replica may be lost that the name server still names
+local TRIES = 3 -- as many as other calls have: a replica may be dead that the name server still names
 
 -- The last answer is good for a second, so that those who ask often take no places from other callers; while a new one is
 -- on its way, for five.
@@ -40,7 +40,8 @@ function envoy_on_request(handle)
       ["content-type"] = "application/grpc",
       ["te"] = "trailers",
     }, CHECK_DATABASE, TIMEOUT_MS)
-    if answered_with["grpc-status"] ~= "14" then -- UNAVAILABLE: this one can't be reached
+    -- UNAVAILABLE (14): it can't be reached, or does not answer in time; then there is no time for another try.
+    if answered_with["grpc-status"] ~= "14" or os.time() > now + 1 then
       break
     end
   end

@@ -22,8 +22,13 @@ def first_id_at(time: datetime) -> str:
     return str(UUID(f"{milliseconds}70008000000000000000"))
 
 
+def is_id(value: str) -> bool:
+    """Whether it is a UUID as text."""
+    return bool(_UUID.fullmatch(value))  # UUID() accepts braces and urn:uuid: as well
+
+
 def parse_id(value: str, field: str) -> str:
     """The canonical text of a UUID. Raises Invalid naming the field."""
-    if not _UUID.fullmatch(value):  # UUID() accepts braces and urn:uuid: as well
+    if not is_id(value):
         raise Invalid(field, "must be a UUID")
     return value.lower()

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from gotohotel.database import Connection, Database, in_batches
-from gotohotel.ids import first_id_at
+from gotohotel.ids import first_id_at, is_id
 
 # A competing transaction that claims the same event waits for the end of this one.
 CLAIM = """
@@ -16,7 +16,7 @@ ON CONFLICT DO NOTHING
 RETURNING event_id
 """
 
-WAS_CLAIMED = "SELECT EXISTS (SELECT FROM inbox WHERE event_id = $1)"
+CLAIMED = "SELECT event_id FROM inbox WHERE event_id = ANY($1::uuid[])"
 
 # Event ids are UUIDv7, so the oldest are found by the primary key.
 PRUNE = """
@@ -31,9 +31,10 @@ async def prune(database: Database, *, now: datetime) -> None:
     await in_batches(database, PRUNE, first_id_at(now - KEEP))
 
 
-async def was_claimed(connection: Connection, event_id: str) -> bool:
-    """Whether an event was handled before. Raises DataError for an id that no event can have."""
-    return bool(await connection.fetchval(WAS_CLAIMED, event_id))
+async def claimed(connection: Connection, event_ids: Sequence[str]) -> set[str]:
+    """Those of these events that were handled before."""
+    ids = [event_id for event_id in event_ids if is_id(event_id)]
+    return {str(row["event_id"]) for row in await connection.fetch(CLAIMED, ids)}
 
 
 async def claim(connection: Connection, event_ids: Sequence[str]) -> set[str]:

@@ -42,7 +42,6 @@ REDRIVE_FOR = "x-redrive-for"
 # header alone.
 NOBODY, HANDLED_BY = "nobody", "x-handled-by"
 
-
 NOTE_SUBSCRIPTIONS = """
 INSERT INTO subscriptions (subject, heard_since)
 SELECT subject, CASE WHEN subject = ANY($2::text[]) THEN now() ELSE '-infinity' END
@@ -137,6 +136,7 @@ class Consumer:
     async def _handle(self, deliveries: Sequence[Msg]) -> None:
         """Handles a batch in one transaction. A batch that contains a poisonous event is handled again one by one."""
         readable: list[tuple[Msg, ReceivedEvent]] = []
+        untrusted: list[tuple[Msg, str, str]] = []  # with the event's id, and why
         for delivery in deliveries:
             if not self._is_for_us(delivery.headers or {}):
                 await self._settle(delivery.ack())
@@ -152,7 +152,9 @@ class Consumer:
             except (KeyError, DecodeError) as error:
                 await self._bury(delivery, f"unreadable: {in_short(error)}")
             except Untrusted as error:
-                await self._refuse(delivery, arrival.event_id, f"untrusted: {error}")
+                untrusted.append((delivery, arrival.event_id, str(error)))
+        if untrusted:
+            await self._refuse(untrusted)
         if not readable:
             return
         arrivals = [arrival for _, arrival in readable]
@@ -170,33 +172,35 @@ class Consumer:
             if is_poison(error):
                 await self._handle_one_by_one(readable, error)
                 return
-            logger.warning("consumer %s: %d events wait: %r", self._bus.name, len(readable), error)
-            for delivery, _ in readable:
-                # Soon, however many attempts there were: everything works again as soon as the database does.
-                await self._try_again(delivery, RETRY_SECONDS)
-            await asyncio.sleep(RETRY_SECONDS)
+            await self._put_off([delivery for delivery, _ in readable], error)
         else:
             self._poisoned_in_a_row.clear()
             self.has_handled = True
             for delivery, _ in readable:
                 await self._settle(delivery.ack())
 
-    async def _refuse(self, delivery: Msg, event_id: str, reason: str) -> None:
-        """Passes over an event that was handled before: once its guest's data is erased, it does not fit its signature,
-        and it may be published again. Any other one is a dead letter.
+    async def _put_off(self, deliveries: Sequence[Msg], error: Exception) -> None:
+        logger.warning("consumer %s: %d events wait: %r", self._bus.name, len(deliveries), error)
+        for delivery in deliveries:
+            # Soon, however many attempts there were: everything works again as soon as the database does.
+            await self._try_again(delivery, RETRY_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
+
+    async def _refuse(self, untrusted: Sequence[tuple[Msg, str, str]]) -> None:
+        """Passes over events that were handled before: once its guest's data is erased, an event does not fit its
+        signature, and it may be published again. Any other one is a dead letter.
         """
         try:
-            if await inbox.was_claimed(self._database.autocommit, event_id):
-                logger.warning("event %s was handled before, and does not count again: %s", event_id, reason)
-                await self._settle(delivery.ack())
-                return
-        except _NEVER_RIGHT:
-            pass  # no event has such an id
+            handled = await inbox.claimed(self._database.autocommit, [event_id for _, event_id, _ in untrusted])
         except (*TRANSIENT, asyncpg.PostgresError) as error:
-            logger.warning("consumer %s: an untrusted event waits: %r", self._bus.name, error)
-            await self._try_again(delivery, RETRY_SECONDS)
+            await self._put_off([delivery for delivery, _, _ in untrusted], error)
             return
-        await self._bury(delivery, reason)
+        for delivery, event_id, why in untrusted:
+            if event_id in handled:
+                logger.warning("event %s was handled before, and does not count again: %s", event_id, why)
+                await self._settle(delivery.ack())
+            else:
+                await self._bury(delivery, f"untrusted: {why}")
 
     def _is_for_us(self, headers: Mapping[str, str]) -> bool:
         """Whether an event is for this consumer, and not only for others."""

@@ -53,8 +53,14 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
     if http == 403:  # Envoy's word for another audience
         as_body["status_code"] = as_header["status_code"] = 401
     if http == 503:
+        text = {"text_format_source": {"inline_string": OUTCOME_UNKNOWN}}
         broken = {"filter": _has_broken(), "body_format_override": _body(code, OUTCOME_UNKNOWN, details)}
-        return _yaml(as_header, broken, as_body)
+        broken_grpc = {
+            **as_header,
+            "filter": {"and_filter": {"filters": [_is_grpc_with(http), _has_broken()]}},
+            "body_format_override": text,
+        }
+        return _yaml(broken_grpc, as_header, broken, as_body)
     return _yaml(as_header, as_body)
 
 
@@ -96,7 +102,7 @@ def _has_status(http: int) -> dict[str, object]:
 
 def _has_broken() -> dict[str, object]:
     """A filter for calls whose connection to the service ended before the answer."""
-    return {"and_filter": {"filters": [_has_status(503), {"response_flag_filter": {"flags": ["UC", "UR"]}}]}}
+    return {"and_filter": {"filters": [_has_status(503), {"response_flag_filter": {"flags": ["UC", "UR", "LR"]}}]}}
 
 
 def _word(comparison: str) -> dict[str, object]:

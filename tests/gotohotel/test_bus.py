@@ -362,7 +362,7 @@ async def test_an_untrusted_event_waits_while_the_database_is_away(
         await all_sent(order_database)
     async with closed(stack, order_url), running(server.url) as bus:
         async with consuming(bus, Seen(), order_database, require=require):
-            await until(lambda: "an untrusted event waits" in caplog.text)
+            await until(lambda: "1 events wait" in caplog.text)
         assert not await messages(server, str(DEAD_LETTERS.name))
     async with running(server.url) as bus, consuming(bus, Seen(), order_database, require=require):
         dead: list[dict[str, str]] = []

@@ -235,7 +235,7 @@ def test_the_smoke_test_waits_for_a_payment_that_could_not_be_tried(hotel: Hotel
 
     def unpaid() -> bool:
         found = [order for order in hotel.desk.get("/orders")["orders"] if order["name"] == "Smoke test"]
-        return any(order["status"] == "PAYMENT_PENDING" for order in found)
+        return any(order.get("paymentError", {}).get("reason") == "PAYMENT_UNAVAILABLE" for order in found)
 
     with ThreadPoolExecutor(1) as pool:
         with stopped(hotel, "pay_svc"):
