@@ -122,7 +122,7 @@ def render(
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
         ROUTES="\n".join(map(_route, rpcs)),
-        HEALTH_RETRIES=json.dumps(_retries(only_reads=True, times=2, shortest_pause="0.025s", longest_pause="0.25s")),
+        HEALTH_RETRIES=json.dumps(_retries(only_reads=True)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
         TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
@@ -139,10 +139,12 @@ def _origin(origin: str) -> dict[str, object]:
     return {"safe_regex": {"regex": ".*"}} if origin == "*" else {"exact": origin}
 
 
-def _retries(*, only_reads: bool, times: int, shortest_pause: str, longest_pause: str) -> dict[str, object]:
+def _retries(*, only_reads: bool, is_stream: bool = False) -> dict[str, object]:
     """Tries a call again, at another replica if there is one: a call that none has received, and one that only reads if
     its connection broke.
     """
+    # A browser gives up for good when a stream is refused: a restart of the service is waited for.
+    times, shortest_pause, longest_pause = (15, "0.25s", "2s") if is_stream else (2, "0.025s", "0.25s")
     return {
         "retry_on": "connect-failure,refused-stream" + (",reset" if only_reads else ""),
         "num_retries": times,
@@ -156,15 +158,13 @@ def _route(rpc: PublicRpc) -> str:
     # Calls without a token have few places of their own: they never use up those of the others.
     cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
     route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
+    retries = _retries(only_reads=not rpc.has_side_effects, is_stream=rpc.is_stream)
     if rpc.is_stream:
-        # A browser gives up for good when a stream is refused: a restart of the service is waited for.
-        retries = _retries(only_reads=not rpc.has_side_effects, times=15, shortest_pause="0.25s", longest_pause="2s")
         unlimited = {"timeout": "0s", "idle_timeout": "0s"}
         route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": retries}
     else:
         # A call without a deadline gets one, and nobody gets a longer one.
         limit = {"grpc_timeout_header_max": "10s"}
-        retries = _retries(only_reads=not rpc.has_side_effects, times=2, shortest_pause="0.025s", longest_pause="0.25s")
         route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]

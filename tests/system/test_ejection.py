@@ -3,26 +3,23 @@
 import json
 import re
 import socket
-import socketserver
-import struct
-import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-import httpx
 
+from bench.names import Names
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.server import RpcServer
 from gotohotel.rpc.status import Unavailable
 from gotohotel.rpc.tls import client_credentials
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import configuration_for, further_process, named, running_envoy
+from tests.gateways import configuration_for, further_process, named, running_envoy, statistic
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
@@ -30,6 +27,7 @@ STATISTICS = ("ejections_enforced_total", "membership_healthy")
 
 
 # Instances of a headless Service: one name, several addresses, one port.
+NAME = "pay.test"
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
 
 
@@ -38,30 +36,6 @@ def free_port() -> int:
     with socket.socket() as free:
         free.bind(("0.0.0.0", 0))  # noqa: S104 - only looked at
         return int(free.getsockname()[1])
-
-
-@contextmanager
-def name_server() -> Iterator[int]:
-    """A DNS server that answers every question for IPv4 addresses with all of ADDRESSES; yields its port."""
-
-    class Answer(socketserver.BaseRequestHandler):
-        def handle(self) -> None:
-            query, connection = self.request
-            end = query.index(b"\0", 12) + 5
-            is_a = query[end - 4 : end - 2] == b"\0\1"
-            count = len(ADDRESSES) if is_a else 0
-            records = b"".join(b"\xc0\x0c\0\1\0\1\0\0\0\x05\0\x04" + socket.inet_aton(each) for each in ADDRESSES)
-            head = query[:2] + b"\x85\x80\0\1" + struct.pack(">H", count) + b"\0\0\0\0"
-            connection.sendto(head + query[12:end] + (records if is_a else b""), self.client_address)
-
-    with socketserver.UDPServer(("127.0.0.1", 0), Answer) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield server.server_address[1]
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 @asynccontextmanager
@@ -83,7 +57,7 @@ def egress_to(stack: Stack, folder: Path, *, port: int, name_server_port: int) -
     free = Stack.on_free_ports(folder).ports
     twin = Stack(folder, {**stack.ports, "gateway": free["gateway"], "egress": free["egress"]})
     text = configuration_for(twin, stack)
-    instance = f"{{endpoint: {{address: {{socket_address: {{address: pay.test, port_value: {port}}}}}}}}}"
+    instance = f"{{endpoint: {{address: {{socket_address: {{address: {NAME}, port_value: {port}}}}}}}}}"
     resolver = {
         "name": "envoy.network.dns_resolver.cares",
         "typed_config": {
@@ -103,10 +77,7 @@ def egress_to(stack: Stack, folder: Path, *, port: int, name_server_port: int) -
 
 def statistics(gateway: Stack) -> dict[str, int]:
     """How often instances were ejected, and how many are not ejected now."""
-    transport = httpx.HTTPTransport(uds=str(gateway.admin_socket))
-    with httpx.Client(transport=transport, base_url="http://envoy") as admin:
-        text = admin.get("/stats", params={"filter": "pay_svc_egress"}).text
-    return {name: int(re.findall(rf"{name}: (\d+)", text)[0]) for name in STATISTICS}
+    return {name: statistic(gateway, f"cluster.pay_svc_egress.*{name}") for name in STATISTICS}
 
 
 async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp_path: Path) -> None:
@@ -116,10 +87,11 @@ async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp
     with (
         further_process(stack, "pay_svc", first, port),
         further_process(stack, "pay_svc", second, port),
-        name_server() as name_server_port,
+        Names() as names,
     ):
+        names.set(NAME, list(ADDRESSES))
         async with bad_pay_svc(stack, third, port):
-            gateway = egress_to(stack, tmp_path, port=port, name_server_port=name_server_port)
+            gateway = egress_to(stack, tmp_path, port=port, name_server_port=names.port)
             with running_envoy(gateway):
                 wait_for(lambda: statistics(gateway)["membership_healthy"] == 3)
                 address = f"127.0.0.1:{gateway.ports['egress']}"
