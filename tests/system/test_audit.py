@@ -275,6 +275,7 @@ def test_an_expiry_beside_an_approval_is_reported(hotel: Hotel, guest: Client) -
     """An expired order whose payment was approved violates A3: a paid booking must not be lost."""
     order = hotel.order(guest)["id"]
     hotel.page_with(order, reservationStatus="RECEIVED")
+    assert violated(hotel, patience_seconds=30) == {}  # order_svc, too, has handled the events
     query(hotel, "order_svc", "UPDATE orders SET expired_at = now() WHERE id = $1", order)
     try:
         found = violated(hotel)["A3"]
@@ -290,6 +291,7 @@ def test_a_confirmed_booking_without_a_live_order_is_reported(hotel: Hotel, gues
     hotel.reservation_with(order, status="RECEIVED")
     hotel.desk.post(f"/reservations/{order}:confirm")
     hotel.page_with(order, status="CONFIRMED")
+    assert violated(hotel, patience_seconds=30) == {}  # order_svc, too, has handled the events
     query(hotel, "order_svc", "UPDATE orders SET status = 'EXPIRED' WHERE id = $1", order)
     try:
         found = violated(hotel)["A2"]
@@ -304,6 +306,7 @@ def test_a_second_refund_is_counted(hotel: Hotel, guest: Client) -> None:
     order = hotel.order(guest)["id"]
     guest.request("DELETE", f"/orders/{order}").raise_for_status()
     hotel.page_with(order, status="CANCELED", paymentStatus="CANCELED")
+    assert violated(hotel, patience_seconds=30) == {}
     refund_again = (
         "INSERT INTO entries (key, kind, order_id, reason, currency, amount, approval_no) "
         "SELECT key, kind, order_id, reason, currency, amount, 'again' FROM entries WHERE "
