@@ -24,18 +24,25 @@ READY = ""  # the name that gRPC's own load balancers ask for
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOWHERE = "nats://127.0.0.1:1"  # what has another database must not take the stack's events
 ROOT = Path(__file__).parents[2]
+# SIGUSR1 blocks the thread of the event loop, until SIGUSR2.
+CAN_BLOCK = """
+import runpy, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+signal.signal(signal.SIGUSR1, lambda *_: signal.sigwait({signal.SIGUSR2}))
+runpy.run_module("mypage_svc", run_name="__main__")
+"""
 MIGRATIONS = (ROOT / "gotohotel" / "migrations", ROOT / "mypage_svc" / "migrations")
 
 
 @contextmanager
-def running(stack: Stack, log: Path, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def running(stack: Stack, log: Path, *program: str, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A mypage_svc on ports of its own, in the way a chart starts it; and its health port.
 
     Its log is a file: a pipe that nobody reads fills, and stops the event loop.
     """
     port, health_port = ports.reserve(2)
     told = environment(stack, **{"MYPAGE_PORT": str(port), "MYPAGE_HEALTH_PORT": str(health_port), **changes})
-    command = [sys.executable, "-m", "mypage_svc"]
+    command = [sys.executable, *(program or ("-m", "mypage_svc"))]
     with log.open("w") as output, subprocess.Popen(command, env=told, stdout=output, stderr=output) as process:
         try:
             yield process, health_port
@@ -55,8 +62,8 @@ def answers(port: int, name: str, *, seconds: float = 1.0) -> bool:
 
 
 def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stack: Stack, tmp_path: Path) -> None:
-    """Without a certificate, on a port where nothing else answers. A process that is stopped, like one whose event loop
-    is stuck, accepts connections all the same.
+    """Without a certificate, on a port where nothing else answers. A process that is stopped accepts connections all
+    the same.
     """
     with running(stack, tmp_path / "log") as (process, port):
         wait_for(lambda: answers(port, STARTED))
@@ -78,6 +85,20 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
         assert ports.accepts(port)
         assert not answers(port, LIVE)
         process.send_signal(signal.SIGCONT)
+        wait_for(lambda: answers(port, LIVE))
+
+
+def test_a_service_whose_event_loop_is_stuck_does_not_live(stack: Stack, tmp_path: Path) -> None:
+    """Its other threads, among them gRPC's, still run."""
+    with running(stack, tmp_path / "log", "-c", CAN_BLOCK) as (process, port):
+        wait_for(lambda: answers(port, LIVE))
+
+        process.send_signal(signal.SIGUSR1)
+        wait_for(lambda: not answers(port, LIVE))
+        assert not answers(port, READY)
+        assert ports.accepts(port)
+
+        process.send_signal(signal.SIGUSR2)
         wait_for(lambda: answers(port, LIVE))
 
 
