@@ -96,8 +96,8 @@ chaos: $(VENV)/ready ## break a stack under load: SCENARIO=numbers or names SEED
 fuzz: $(VENV)/ready ## hostile input through the gateway: 20,000 cases, or CASES=n
 	@FUZZ_CASES=$(or $(CASES),20000) $(BIN)/pytest tests/fuzz $(ARGS)
 
-images: $(VENV)/ready ## build the images with docker or podman: ENGINE=…, TAG=…, IMAGE_BASE= another base image
-	@ENGINE="$(ENGINE)" TAG="$(TAG)" IMAGE_BASE="$(IMAGE_BASE)" $(BIN)/python -m images.build
+images: $(VENV)/ready ## build the images with docker or podman: ENGINE=…, TAG=…, IMAGE_BASE= another base image, PLATFORM=linux/amd64,linux/arm64
+	@ENGINE="$(ENGINE)" TAG="$(TAG)" IMAGE_BASE="$(IMAGE_BASE)" PLATFORM="$(PLATFORM)" $(BIN)/python -m images.build
 
 push: $(VENV)/ready ## push what `make images` has built: REGISTRY=registry.example.org/hotel, TAG=…
 	@ENGINE="$(ENGINE)" TAG="$(TAG)" REGISTRY="$(REGISTRY)" $(BIN)/python -m images.build push
@@ -106,8 +106,8 @@ chart: $(VENV)/ready ## write what the chart has from elsewhere, and check it wi
 	@$(BIN)/python -m helm.generate
 	@$(BIN)/pytest tests/chart $(ARGS)
 
-containers: $(VENV)/ready ## build the images, and run the chart's manifests in containers: as root, on Debian 12
-	@$(BIN)/python -m containers
+containers: $(VENV)/ready ## build the images, and run the chart's manifests in containers, as root, on Debian 12: PLATFORM=linux/arm64 emulated
+	@PLATFORM="$(PLATFORM)" $(BIN)/python -m containers
 
 rollout: $(VENV)/ready ## replace every part by the next release's while guests book: no call fails
 	@$(BIN)/python -m rollout $(ARGS)

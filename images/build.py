@@ -31,14 +31,26 @@ def tag(image: str) -> str:
     return f"gotohotel-{image}:{version()}"
 
 
-def build_command(engine: str, image: str, options: Sequence[str] = ()) -> list[str]:
-    """The command that builds an image."""
+def is_list(engine: str, platforms: str) -> bool:
+    """Whether what is built is a list: podman's way to keep an image of several platforms under one name."""
+    return engine == "podman" and "," in platforms
+
+
+def build_command(engine: str, image: str, options: Sequence[str] = (), platforms: str = "") -> list[str]:
+    """The command that builds an image, for this machine or for platforms such as linux/amd64,linux/arm64."""
     target, service = IMAGES[image]
     revision = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     arguments = {"SERVICE": service, "VERSION": version(), "REVISION": revision.stdout.strip() or "unknown"}
     given = [word for name, value in arguments.items() for word in ("--build-arg", f"{name}={value}")]
-    command = [engine, "build", "--target", target, *given, *options, "--tag", tag(image)]
+    name = ["--manifest" if is_list(engine, platforms) else "--tag", tag(image)]
+    command = [engine, "build", "--target", target, *given, *options]
+    command += [*(["--platform", platforms] if platforms else []), *name]
     return [*command, "--file", str(ROOT / "images" / "Dockerfile"), str(ROOT)]
+
+
+def forget_commands(image: str) -> list[list[str]]:
+    """Commands that take an image's name from what has it, a list or not: a build would add to a list."""
+    return [["podman", "manifest", "rm", tag(image)], ["podman", "untag", tag(image)]]
 
 
 def write_sbom(image: str) -> None:
@@ -60,11 +72,13 @@ def engine_of(environment: Mapping[str, str]) -> str:
     sys.exit("Neither docker nor podman runs here.")
 
 
-def build(engine: str, base: str) -> None:
+def build(engine: str, base: str, platforms: str) -> None:
     """Builds all images on this machine, with their lists of packages."""
     options = ["--build-arg", f"PYTHON_IMAGE={base}"] if base else []
     for image in IMAGES:
-        subprocess.run(build_command(engine, image, options), check=True)
+        for command in forget_commands(image) if is_list(engine, platforms) else []:
+            subprocess.run(command, capture_output=True, check=False)
+        subprocess.run(build_command(engine, image, options, platforms), check=True)
         write_sbom(image)
         shown = subprocess.run([engine, "image", "inspect", tag(image)], capture_output=True, text=True, check=True)
         [described] = json.loads(shown.stdout)
@@ -77,6 +91,10 @@ def push(engine: str, registry: str) -> None:
         sys.exit("Name the registry: make push REGISTRY=registry.example.org/hotel")
     for image in IMAGES:
         there = f"{registry}/{tag(image)}"
+        asked = ["podman", "manifest", "exists", tag(image)]
+        if engine == "podman" and not subprocess.run(asked, capture_output=True, check=False).returncode:
+            subprocess.run(["podman", "manifest", "push", "--all", tag(image), f"docker://{there}"], check=True)
+            continue
         subprocess.run([engine, "tag", tag(image), there], check=True)
         subprocess.run([engine, "push", there], check=True)
 
@@ -85,4 +103,4 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["push"]:
         push(engine_of(os.environ), os.environ.get("REGISTRY", ""))
     else:
-        build(engine_of(os.environ), os.environ.get("IMAGE_BASE", ""))
+        build(engine_of(os.environ), os.environ.get("IMAGE_BASE", ""), os.environ.get("PLATFORM", ""))
