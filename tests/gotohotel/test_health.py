@@ -36,7 +36,7 @@ MIGRATIONS = (ROOT / "gotohotel" / "migrations", ROOT / "mypage_svc" / "migratio
 
 @contextmanager
 def running(stack: Stack, log: Path, *program: str, **changes: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
-    """A mypage_svc on ports of its own, in the way a chart starts it; and its health port.
+    """A mypage_svc on ports of its own, by default in the way a chart starts it; and its health port.
 
     Its log is a file: a pipe that nobody reads fills, and stops the event loop.
     """
@@ -83,6 +83,8 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
 
         process.send_signal(signal.SIGSTOP)
         assert ports.accepts(port)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(channel).result(timeout=1)
         assert not answers(port, LIVE)
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: answers(port, LIVE))
@@ -96,7 +98,8 @@ def test_a_service_whose_event_loop_is_stuck_does_not_live(stack: Stack, tmp_pat
         process.send_signal(signal.SIGUSR1)
         wait_for(lambda: not answers(port, LIVE))
         assert not answers(port, READY)
-        assert ports.accepts(port)
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            grpc.channel_ready_future(channel).result(timeout=10)  # HTTP/2 is up: not so if the process is stopped
 
         process.send_signal(signal.SIGUSR2)
         wait_for(lambda: answers(port, LIVE))
