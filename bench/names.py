@@ -4,7 +4,7 @@ import socket
 import struct
 import threading
 from contextlib import suppress
-from typing import Self
+from typing import Any, Self
 
 A = 1
 TTL_SECONDS = 5  # CoreDNS's for Services
@@ -37,6 +37,15 @@ class Names:
     def of(self, name: str) -> tuple[str, ...]:
         """What a name stands for now."""
         return self._addresses.get(name, ())
+
+    def envoy_resolver(self) -> dict[str, Any]:
+        """The part of Envoy's configuration that makes it ask here (typed_dns_resolver_config)."""
+        resolver: dict[str, Any] = {
+            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
+            "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": self.port}}],
+            "dns_resolver_options": {"no_default_search_domain": True},
+        }
+        return {"name": "envoy.network.dns_resolver.cares", "typed_config": resolver}
 
     def _serve(self) -> None:
         while True:

@@ -52,22 +52,16 @@ async def bad_pay_svc(stack: Stack, host: str, port: int) -> AsyncIterator[None]
     await server.stop(grace_seconds=1)
 
 
-def egress_to(stack: Stack, folder: Path, *, port: int, name_server_port: int) -> Stack:
+def egress_to(stack: Stack, folder: Path, *, port: int, names: Names) -> Stack:
     """The configuration of another gateway, whose egress listener finds the instances of pay_svc by a name."""
     free = Stack.on_free_ports(folder).ports
     twin = Stack(folder, {**stack.ports, "gateway": free["gateway"], "egress": free["egress"]})
     text = configuration_for(twin, stack)
     instance = f"{{endpoint: {{address: {{socket_address: {{address: {NAME}, port_value: {port}}}}}}}}}"
-    resolver = {
-        "name": "envoy.network.dns_resolver.cares",
-        "typed_config": {
-            "@type": "type.googleapis.com/envoy.extensions.network.dns_resolver.cares.v3.CaresDnsResolverConfig",
-            "resolvers": [{"socket_address": {"address": "127.0.0.1", "port_value": name_server_port}}],
-        },
-    }
+    resolver = json.dumps(names.envoy_resolver())
     text, found = re.subn(
         r"(cluster_name: pay_svc_egress\s+endpoints: )\[.*\]",
-        rf"\g<1>[{{lb_endpoints: [{instance}]}}]\n      typed_dns_resolver_config: {json.dumps(resolver)}",
+        rf"\g<1>[{{lb_endpoints: [{instance}]}}]\n      typed_dns_resolver_config: {resolver}",
         text,
     )
     assert found == 1
@@ -91,7 +85,7 @@ async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp
     ):
         names.set(NAME, list(ADDRESSES))
         async with bad_pay_svc(stack, third, port):
-            gateway = egress_to(stack, tmp_path, port=port, name_server_port=names.port)
+            gateway = egress_to(stack, tmp_path, port=port, names=names)
             with running_envoy(gateway):
                 wait_for(lambda: statistics(gateway)["membership_healthy"] == 3)
                 address = f"127.0.0.1:{gateway.ports['egress']}"
