@@ -1,6 +1,7 @@
 """`make containers`, as root on Debian: builds the images, runs the manifests in containers, and breaks them."""
 
 import os
+import re
 import sys
 import tempfile
 import time
@@ -106,6 +107,7 @@ def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
     [postgres] = pods.of("postgres")
     services = [pod for name in SERVICES for pod in pods.of(part(name))]
     counts = [pod.restarts for pod in services]
+    sessions = clients_of(podman, postgres)
     podman.run("network", "disconnect", "--force", "gotohotel", postgres.name)
     steps.note("PostgreSQL is cut off: no service is ready", wait(lambda: not any(p.ready for p in services), 60))
     asked = [pod.asked["livenessProbe"] for pod in services]
@@ -119,6 +121,14 @@ def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
     steps.note("none of them is started again", [pod.restarts for pod in services] == counts)
     podman.run("network", "connect", f"--alias={postgres.aliases[0]}", "gotohotel", postgres.name)
     steps.note("it is back: all are ready", wait(lambda: all(p.ready for p in services), PATIENCE_SECONDS))
+    gone = wait(lambda: not sessions & clients_of(podman, postgres), PATIENCE_SECONDS)
+    steps.note(f"the {len(sessions)} sessions that were cut off have ended in PostgreSQL", bool(sessions) and gone)
+
+
+def clients_of(podman: Podman, postgres: Pod) -> set[str]:
+    """Address and port of each session's client: PostgreSQL's processes have them in their titles."""
+    titles = podman.run("top", postgres.name, "args").stdout
+    return set(re.findall(r"[\d.]+\(\d+\)", titles))
 
 
 def run(podman: Podman, platform: str, steps: Steps) -> None:

@@ -85,6 +85,17 @@ async def test_after_an_outage_no_statement_gets_a_dead_connection(stack: Stack,
         await link.close()
 
 
+async def test_the_server_ends_the_sessions_of_a_client_that_is_gone(scratch_url: str) -> None:
+    """A client whose machine is lost says no goodbye. The server asks for it within seconds, not after two hours;
+    `make containers` shows that the sessions end.
+    """
+    async with open_database(scratch_url, name="test", pool_size=2) as database:
+        names = ("idle", "interval", "count")
+        shown = [await database.autocommit.fetchval(f"SHOW tcp_keepalives_{name}") for name in names]
+
+    assert shown == ["5", "2", "3"]
+
+
 async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_url: str) -> None:
     """The caller gets UNAVAILABLE, and the next call after that succeeds."""
     async with open_database(scratch_url, name="test", pool_size=2) as database:
