@@ -121,8 +121,10 @@ def heal(podman: Podman, pods: Pods, steps: Steps) -> None:
     steps.note("none of them is started again", [pod.restarts for pod in services] == counts)
     podman.run("network", "connect", f"--alias={postgres.aliases[0]}", "gotohotel", postgres.name)
     steps.note("it is back: all are ready", wait(lambda: all(p.ready for p in services), PATIENCE_SECONDS))
-    gone = wait(lambda: not sessions & clients_of(podman, postgres), PATIENCE_SECONDS)
-    steps.note(f"the {len(sessions)} sessions that were cut off have ended in PostgreSQL", bool(sessions) and gone)
+    wait(lambda: not sessions & clients_of(podman, postgres), PATIENCE_SECONDS)
+    left = sessions & clients_of(podman, postgres)
+    ended = bool(sessions) and not left
+    steps.note(f"PostgreSQL has ended the {len(sessions)} sessions that were cut off", ended, ", ".join(sorted(left)))
 
 
 def clients_of(podman: Podman, postgres: Pod) -> set[str]:

@@ -45,6 +45,7 @@ SESSION = {
     "tcp_keepalives_idle": "5",
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
+    "tcp_user_timeout": "11s",  # also with an answer on its way, which keepalives wait for
     # Every statement uses an index. By default the planner scans whole tables as long as they are new, and keeps such a
     # plan until the next ANALYZE.
     "enable_seqscan": "off",

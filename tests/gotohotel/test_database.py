@@ -90,10 +90,10 @@ async def test_the_server_ends_the_sessions_of_a_client_that_is_gone(scratch_url
     `make containers` shows that the sessions end.
     """
     async with open_database(scratch_url, name="test", pool_size=2) as database:
-        names = ("idle", "interval", "count")
-        shown = [await database.autocommit.fetchval(f"SHOW tcp_keepalives_{name}") for name in names]
+        names = ("keepalives_idle", "keepalives_interval", "keepalives_count", "user_timeout")
+        shown = [await database.autocommit.fetchval(f"SHOW tcp_{name}") for name in names]
 
-    assert shown == ["5", "2", "3"]
+    assert shown == ["5", "2", "3", "11000"]
 
 
 async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_url: str) -> None:
