@@ -198,7 +198,9 @@ def _connecting() -> Iterator[None]:
 async def connect(url: str, session: dict[str, str]) -> "asyncpg.Connection[Row]":
     """A connection outside the pools, for a lock or for notifications. Raises what is TRANSIENT."""
     with _connecting():
-        return await asyncpg.connect(url, timeout=3, command_timeout=5, server_settings=session)
+        return await asyncpg.connect(
+            url, timeout=3, command_timeout=5, connection_class=Session, server_settings=session
+        )
 
 
 @asynccontextmanager

@@ -1,6 +1,7 @@
 """Migrations and transactions on real PostgreSQL."""
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -94,6 +95,16 @@ async def test_the_server_ends_the_sessions_of_a_client_that_is_gone(scratch_url
         shown = [await database.autocommit.fetchval(f"SHOW tcp_{name}") for name in names]
 
     assert shown == ["5", "2", "3", "11000"]
+
+
+async def test_a_connection_of_its_own_notices_a_server_that_is_gone(scratch_url: str) -> None:
+    """One that listens for notifications sends nothing: without keepalives it would wait for two hours."""
+    connection = await connect(scratch_url, {})
+    try:
+        opened = connection._transport.get_extra_info("socket")  # type: ignore[attr-defined]
+        assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    finally:
+        await connection.close()
 
 
 async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_url: str) -> None:
