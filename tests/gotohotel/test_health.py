@@ -24,6 +24,8 @@ READY = ""  # the name that gRPC's own load balancers ask for
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOWHERE = "nats://127.0.0.1:1"  # what has another database must not take the stack's events
 ROOT = Path(__file__).parents[2]
+# Otherwise channels to one address share a connection, which may be open already.
+OWN_CONNECTION = [("grpc.use_local_subchannel_pool", 1)]
 # SIGUSR1 blocks the thread of the event loop, until SIGUSR2.
 CAN_BLOCK = """
 import runpy, signal
@@ -83,8 +85,9 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
 
         process.send_signal(signal.SIGSTOP)
         assert ports.accepts(port)
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel, pytest.raises(grpc.FutureTimeoutError):
-            grpc.channel_ready_future(channel).result(timeout=1)
+        frozen = grpc.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION)
+        with frozen, pytest.raises(grpc.FutureTimeoutError):
+            grpc.channel_ready_future(frozen).result(timeout=1)
         assert not answers(port, LIVE)
         process.send_signal(signal.SIGCONT)
         wait_for(lambda: answers(port, LIVE))
@@ -98,7 +101,7 @@ def test_a_service_whose_event_loop_is_stuck_does_not_live(stack: Stack, tmp_pat
         process.send_signal(signal.SIGUSR1)
         wait_for(lambda: not answers(port, LIVE))
         assert not answers(port, READY)
-        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        with grpc.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION) as channel:
             grpc.channel_ready_future(channel).result(timeout=10)  # HTTP/2 is up: not so if the process is stopped
 
         process.send_signal(signal.SIGUSR2)
