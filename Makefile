@@ -106,7 +106,7 @@ chart: $(VENV)/ready ## write what the chart has from elsewhere, and check it wi
 	@$(BIN)/python -m helm.generate
 	@$(BIN)/pytest tests/chart $(ARGS)
 
-containers: $(VENV)/ready ## build the images, and run the chart's manifests in containers, as root, on Debian 12; PLATFORM=linux/arm64: on an emulated one
+containers: $(VENV)/ready ## build the images, and run the chart's manifests in containers, as root, on Debian 12; PLATFORM=linux/arm64 emulates it
 	@PLATFORM="$(PLATFORM)" $(BIN)/python -m containers
 
 rollout: $(VENV)/ready ## replace every part by the next release's while guests book: no call fails

@@ -190,7 +190,7 @@ def main() -> None:
     """Exits with 1 if a step fails."""
     [platform, *more] = platforms_of(os.environ)
     if more:
-        sys.exit("make containers runs one platform.")
+        sys.exit("make containers takes one platform.")
     emulated = platform != native_platform()
     install([*PACKAGES, *(platforms.PACKAGES if emulated else [])])
     if emulated:

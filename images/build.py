@@ -103,7 +103,7 @@ def build(engine: Engine, platforms: Sequence[str], options: Sequence[str]) -> N
     """Builds all images on this machine, with their lists of packages. Raises CalledProcessError."""
     for image in IMAGES:
         if engine.is_podman:
-            # A build for several platforms would add to an old list, and can't replace an image that is none.
+            # A build for several platforms would add to an old list, and can't replace an image that is not a list.
             name = engine.name(image)
             for command in (["manifest", "rm", name], ["untag", name, name]):
                 subprocess.run([engine.program, *command], capture_output=True, check=False)
@@ -111,7 +111,7 @@ def build(engine: Engine, platforms: Sequence[str], options: Sequence[str]) -> N
         write_sbom(image)
         described = _inspect(engine, image)
         print(f"{tag(image):28} {described['Size'] / 1e6:.0f} MB, {described['Os']}/{described['Architecture']}")
-    print(f"for {', '.join(platforms)}")
+    print(f"Built for {', '.join(platforms)}.")
 
 
 def push(engine: Engine, registry: str) -> None:

@@ -94,7 +94,7 @@ async def test_the_server_ends_the_sessions_of_a_client_that_is_gone(scratch_url
         names = ("keepalives_idle", "keepalives_interval", "keepalives_count", "user_timeout")
         shown = [await database.autocommit.fetchval(f"SHOW tcp_{name}") for name in names]
 
-    assert shown == ["5", "2", "3", "11000"]
+    assert shown == ["5", "2", "3", "11000" if hasattr(socket, "TCP_USER_TIMEOUT") else "0"]  # not on macOS
 
 
 async def test_a_connection_of_its_own_notices_a_server_that_is_gone(scratch_url: str) -> None:
