@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import tempfile
 import time
 import uuid
@@ -14,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import httpx
+import psutil
 import pytest
 
 from gotohotel.database import Database, open_database
@@ -51,15 +53,24 @@ class Client:
 
     def get(self, path: str) -> Any:
         """A GET that must succeed."""
-        return self.request("GET", path).raise_for_status().json()
+        return _body(self.request("GET", path))
 
     def post(self, path: str, body: dict[str, Any] | None = None) -> Any:
         """A POST that must succeed."""
-        return self.request("POST", path, json=body or {}).raise_for_status().json()
+        return _body(self.request("POST", path, json=body or {}))
 
     def close(self) -> None:
         """Closes the connections."""
         self._http.close()
+
+
+def _body(answer: httpx.Response) -> Any:
+    """What a call that must succeed has answered."""
+    try:
+        return answer.raise_for_status().json()
+    except httpx.HTTPStatusError as error:
+        error.add_note(answer.text)
+        raise
 
 
 class Hotel:
@@ -156,6 +167,12 @@ def wait_for(condition: Callable[[], bool], otherwise: Callable[[], str] = lambd
         if time.monotonic() > ends:
             pytest.fail(otherwise())
         time.sleep(0.05)
+
+
+def freeze(pid: int) -> None:
+    """SIGSTOP; returns when the process has stopped: until then its threads go on."""
+    os.kill(pid, signal.SIGSTOP)
+    wait_for(lambda: psutil.Process(pid).status() == psutil.STATUS_STOPPED)
 
 
 @asynccontextmanager

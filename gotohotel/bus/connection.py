@@ -16,6 +16,7 @@ from gotohotel.bus.streams import DEAD_LETTERS, EVENTS, declare_stream
 
 logger = logging.getLogger(__name__)
 
+START_SECONDS = 5.0  # a service that has just started waits this long for its first connection
 PUBLISH_SECONDS = 2.0  # without an acknowledgement for this long, an event counts as not published
 NEARLY_FULL = 0.8
 
@@ -27,6 +28,8 @@ class Bus:
         self._url = url
         self.name = name
         self._closing = False
+        self._made_at = time.monotonic()
+        self._has_connected = asyncio.Event()
         self.last_acknowledged = time.monotonic()  # when the stream last acknowledged a publish
         self.lost = asyncio.Event()  # set when the client has given up for good: the process has to end
         self.client = Client()
@@ -37,8 +40,15 @@ class Bus:
         """Whether the server is reachable now."""
         return bool(self.client.is_connected)
 
-    def connected(self) -> JetStreamContext:
-        """The JetStream context. Raises ConnectionError if the server is not reachable now."""
+    async def connected(self) -> JetStreamContext:
+        """The JetStream context; soon after the start it may take a moment.
+
+        Raises ConnectionError if the server is not reachable.
+        """
+        if not self._has_connected.is_set():
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._made_at + START_SECONDS - time.monotonic()):
+                    await self._has_connected.wait()
         if not self.is_connected:
             raise ConnectionError("NATS is not connected")
         return self.js
@@ -80,6 +90,7 @@ class Bus:
             logger.warning("NATS can't be reached at %s: %r", self._url.rsplit("@")[-1], error)
         else:
             self.js = self.client.jetstream(timeout=PUBLISH_SECONDS)
+            self._has_connected.set()
 
     async def watch_the_stream(self) -> None:
         """Logs a warning when the stream is nearly full: a full stream takes no more events."""

@@ -50,7 +50,7 @@ T = TypeVar("T")
 class Buckets:
     """The bucket in which the pages are: opened once, and again when they have moved."""
 
-    def __init__(self, connected: Callable[[], JetStreamContext]) -> None:
+    def __init__(self, connected: Callable[[], Awaitable[JetStreamContext]]) -> None:
         self._connected = connected
         self._opened: PageBucket | None = None
         self._js: JetStreamContext | None = None
@@ -59,9 +59,10 @@ class Buckets:
     async def get(self, place: str) -> PageBucket:
         """The bucket with this name. Raises ConnectionError."""
         self.last_place = place
-        if self._opened is None or self._opened.name != place or self._js is not self._connected():
-            self._js = self._connected()
-            self._opened = await PageBucket.open(self._js, place)
+        js = await self._connected()
+        if self._opened is None or self._opened.name != place or self._js is not js:
+            self._js = js
+            self._opened = await PageBucket.open(js, place)
         return self._opened
 
 

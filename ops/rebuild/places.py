@@ -188,7 +188,11 @@ async def pages_in(connection: Session, js: JetStreamContext) -> Pages:
     name = await connection.fetchval("SELECT place FROM public.pages_in")
     if name == POSTGRES:
         return PostgresPages(connection)
-    return NatsPages(connection, Buckets(lambda: js))
+
+    async def connected() -> JetStreamContext:
+        return js
+
+    return NatsPages(connection, Buckets(connected))
 
 
 def unused_bucket(name: str) -> str:

@@ -43,7 +43,7 @@ from gotohotel.order.v1.events_pb2 import OrderCanceled, OrderExpired
 from gotohotel.outbox import INSERT_OUTBOX, RELAY_LOCK, OutboxRow, Relay, outbox_values
 from gotohotel.policies import Policies, ReceivedEvent
 from ops.stack import Stack
-from tests.conftest import ROOT, closed, within
+from tests.conftest import ROOT, closed, freeze, within
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 PATIENCE_SECONDS = 30.0  # events that a stopped consumer held are delivered again after ACK_WAIT_SECONDS
@@ -72,9 +72,7 @@ class Server:
 
     def freeze(self) -> None:
         """SIGSTOP; returns when it has stopped."""
-        self.process.send_signal(signal.SIGSTOP)
-        while psutil.Process(self.process.pid).status() != psutil.STATUS_STOPPED:
-            pass
+        freeze(self.process.pid)
 
     def kill(self) -> None:
         """kill -9."""

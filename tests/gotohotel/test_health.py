@@ -17,7 +17,7 @@ from gotohotel.rpc.health import DATABASE, LIVE, STARTED
 from gotohotel.schema import migrate
 from ops import ports
 from ops.stack import Stack
-from tests.conftest import closed, wait_for
+from tests.conftest import closed, freeze, wait_for
 from tests.gotohotel.test_app import environment
 
 READY = ""  # the name that gRPC's own load balancers ask for
@@ -83,7 +83,7 @@ def test_a_started_service_says_yes_to_all_three_and_one_that_hangs_to_none(stac
             assert next(open_for_ever[-1]).status == SERVING
             assert answers(port, LIVE, seconds=5)
 
-        process.send_signal(signal.SIGSTOP)
+        freeze(process.pid)
         assert ports.accepts(port)
         frozen = grpc.insecure_channel(f"127.0.0.1:{port}", OWN_CONNECTION)
         with frozen, pytest.raises(grpc.FutureTimeoutError):

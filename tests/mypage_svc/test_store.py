@@ -8,6 +8,7 @@ from datetime import timedelta
 
 import pytest
 
+from gotohotel.bus import connection
 from gotohotel.bus.connection import Bus
 from gotohotel.database import Database
 from gotohotel.ids import new_id
@@ -244,8 +245,11 @@ async def test_whoever_reads_while_pages_move_reads_again(
             assert [page.order_id for page in found] == [order]
 
 
-async def test_before_nats_is_connected_the_pages_are_unavailable(mypage_database: Database, stack: Stack) -> None:
-    """A service that has just started takes calls before it has its connection."""
+async def test_without_a_first_connection_to_nats_the_pages_are_unavailable(
+    mypage_database: Database, stack: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that has just started takes calls before it has its connection, and does not wait for ever."""
+    monkeypatch.setattr(connection, "START_SECONDS", 0.2)
     bus = Bus(stack.nats_url(), name="test")
     async with pages_in_nats(mypage_database, stack):
         await _is_unavailable(NatsPages(mypage_database.autocommit, Buckets(bus.connected)))

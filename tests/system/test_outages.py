@@ -25,7 +25,7 @@ from ops import audit
 from ops.configuration import PROCESSES
 from ops.services import ORDER_SIGNING
 from tests.command_line import separately
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, freeze, wait_for
 from tests.gateways import another_gateway
 from tests.system.test_journey import CHARGES, query
 
@@ -168,7 +168,7 @@ def test_healthz_says_whether_an_order_could_be_taken(hotel: Hotel) -> None:
 def test_healthz_says_so_if_order_svc_is_frozen(hotel: Hotel) -> None:
     """A frozen order_svc accepts the connection but does not answer, and healthz reports it as missing."""
     pid = pid_of(hotel, "order_svc")
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     try:  # the last answer is good for a second, and until the next one is there
         wait_for(lambda: healthz(hotel) == (503, {"status": "NOT_SERVING", "missing": ["order_svc"]}))
     finally:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from ops.backup import back_up, restore
 from ops.errors import StackError
 from ops.stack import Stack
 from tests.command_line import gotohotel
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, freeze, wait_for
 from tests.system.test_forget import forget
 from tests.watching import watching
 
@@ -191,6 +192,24 @@ def test_while_nats_is_away_no_page_is_wrong(nats_hotel: Hotel) -> None:
     assert listed(guest) == [late, order]
 
 
+def test_a_start_before_nats_answers_refuses_no_call(nats_hotel: Hotel) -> None:
+    """As after a restore, or in a rollout: the service accepts calls a moment before it has reached NATS."""
+    guest = nats_hotel.caller()
+    [order] = booked(nats_hotel, guest, 1)
+    nats = next(number for name, _, number, _ in nats_hotel.stack.status() if name == "nats")
+    nats_hotel.stack.stop("mypage_svc")
+    freeze(nats)
+    try:
+        nats_hotel.stack.start("mypage_svc")
+        with ThreadPoolExecutor(1) as pool:
+            page = pool.submit(guest.request, "GET", f"/mypages/{order}")
+            wait([page], timeout=0.5)
+            os.kill(nats, signal.SIGCONT)
+            assert page.result().status_code == 200, page.result().text
+    finally:
+        os.kill(nats, signal.SIGCONT)
+
+
 def test_a_killed_service_leaves_pages_and_messages_whole(nats_hotel: Hotel) -> None:
     """Between the write in NATS and the commit in PostgreSQL too: the fixture's audit counts the messages."""
     guest = nats_hotel.caller()
@@ -239,7 +258,7 @@ def test_a_rebuild_that_was_killed_goes_on(nats_hotel: Hotel) -> None:
     slow = subprocess.Popen([sys.executable, "-c", SLOWLY], env=environment)
     before = place(nats_hotel)
     wait_for(lambda: _progress(nats_hotel) > 10)
-    slow.send_signal(signal.SIGSTOP)  # in the middle, while other commands run
+    freeze(slow.pid)  # in the middle, while other commands run
     archived = gotohotel(nats_hotel.stack, "stream", "archive", "--older-than-days", "0")
     assert "The archive is in use" in archived.stderr  # events that move meanwhile would be missed
     slow.kill()

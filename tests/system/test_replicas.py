@@ -1,8 +1,6 @@
 """Calls reach a replica that lives, beside some that do not."""
 
-import os
 import re
-import signal
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -19,7 +17,7 @@ from gotohotel.order.v1.order_service_pb2 import CreateOrderRequest
 from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ops import ports
 from ops.stack import Stack
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, freeze, wait_for
 from tests.gateways import configuration_for, further_process, running_envoy, statistic
 
 CALLS = 16
@@ -99,7 +97,7 @@ def test_calls_that_a_dying_replica_has_not_answered_are_answered_by_another(hot
         while min(statistic(gateway, f"cluster.{name}.upstream_cx_active") for name in CLUSTERS) < 2:
             client.get("/rooms").raise_for_status()
             client.post("/orders", json=booking, headers=headers).raise_for_status()
-        os.kill(dying.pid, signal.SIGSTOP)
+        freeze(dying.pid)
         searches = [pool.submit(client.get, "/rooms") for _ in range(CALLS)]
         bookings = [pool.submit(client.post, "/orders", json=booking, headers=headers) for _ in range(4)]
         by_grpc = [pool.submit(book, gateway, guest, booking) for _ in range(2)]

@@ -15,7 +15,7 @@ import pytest
 from gotohotel.mypage.v1 import mypage_service_pb2 as pb
 from gotohotel.mypage.v1.mypage_service_pb2_grpc import MyPageServiceStub
 from ops import tokens
-from tests.conftest import GOOD_CARD, WAIT_SECONDS, Client, Hotel, wait_for
+from tests.conftest import GOOD_CARD, WAIT_SECONDS, Client, Hotel, freeze, wait_for
 from tests.honest import honest
 from tests.watching import watching
 
@@ -238,7 +238,10 @@ def test_a_restart_of_the_service_refuses_no_watch(hotel: Hotel, guest: Client, 
     hotel.page_with(order["id"], status="PAYMENT_PENDING")
     with _stub(hotel) as stub:
         [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "mypage_svc"]
-        os.kill(pid, signal.SIGSTOP if has_the_calls else signal.SIGKILL)
+        if has_the_calls:
+            freeze(pid)
+        else:
+            os.kill(pid, signal.SIGKILL)
         request = pb.WatchMyPageRequest(order_id=order["id"])
         streams = [stub.WatchMyPage(request, metadata=_bearer(guest)) for _ in range(20)]
         if has_the_calls:
