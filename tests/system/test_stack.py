@@ -14,7 +14,7 @@ import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +99,16 @@ def test_status_shows_every_process(hotel: Hotel) -> None:
 
     assert [line.split()[:2] for line in lines] == [[name, "RUNNING"] for name in (*PROCESSES, KAKAO)]
     assert all(line.split()[2].isdigit() and line.split()[3].isdigit() for line in lines)
+
+
+def test_no_process_interrupts_another(hotel: Hotel) -> None:
+    """Linux's SCHED_BATCH, of PostgreSQL's sessions and Envoy's threads too."""
+    for name, _, pid, _ in hotel.stack.status():
+        found = {os.sched_getscheduler(pid)}
+        for process in (psutil.Process(pid), *psutil.Process(pid).children()):
+            with suppress(psutil.NoSuchProcess, ProcessLookupError):  # one of PostgreSQL's has just ended
+                found |= {os.sched_getscheduler(thread.id) for thread in process.threads()}
+        assert found == {os.SCHED_BATCH}, name
 
 
 def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
