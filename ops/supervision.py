@@ -125,7 +125,7 @@ class Supervisor:
         wait_until(lambda: self.is_up, "supervisord does not answer", seconds=10)
         if hasattr(os, "SCHED_BATCH"):  # Linux
             with suppress(OSError):  # forbidden here: then it is only slower
-                # For all processes that it starts: none interrupts another by waking up (decision 28).
+                # What it starts inherits this: woken, it does not interrupt what runs (decision 28).
                 os.sched_setscheduler(self.call("getPID"), os.SCHED_BATCH, os.sched_param(0))
 
     def shut_down(self) -> None:
