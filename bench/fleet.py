@@ -30,7 +30,7 @@ from ops import gateway, ports
 from ops.errors import StackError
 from ops.services import SERVICES, part
 from ops.stack import Stack
-from ops.supervision import wait_until
+from ops.supervision import interrupt_nobody, wait_until
 
 ROOT = Path(__file__).parents[1]
 GATEWAY = "gateway"
@@ -162,6 +162,8 @@ class Fleet:
         log = self._stack.home / "log" / f"{component}-{number}.log"
         with log.open("wb") as output:
             process = subprocess.Popen(command, cwd=release.folder, env=environment, stdout=output, stderr=output)
+        if component != GATEWAY:
+            interrupt_nobody(process.pid)  # as in the embedded stack
         replica = Replica(component, address, health_port, process)
         self.replicas.append(replica)
         return replica

@@ -20,7 +20,7 @@ from bench.against import ROOT, Contestant, contest, report, running
 from ops import console
 from ops.errors import StackError
 from ops.services import part
-from ops.supervision import wait_until
+from ops.supervision import interrupt_nobody, wait_until
 
 BARE = "bare calls"
 REPLACED = ("order_svc", "pay_svc")  # in this order: no real order_svc ever calls a stand-in, which charges nothing
@@ -56,6 +56,7 @@ def _stand_in(contestant: Contestant, name: str) -> "Iterator[subprocess.Popen[b
         process = subprocess.Popen(
             [sys.executable, "-m", "bench.bare", name], cwd=ROOT, env=environment, stdout=output, stderr=output
         )
+    interrupt_nobody(process.pid)  # as what it stands in for
 
     def listens() -> bool:
         if process.poll() is not None:

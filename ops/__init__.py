@@ -9,6 +9,7 @@ credentials   its passwords and keys
 addresses     how its parts reach one another
 configuration  the configuration of its parts, and their command lines
 supervision   supervisord
+interrupting  starts what may interrupt other processes
 cluster       a hotel whose parts run elsewhere, as in Kubernetes
 smoke         whether a hotel works
 provisioning  roles, databases, schemas, streams, consumers

@@ -68,6 +68,13 @@ class Program:
     output: str = ""  # the log of its standard output; "": the same as that of its standard error
 
 
+def interrupt_nobody(pid: int) -> None:
+    """Sets the policy of a process and of all that it starts: woken, they do not interrupt what runs (decision 28)."""
+    if hasattr(os, "SCHED_BATCH"):  # Linux
+        with suppress(OSError):  # forbidden here: then it is only slower
+            os.sched_setscheduler(pid, os.SCHED_BATCH, os.sched_param(0))
+
+
 class Supervisor:
     """The supervisor of a stack's folder."""
 
@@ -123,10 +130,7 @@ class Supervisor:
         if done.returncode != 0:
             raise StackError(f"supervisord does not start: {done.stderr.strip()}")
         wait_until(lambda: self.is_up, "supervisord does not answer", seconds=10)
-        if hasattr(os, "SCHED_BATCH"):  # Linux
-            with suppress(OSError):  # forbidden here: then it is only slower
-                # What it starts inherits this: woken, it does not interrupt what runs (decision 28).
-                os.sched_setscheduler(self.call("getPID"), os.SCHED_BATCH, os.sched_param(0))
+        interrupt_nobody(self.call("getPID"))
 
     def shut_down(self) -> None:
         """Ends it; returns when it is gone."""

@@ -250,8 +250,8 @@ async def test_without_a_first_connection_to_nats_the_pages_are_unavailable(
 ) -> None:
     """A service that has just started takes calls before it has its connection, and does not wait for ever."""
     monkeypatch.setattr(connection, "START_SECONDS", 0.2)
-    bus = Bus(stack.nats_url(), name="test")
-    async with pages_in_nats(mypage_database, stack):
+    async with pages_in_nats(mypage_database, stack), within(10):
+        bus = Bus(stack.nats_url(), name="test")
         await _is_unavailable(NatsPages(mypage_database.autocommit, Buckets(bus.connected)))
 
 

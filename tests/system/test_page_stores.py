@@ -204,6 +204,7 @@ def test_a_start_before_nats_answers_refuses_no_call(nats_hotel: Hotel) -> None:
         with ThreadPoolExecutor(1) as pool:
             page = pool.submit(guest.request, "GET", f"/mypages/{order}")
             wait([page], timeout=0.5)
+            assert not page.done()
             os.kill(nats, signal.SIGCONT)
             assert page.result().status_code == 200, page.result().text
     finally:

@@ -101,13 +101,16 @@ def test_status_shows_every_process(hotel: Hotel) -> None:
     assert all(line.split()[2].isdigit() and line.split()[3].isdigit() for line in lines)
 
 
+@pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="the policy is Linux's")
 def test_only_the_gateway_interrupts_other_processes(hotel: Hotel) -> None:
     """The others run under Linux's SCHED_BATCH, with all threads and PostgreSQL's sessions."""
     for name, _, pid, _ in hotel.stack.status():
-        found = {os.sched_getscheduler(pid)}
-        for process in (psutil.Process(pid), *psutil.Process(pid).children()):
-            with suppress(psutil.NoSuchProcess, ProcessLookupError):  # one of PostgreSQL's has just ended
-                found |= {os.sched_getscheduler(thread.id) for thread in process.threads()}
+        assert pid, f"{name} does not run"
+        threads = [int(each.name) for each in Path(f"/proc/{pid}/task").iterdir()]
+        found = set()
+        for each in (*threads, *(child.pid for child in psutil.Process(pid).children())):
+            with suppress(ProcessLookupError):  # it has just ended
+                found.add(os.sched_getscheduler(each))
         assert found == {os.SCHED_OTHER if name == "envoy" else os.SCHED_BATCH}, name
 
 
