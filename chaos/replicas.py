@@ -12,7 +12,7 @@ from ops.configuration import PROCESSES
 from ops.ports import accepts
 from ops.services import SERVICES
 from ops.stack import START_SECONDS, Stack
-from ops.supervision import STOP_SECONDS, wait_until
+from ops.supervision import STOP_SECONDS, interrupt_nobody, wait_until
 
 LOOK_SECONDS = 0.5
 
@@ -95,6 +95,7 @@ class Replicas:
         with (self.stack.home / "log" / f"{process.name}.{process.port}.log").open("a") as log:
             command = [sys.executable, "-m", process.name]
             process.running = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        interrupt_nobody(process.running.pid)  # as in the embedded stack
 
     def _watch(self) -> None:
         """Starts again what has ended by itself, as the supervisor does."""

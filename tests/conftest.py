@@ -99,11 +99,11 @@ class Hotel:
         """Creates or changes a room type, as the desk does."""
         rate = {"currencyCode": "KRW", "units": "1000"}
         body = {"capacity": capacity, "maxGuests": 4, "nightlyRate": rate}
-        self.desk.request("PUT", f"/roomTypes/{room_type}", json=body).raise_for_status()
+        _body(self.desk.request("PUT", f"/roomTypes/{room_type}", json=body))
 
     def search(self, stay: dict[str, str] | None = None) -> list[dict[str, Any]]:
         """The rooms that SearchRooms returns."""
-        rooms: list[dict[str, Any]] = self.desk.request("GET", "/rooms", params=stay).raise_for_status().json()["rooms"]
+        rooms: list[dict[str, Any]] = _body(self.desk.request("GET", "/rooms", params=stay))["rooms"]
         return rooms
 
     def available(self, room_type: str, stay: dict[str, str]) -> int:

@@ -20,6 +20,7 @@ from gotohotel.rpc.tls import EGRESS, client_credentials
 # The marker that Envoy's egress listener adds to its own errors when the call was never sent.
 NEVER_SENT_HEADER = "x-gotohotel-never-sent"
 MAX_ATTEMPTS = 3
+SLOW_SECONDS = 0.5  # who says UNAVAILABLE after this long has waited for something, and would wait again
 
 CHANNEL_OPTIONS = [
     ("grpc.http2.bdp_probe", 0),
@@ -95,7 +96,7 @@ class RpcClient:
     async def call(
         self, path: str, request: Message, response_type: type[Response], *, timeout_seconds: float
     ) -> Response:
-        """Returns the response, after at most 3 attempts; only UNAVAILABLE is retried.
+        """Returns the response, after at most 3 attempts; only UNAVAILABLE is retried, and only if it came quickly.
 
         Raises CallFailed. Unless it was never sent, fetch the resource or repeat the call.
         """
@@ -110,6 +111,7 @@ class RpcClient:
         metadata = (("traceparent", trace.of("")),)
         never_sent = True
         attempts = 0
+        began = 0.0
         self._budget.earn()
 
         def worth_another_try(error: BaseException) -> bool:
@@ -118,8 +120,9 @@ class RpcClient:
             if not isinstance(error, grpc.aio.AioRpcError):
                 return False
             never_sent = never_sent and _never_sent(error)
-            again = error.code() == grpc.StatusCode.UNAVAILABLE and attempts < MAX_ATTEMPTS and time.monotonic() < ends
-            return again and self._budget.spend()
+            now = time.monotonic()
+            again = error.code() == grpc.StatusCode.UNAVAILABLE and attempts < MAX_ATTEMPTS and now < ends
+            return again and now - began < SLOW_SECONDS and self._budget.spend()
 
         try:
             async for attempt in AsyncRetrying(
@@ -129,7 +132,8 @@ class RpcClient:
                 reraise=True,
             ):
                 with attempt:
-                    left = max(ends - time.monotonic(), 0.001)
+                    began = time.monotonic()
+                    left = max(ends - began, 0.001)
                     response: Response = await method(request, timeout=left, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             raise CallFailed(error, never_sent=never_sent) from None

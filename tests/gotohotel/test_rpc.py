@@ -22,13 +22,13 @@ from gotohotel.domain import Invalid
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.access import SERVICE as SERVICE_ROLE
 from gotohotel.rpc.access import allowed_roles, has_side_effects
-from gotohotel.rpc.client import CallFailed, RetryBudget, RpcClient, open_client
+from gotohotel.rpc.client import SLOW_SECONDS, CallFailed, RetryBudget, RpcClient, open_client
 from gotohotel.rpc.identity import ROLE_HEADER, SUBJECT_HEADER, Caller, PermissionDenied, identify
 from gotohotel.rpc.server import RpcServer
 from gotohotel.rpc.status import Unavailable, status_of
 from gotohotel.rpc.tls import AUTHORITY, CERTIFICATE, EGRESS, GATEWAY, KEY, client_credentials
 from gotohotel.wire import parse_page
-from ops import certificates
+from ops import certificates, ports
 from tests.gateways import named
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
@@ -345,6 +345,28 @@ async def test_a_client_repeats_unavailable_calls_three_times_at_most(tls: Path)
             await search(client)
         assert attempts == 101
     await server.stop(grace_seconds=1)
+
+
+async def test_a_client_does_not_repeat_what_has_waited_in_vain(tls: Path) -> None:
+    """Whoever takes long to say UNAVAILABLE has waited for its database: it would again, and so would the caller."""
+    attempts = 0
+
+    async def wait_in_vain(_: Any, __: Caller) -> pb.Order:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(SLOW_SECONDS)
+        raise Unavailable("no")
+
+    [port] = ports.reserve(1)
+    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "egress")
+    server.add(SERVICE, implementation(wait_in_vain))
+    await server.start()
+    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
+        with pytest.raises(CallFailed, match="UNAVAILABLE"):
+            await search(client)
+    await server.stop(grace_seconds=1)
+
+    assert attempts == 1
 
 
 async def search(client: RpcClient) -> pb.SearchRoomsResponse:

@@ -25,6 +25,7 @@ from ops.errors import StackError
 from ops.stack import Stack
 from tests.command_line import gotohotel
 from tests.conftest import Client, Hotel, freeze, wait_for
+from tests.gateways import statistic
 from tests.system.test_forget import forget
 from tests.watching import watching
 
@@ -203,8 +204,9 @@ def test_a_start_before_nats_answers_refuses_no_call(nats_hotel: Hotel) -> None:
         nats_hotel.stack.start("mypage_svc")
         with ThreadPoolExecutor(1) as pool:
             page = pool.submit(guest.request, "GET", f"/mypages/{order}")
-            wait([page], timeout=0.5)
-            assert not page.done()
+            wait_for(lambda: page.done() or statistic(nats_hotel.stack, "cluster.mypage_svc.upstream_rq_active") > 0)
+            wait([page], timeout=0.5)  # mypage_svc has the call
+            assert not page.done(), page.result().text
             os.kill(nats, signal.SIGCONT)
             assert page.result().status_code == 200, page.result().text
     finally:
