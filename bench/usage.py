@@ -6,20 +6,21 @@ from collections.abc import Mapping
 import psutil
 
 
-def _family(pid: int) -> list[psutil.Process]:
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all that it has started."""
     process = psutil.Process(pid)
     return [process, *process.children(recursive=True)]
 
 
 def cpu_seconds(pids: Mapping[str, int]) -> dict[str, float]:
     """CPU seconds so far, by process; the load generator's own as "bench"."""
-    used = {name: sum(_cpu(member) for member in _family(pid)) for name, pid in pids.items()}
+    used = {name: sum(_cpu(member) for member in family(pid)) for name, pid in pids.items()}
     return {**used, "bench": _cpu(psutil.Process(os.getpid()))}
 
 
 def memory_bytes(pids: Mapping[str, int]) -> dict[str, int]:
     """Proportional set size now, by process: shared pages count once."""
-    return {name: sum(_memory(member) for member in _family(pid)) for name, pid in pids.items()}
+    return {name: sum(_memory(member) for member in family(pid)) for name, pid in pids.items()}
 
 
 def _cpu(process: psutil.Process) -> float:

@@ -160,13 +160,17 @@ end
 -- The entry of CALLS for a JSON call, and the values of the fields in its path; otherwise nil and the methods that this
 -- path has.
 local function find_call(method, path)
-  local methods = {}
   for _, call in ipairs(CALLS) do
-    local values = {path:match(call[2])}
-    if values[1] ~= nil then
-      if call[1] == method then
+    if call[1] == method then
+      local values = {path:match(call[2])}
+      if values[1] ~= nil then
         return call, values
       end
+    end
+  end
+  local methods = {}
+  for _, call in ipairs(CALLS) do
+    if path:find(call[2]) then
       methods[#methods + 1] = call[1]
     end
   end

@@ -65,10 +65,17 @@ local function decode_base64url(text)
   return table.concat(decoded)
 end
 
+local last_header, last_is_critical -- of the token before: the header names the key, and most tokens have the same
+
 -- Whether a token's header names an extension that must be understood (crit, RFC 7515): the gateway knows none.
 local function has_critical_extension(token)
-  local header = decode_base64url(token:match("^[^.]*"))
-  return header:find('"crit"', 1, true) ~= nil or header:find("\\", 1, true) ~= nil -- an escape may hide the name
+  local header = token:match("^[^.]*")
+  if header ~= last_header then
+    local decoded = decode_base64url(header)
+    last_header = header
+    last_is_critical = decoded:find('"crit"', 1, true) ~= nil or decoded:find("\\", 1, true) ~= nil -- an escape may hide it
+  end
+  return last_is_critical
 end
 
 -- The scheme's name is not case-sensitive; anything but a single bearer token counts as no token.
@@ -126,6 +133,37 @@ local GRPC_WEB = {
   ["application/grpc-web-text"] = true, ["application/grpc-web-text+proto"] = true,
 }
 
+-- Services that have just refused a call for want of a place. With all places taken each call waits for all others, and
+-- a queue of that length serves nobody sooner: until no call has been refused for a moment, further ones find fewer places
+-- (the routes that match the header). A burst that the places suffice for is not affected. Each thread has its own list.
+local CROWDED_SECONDS = 1
+local refused_at = {} -- service → when, in seconds
+
+local function note_refusal(headers)
+  local where = headers:get("x-gotohotel-no-place")
+  if where ~= nil then
+    headers:remove("x-gotohotel-no-place")
+    local service = where:match("^UO (%a+_svc)$") or where:match("^UO (%a+_svc)_crowded$")
+    if service ~= nil then
+      refused_at[service] = os.time()
+    end
+  end
+end
+
+local function mark_crowded(headers)
+  local crowded = {}
+  for service, at in pairs(refused_at) do
+    if os.time() > at + CROWDED_SECONDS then
+      refused_at[service] = nil
+    else
+      crowded[#crowded + 1] = service
+    end
+  end
+  if #crowded > 0 then
+    headers:add("x-gotohotel-crowded", table.concat(crowded, " "))
+  end
+end
+
 local function check(handle)
   local headers = handle:headers()
   prepare_watch(headers)
@@ -141,6 +179,7 @@ local function check(handle)
   end
   local fits = clean(headers, is_grpc)
   normalize_authorization(headers)
+  mark_crowded(headers)
   if is_grpc then
     -- Marked here, because transcoding makes every call look like gRPC.
     headers:add("x-gotohotel-native-grpc", "1")
@@ -189,6 +228,7 @@ end
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
 local function answer(handle)
   local headers = handle:headers()
+  note_refusal(headers)
   if handle:streamInfo():downstreamSslConnection() ~= nil then
     -- RFC 6797: for a year, browsers use TLS only.
     headers:replace("strict-transport-security", "max-age=31536000")

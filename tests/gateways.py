@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import grpc
 import httpx
@@ -40,7 +41,7 @@ def configuration_for(twin: Stack, stack: Stack) -> str:
 
 
 @contextmanager
-def running_envoy(stack: Stack) -> Iterator[None]:
+def running_envoy(stack: Stack, access_log: IO[str] | None = None) -> Iterator[None]:
     """Runs the gateway of a stack's folder, and nothing else of it."""
     configuration = str(stack.home / "envoy.yaml")
     command = [
@@ -53,7 +54,7 @@ def running_envoy(stack: Stack) -> Iterator[None]:
         "--log-level",
         "warning",
     ]
-    with subprocess.Popen(command) as envoy:
+    with subprocess.Popen(command, stdout=access_log) as envoy:
         try:
             wait_for(lambda: accepts(stack.ports["gateway"]))
             yield
