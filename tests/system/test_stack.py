@@ -101,7 +101,7 @@ def test_status_shows_every_process(hotel: Hotel) -> None:
     assert all(line.split()[2].isdigit() and line.split()[3].isdigit() for line in lines)
 
 
-def test_only_the_gateway_interrupts_other_processes(hotel: Hotel) -> None:
+def test_only_the_gateway_and_nats_interrupt_other_processes(hotel: Hotel) -> None:
     """The others run under Linux's SCHED_BATCH, with all threads and PostgreSQL's sessions."""
     is_linux = hasattr(os, "SCHED_BATCH")  # on macOS the policy can't be chosen
     batch, normal = (os.SCHED_BATCH, os.SCHED_OTHER) if is_linux else (None, None)
@@ -111,7 +111,7 @@ def test_only_the_gateway_interrupts_other_processes(hotel: Hotel) -> None:
         for each in (*(thread.id for thread in process.threads()), *(child.pid for child in process.children())):
             with suppress(ProcessLookupError):  # it has just ended
                 found.add(os.sched_getscheduler(each) if is_linux else None)
-        assert found == {normal if name == "envoy" else batch}, name
+        assert found == {normal if name in ("envoy", "nats") else batch}, name
 
 
 def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
