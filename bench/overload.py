@@ -72,7 +72,7 @@ def main(
 def _let_the_gateway_go_first(stack: Stack) -> None:
     for name, _, pid, _ in stack.status():
         for process in usage.family(pid) if name != "envoy" else ():
-            with suppress(psutil.Error):  # one of PostgreSQL's has just ended
+            with suppress(psutil.Error, ProcessLookupError):  # it has just ended, as sessions of PostgreSQL do
                 for thread in process.threads():
                     os.setpriority(os.PRIO_PROCESS, thread.id, NICE)
 

@@ -133,37 +133,6 @@ local GRPC_WEB = {
   ["application/grpc-web-text"] = true, ["application/grpc-web-text+proto"] = true,
 }
 
--- Services that have just refused a call for want of a place. With all places taken each call waits for all others, and
--- a queue of that length serves nobody sooner: until no call has been refused for a moment, further ones find fewer places
--- (the routes that match the header). A burst that the places suffice for is not affected. Each thread has its own list.
-local CROWDED_SECONDS = 1
-local refused_at = {} -- service → when, in seconds
-
-local function note_refusal(headers)
-  local where = headers:get("x-gotohotel-no-place")
-  if where ~= nil then
-    headers:remove("x-gotohotel-no-place")
-    local service = where:match("^UO (%a+_svc)$") or where:match("^UO (%a+_svc)_crowded$")
-    if service ~= nil then
-      refused_at[service] = os.time()
-    end
-  end
-end
-
-local function mark_crowded(headers)
-  local crowded = {}
-  for service, at in pairs(refused_at) do
-    if os.time() > at + CROWDED_SECONDS then
-      refused_at[service] = nil
-    else
-      crowded[#crowded + 1] = service
-    end
-  end
-  if #crowded > 0 then
-    headers:add("x-gotohotel-crowded", table.concat(crowded, " "))
-  end
-end
-
 local function check(handle)
   local headers = handle:headers()
   prepare_watch(headers)
@@ -179,7 +148,6 @@ local function check(handle)
   end
   local fits = clean(headers, is_grpc)
   normalize_authorization(headers)
-  mark_crowded(headers)
   if is_grpc then
     -- Marked here, because transcoding makes every call look like gRPC.
     headers:add("x-gotohotel-native-grpc", "1")
@@ -228,7 +196,6 @@ end
 -- The transcoder's refusals repeat what was sent, and that may be a card number: only the field's name is kept.
 local function answer(handle)
   local headers = handle:headers()
-  note_refusal(headers)
   if handle:streamInfo():downstreamSslConnection() ~= nil then
     -- RFC 6797: for a year, browsers use TLS only.
     headers:replace("strict-transport-security", "max-age=31536000")

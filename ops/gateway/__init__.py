@@ -9,7 +9,7 @@ metrics   the statistics, for Prometheus
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from string import Template
 
@@ -34,16 +34,15 @@ LIMITS = {
     "MAX_SUBJECTS": 10_000,
     "LOGGED_REFUSALS_PERCENT": 1,
 }
-# How many calls may be at a service at once; when some found no place there a moment ago, and further ones come.
-MAX_CALLS, MAX_CALLS_WHEN_CROWDED, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 96, 64, 2000
+# How many calls may be at a service at once.
+MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
 NOT_TRIED_BEFORE = {
     "name": "envoy.retry_host_predicates.previous_hosts",
     "typed_config": {
         "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
     },
 }
-# Suffixes of a service's other clusters: for calls without a token, and for those that come when it is crowded.
-ANONYMOUS, CROWDED = "_anonymous", "_crowded"
+ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
 
 CLUSTER = """\
     - name: {name}
@@ -106,12 +105,8 @@ def render(
             tls=mutual_tls(values["GATEWAY_TLS"], peers=[part(name)]),
         )
         for name, (host, port) in services.items()
-        for suffix, max_requests in (
-            ("", MAX_CALLS),
-            (CROWDED, MAX_CALLS_WHEN_CROWDED),
-            (ANONYMOUS, MAX_ANONYMOUS_CALLS),
-        )
-        if suffix != ANONYMOUS or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
+        for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS))
+        if not suffix or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
     )
     clusters += "".join(map(issuer_cluster, issuers))
     pay_host, pay_port = services["pay_svc"]
@@ -126,7 +121,7 @@ def render(
         PUBLIC_CLUSTERS=clusters,
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
-        ROUTES="\n".join(route for rpc in rpcs for route in _routes(rpc)),
+        ROUTES="\n".join(map(_route, rpcs)),
         HEALTH_RETRIES=json.dumps(_retries(only_reads=True)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
@@ -159,19 +154,10 @@ def _retries(*, only_reads: bool, is_stream: bool = False) -> dict[str, object]:
     }
 
 
-def _routes(rpc: PublicRpc) -> Iterator[str]:
-    if rpc.needs_no_token:
-        # Calls without a token have few places of their own: they never use up those of the others.
-        yield _route(rpc, rpc.cluster + ANONYMOUS)
-        return
-    if not rpc.is_stream:
-        is_crowded = {"name": "x-gotohotel-crowded", "string_match": {"contains": rpc.cluster}}
-        yield _route(rpc, rpc.cluster + CROWDED, headers=[is_crowded])
-    yield _route(rpc, rpc.cluster)
-
-
-def _route(rpc: PublicRpc, cluster: str, **matchers: object) -> str:
-    route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0], **matchers}}
+def _route(rpc: PublicRpc) -> str:
+    # Calls without a token have few places of their own: they never use up those of the others.
+    cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
+    route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
     retries = _retries(only_reads=not rpc.has_side_effects, is_stream=rpc.is_stream)
     if rpc.is_stream:
         unlimited = {"timeout": "0s", "idle_timeout": "0s"}

@@ -43,18 +43,16 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
     as_body: dict[str, object] = {"filter": by_envoy, "body_format_override": _body(code, message, details)}
     if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua rewrites it
         as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
-    grpc_headers: list[Mapping[str, object]] = [
-        {"header": {"key": "grpc-status-details-bin", "value": encoded}},
-        {"header": {"key": "grpc-status", "value": str(code)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
-    ]
-    as_header: dict[str, object] = {"filter": _is_grpc_with(http), "headers_to_add": grpc_headers}
+    as_header: dict[str, object] = {
+        "filter": _is_grpc_with(http),
+        "headers_to_add": [
+            {"header": {"key": "grpc-status-details-bin", "value": encoded}},
+            {"header": {"key": "grpc-status", "value": str(code)}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"},
+        ],
+    }
     if http == 403:  # Envoy's word for another audience
         as_body["status_code"] = as_header["status_code"] = 401
     if http == 503:
-        # For envoy/edge.lua: which service had no place for the call.
-        where = {"header": {"key": "x-gotohotel-no-place", "value": "%RESPONSE_FLAGS% %UPSTREAM_CLUSTER%"}}
-        grpc_headers.append(where)
-        as_body["headers_to_add"] = [where]
         text = {"text_format_source": {"inline_string": OUTCOME_UNKNOWN}}
         broken = {"filter": _has_broken(), "body_format_override": _body(code, OUTCOME_UNKNOWN, details)}
         broken_grpc = {

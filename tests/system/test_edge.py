@@ -22,6 +22,8 @@ import grpc
 import httpx
 import pytest
 
+from gotohotel.order.v1.order_service_pb2 import ListOrdersRequest
+from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ops import gateway
 from ops.stack import Stack
 from tests.conftest import Client, Hotel, wait_for
@@ -135,63 +137,40 @@ def test_calls_without_a_token_have_places_of_their_own(hotel: Hotel) -> None:
     assert set(seen) <= {200, 429, 503}
 
 
-def test_a_crowded_service_takes_fewer_calls(hotel: Hotel, tmp_path: Path) -> None:
-    """As long as calls are refused for want of a place, further ones have fewer places; then as many as before. Other
-    services are not affected, and refusals of a flood are not all logged.
-    """
+def test_refusals_for_want_of_a_place_fill_no_log(hotel: Hotel, tmp_path: Path) -> None:
+    """One in a hundred is logged, of gRPC calls too; answers of services are all logged."""
     twin = Stack.on_free_ports(tmp_path)
-    text = configuration_for(twin, hotel.stack)
-    for places, instead in ((gateway.MAX_CALLS, 2), (gateway.MAX_CALLS_WHEN_CROWDED, 1)):
-        text, found = re.subn(rf"(max_(?:pending_)?requests: ){places}\b", rf"\g<1>{instead}", text)
-        assert found
+    text, found = re.subn(
+        rf"(max_(?:pending_)?requests: ){gateway.MAX_CALLS}\b", r"\g<1>0", configuration_for(twin, hotel.stack)
+    )
+    assert found
     (tmp_path / "envoy.yaml").write_text(text)
-    tokens = [hotel.caller().token for _ in range(32)]
-    stop = threading.Event()
-
-    def calls_of(cluster: str) -> int:
-        return statistic(twin, f"cluster.{cluster}.upstream_rq_total")
-
-    def get(client: httpx.Client, path: str, token: str) -> int:
-        return client.get(path, headers={"Authorization": f"Bearer {token}"}).status_code
-
-    def flood(token: str) -> Counter[int]:
-        seen: Counter[int] = Counter()
-        with httpx.Client(base_url=twin.gateway_url, timeout=20) as client:
-            while not stop.is_set():
-                seen[get(client, "/orders", token)] += 1
-        return seen
-
-    log = tmp_path / "access.log"
+    log, url = tmp_path / "access.log", f"127.0.0.1:{twin.ports['gateway']}"
+    statuses, codes, searches = Counter[int](), Counter[grpc.StatusCode](), Counter[int]()
     with (
         log.open("w") as access_log,
         running_envoy(twin, access_log),
-        httpx.Client(base_url=twin.gateway_url, timeout=20) as client,
-        ThreadPoolExecutor(32) as pool,
+        httpx.Client(base_url=twin.gateway_url) as client,
+        grpc.insecure_channel(url) as channel,
     ):
-        at_first = [get(client, "/orders", tokens[0]) for _ in range(3)], calls_of("order_svc_crowded")
-        floods = [pool.submit(flood, token) for token in tokens]
-        wait_for(lambda: calls_of("order_svc_crowded") > 0)
-        ordinary, crowded = calls_of("order_svc"), calls_of("order_svc_crowded")
-        wait_for(lambda: calls_of("order_svc_crowded") > crowded + 20)
-        ordinary_meanwhile = calls_of("order_svc") - ordinary
-        elsewhere = [get(client, "/mypages", tokens[0]) for _ in range(3)], calls_of("mypage_svc_crowded")
-        stop.set()
-        seen = sum((each.result() for each in floods), Counter())
-        time.sleep(2.1)  # as long as a refusal has an effect, at most
-        ordinary, crowded = calls_of("order_svc"), calls_of("order_svc_crowded")
-        afterwards = [get(client, "/orders", tokens[0]) for _ in range(3)]
-        counted = calls_of("order_svc") - ordinary, calls_of("order_svc_crowded") - crowded
+        list_orders = OrderServiceStub(channel).ListOrders
+        for _ in range(5):
+            token = f"Bearer {hotel.caller().token}"
+            for _ in range(40):
+                statuses[client.get("/orders", headers={"Authorization": token}).status_code] += 1
+                with pytest.raises(grpc.RpcError) as refusal:
+                    list_orders(ListOrdersRequest(), metadata=(("authorization", token),))
+                codes[refusal.value.code()] += 1
+            searches[client.get("/rooms").status_code] += 1
+        overflowed = statistic(twin, "cluster.order_svc.upstream_rq_pending_overflow")
+    lines = Counter(json.loads(line)["flags"] for line in log.read_text().splitlines())
 
-    logged = Counter(json.loads(line)["status"] for line in log.read_text().splitlines())
-    assert at_first == ([200] * 3, 0)
-    assert ordinary_meanwhile == 0
-    assert elsewhere == ([200] * 3, 0)
-    assert seen[503] > 20
-    assert set(seen) <= {200, 429, 503}
-    assert afterwards == [200] * 3
-    assert counted == (3, 0)
-    assert logged[200] > 20
-    assert logged[503] < seen[503] / 5
+    assert statuses == {503: 200}
+    assert codes == {grpc.StatusCode.UNAVAILABLE: 200}
+    assert searches == {200: 5}
+    assert overflowed == 400
+    assert lines["UO"] < 40
+    assert lines["-"] == 5
 
 
 def test_the_admin_interface_has_no_port(hotel: Hotel) -> None:
