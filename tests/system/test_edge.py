@@ -4,8 +4,10 @@ The numbers are those that took the first release offline: more sockets than a s
 """
 
 import json
+import os
 import re
 import resource
+import signal
 import socket
 import stat
 import struct
@@ -26,7 +28,7 @@ from gotohotel.order.v1.order_service_pb2 import ListOrdersRequest
 from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ops import gateway
 from ops.stack import Stack
-from tests.conftest import Client, Hotel, wait_for
+from tests.conftest import Client, Hotel, freeze, wait_for
 from tests.gateways import configuration_for, running_envoy, statistic
 from tests.honest import honest
 
@@ -196,6 +198,23 @@ def test_a_flood_of_refusals_fills_no_log(hotel: Hotel) -> None:
     wait_for(lambda: log.read_text().count("\n") >= before + 20)
     lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
     assert len([line for line in lines if line["status"] == 401]) < 40
+
+
+def test_callers_who_leave_before_the_answer_are_logged(hotel: Hotel) -> None:
+    """Their calls have no status, and only these lines show that a service was too slow for them."""
+    log = hotel.stack.home / "log" / "access.log"
+    before = len(log.read_text().splitlines())
+    [pid] = [pid for name, _, pid, _ in hotel.stack.status() if name == "order_svc"]
+    headers = {"Authorization": f"Bearer {hotel.caller().token}"}
+
+    freeze(pid)
+    try:
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{hotel.stack.gateway_url}/orders", headers=headers, timeout=0.5)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+    wait_for(lambda: '"flags":"DC"' in "".join(log.read_text().splitlines()[before:]))
 
 
 @pytest.mark.parametrize("size", [3_000, 9_000, 14_000])
