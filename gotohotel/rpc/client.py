@@ -1,5 +1,6 @@
-"""Calls another service's RPCs, within the current call's deadline."""
+"""Calls another service's RPCs, and waits no longer than the current call's deadline."""
 
+import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -83,7 +84,10 @@ class CallFailed(Exception):
 
 
 class RpcClient:
-    """Calls another service's idempotent RPCs through the gateway's egress listener, within the current deadline.
+    """Calls another service's idempotent RPCs through the gateway's egress listener.
+
+    It waits no longer than the current call's deadline, but the other service has all of its time: broken off at the
+    deadline of whoever calls this service, a call would count as a failure of the other one, which would be ejected.
 
     The listener tells the other service who calls: the name in the caller's certificate.
     """
@@ -92,6 +96,7 @@ class RpcClient:
         self._channel = grpc.aio.secure_channel(target, client_credentials(tls_folder), options=CHANNEL_OPTIONS)
         self._budget = RetryBudget()
         self._methods: dict[str, Any] = {}
+        self._unattended: set[asyncio.Future[Any]] = set()
 
     async def call(
         self, path: str, request: Message, response_type: type[Response], *, timeout_seconds: float
@@ -100,7 +105,9 @@ class RpcClient:
 
         Raises CallFailed. Unless it was never sent, fetch the resource or repeat the call.
         """
-        ends = time.monotonic() + min(timeout_seconds, remaining_seconds())
+        now = time.monotonic()
+        ends = now + timeout_seconds
+        waits_until = min(ends, now + remaining_seconds())
         if path not in self._methods:
             self._methods[path] = self._channel.unary_unary(
                 path,
@@ -121,7 +128,7 @@ class RpcClient:
                 return False
             never_sent = never_sent and _never_sent(error)
             now = time.monotonic()
-            again = error.code() == grpc.StatusCode.UNAVAILABLE and attempts < MAX_ATTEMPTS and now < ends
+            again = error.code() == grpc.StatusCode.UNAVAILABLE and attempts < MAX_ATTEMPTS and now < waits_until
             return again and now - began < SLOW_SECONDS and self._budget.spend()
 
         try:
@@ -133,11 +140,28 @@ class RpcClient:
             ):
                 with attempt:
                     began = time.monotonic()
-                    left = max(ends - began, 0.001)
-                    response: Response = await method(request, timeout=left, metadata=metadata)
+                    call = method(request, timeout=max(ends - began, 0.001), metadata=metadata)
+                    response: Response = await (call if waits_until == ends else self._wait(call, waits_until - began))
         except grpc.aio.AioRpcError as error:
             raise CallFailed(error, never_sent=never_sent) from None
         return response
+
+    async def _wait(self, call: Any, seconds: float) -> Any:
+        """The answer to a call that goes on if it takes longer."""
+        answer = asyncio.ensure_future(call)
+        self._unattended.add(answer)
+        answer.add_done_callback(self._forget)
+        await asyncio.wait((answer,), timeout=max(seconds, 0))
+        if answer.done():
+            return answer.result()
+        raise grpc.aio.AioRpcError(
+            grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata(), "the caller has no more time"
+        )
+
+    def _forget(self, answer: asyncio.Future[Any]) -> None:
+        self._unattended.discard(answer)
+        if not answer.cancelled():
+            answer.exception()  # nobody may be left who asks for it
 
     async def close(self) -> None:
         """Closes the channel."""

@@ -20,6 +20,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from gotohotel.domain import Invalid
 from gotohotel.order.v1 import order_service_pb2 as pb
+from gotohotel.rpc import deadline
 from gotohotel.rpc.access import SERVICE as SERVICE_ROLE
 from gotohotel.rpc.access import allowed_roles, has_side_effects
 from gotohotel.rpc.client import SLOW_SECONDS, CallFailed, RetryBudget, RpcClient, open_client
@@ -367,6 +368,32 @@ async def test_a_client_does_not_repeat_what_has_waited_in_vain(tls: Path) -> No
     await server.stop(grace_seconds=1)
 
     assert attempts == 1
+
+
+async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
+    """The caller is answered in time, and the other service finishes its work."""
+    finished = asyncio.Event()
+
+    async def work(_: Any, __: Caller) -> pb.Order:
+        await asyncio.sleep(0.5)
+        finished.set()
+        return pb.Order()
+
+    [port] = ports.reserve(1)
+    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "egress")
+    server.add(SERVICE, implementation(work))
+    await server.start()
+    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
+        deadline.enter(0.2)
+        with pytest.raises(CallFailed) as failure:
+            await search(client)
+        assert not finished.is_set()
+        async with asyncio.timeout(2):
+            await finished.wait()
+    await server.stop(grace_seconds=1)
+
+    assert failure.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not failure.value.never_sent
 
 
 async def search(client: RpcClient) -> pb.SearchRoomsResponse:

@@ -1,28 +1,40 @@
 """The circuit breaker ejects single instances of pay_svc, not the service."""
 
 import json
+import random
 import re
+import shutil
 import socket
+import tempfile
+import threading
+import uuid
 from collections import Counter
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
+import pytest
+from google.protobuf import json_format
 
 from bench.names import Names
+from gotohotel.order.v1.order_service_pb2 import CreateOrderRequest
+from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.server import RpcServer
 from gotohotel.rpc.status import Unavailable
 from gotohotel.rpc.tls import client_credentials
+from ops import audit
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import configuration_for, further_process, named, running_envoy, statistic
+from tests.gateways import configuration_for, further_process, grpc_channel, named, running_envoy, statistic
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
+HURRIED = 8
 STATISTICS = ("ejections_enforced_total", "membership_healthy")
 
 
@@ -98,6 +110,55 @@ async def test_of_three_instances_the_bad_one_alone_is_ejected(hotel: Hotel, tmp
     assert until_ejected[grpc.StatusCode.UNAVAILABLE] >= 5
     assert afterwards == {grpc.StatusCode.OK: 100}
     assert seen == {"ejections_enforced_total": 1, "membership_healthy": 2}
+
+
+def test_guests_in_a_hurry_leave_payments_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card processor takes up to 0.6 s, and some guests wait 0.12 to 0.16 s for their orders. Their payments go on:
+    broken off, they would count as failures of pay_svc, and nobody could pay.
+    """
+    home = Path(tempfile.mkdtemp(prefix="gotohotel-"))
+    stack = Stack.on_free_ports(home)
+    monkeypatch.setenv("PAY_SANDBOX_DELAY_MS", "600")
+    try:
+        stack.up()
+        hotel, stop = Hotel(stack), threading.Event()
+        booking = hotel.booking(roomType=hotel.room_type(10_000))
+        with ThreadPoolExecutor(HURRIED) as pool:
+            hurried = [pool.submit(book_in_a_hurry, stack, booking, stop) for _ in range(HURRIED)]
+            try:
+                orders = [hotel.caller().post("/orders", booking) for _ in range(30)]
+            finally:
+                stop.set()
+            outcomes_in_a_hurry = sum((each.result() for each in hurried), Counter[str]())
+        ejections = statistics(stack)["ejections_enforced_total"]
+        violated = {number: found for number, found in audit.check(stack, patience_seconds=30).items() if found}
+        hotel.close()
+    finally:
+        stack.down()
+        shutil.rmtree(home)
+
+    assert outcomes_in_a_hurry["PAYMENT_IN_PROGRESS"] > 100
+    assert set(outcomes_in_a_hurry) <= {"PAYMENT_IN_PROGRESS", "", "DEADLINE_EXCEEDED"}
+    assert Counter(order["status"] for order in orders) == {"PAID": 30}
+    assert ejections == 0
+    assert violated == {}
+
+
+def book_in_a_hurry(stack: Stack, booking: dict[str, Any], stop: threading.Event) -> Counter[str]:
+    """Books again and again, with short deadlines; counts how the payments and the calls failed ("" for paid)."""
+    seen: Counter[str] = Counter()
+    request = json_format.ParseDict(booking, CreateOrderRequest())
+    with grpc_channel(stack, "gateway") as channel:
+        create = OrderServiceStub(channel).CreateOrder
+        while not stop.is_set():
+            token = stack.token(subject=str(uuid.uuid4()), role="guest")
+            seconds = random.uniform(0.12, 0.16)
+            try:
+                order = create(request, metadata=(("authorization", f"Bearer {token}"),), timeout=seconds)
+                seen[order.payment_error.reason] += 1
+            except grpc.RpcError as error:
+                seen[error.code().name] += 1
+    return seen
 
 
 async def outcomes(channel: grpc.aio.Channel, calls: int, *, until: Any = None) -> Counter[grpc.StatusCode]:
