@@ -278,6 +278,8 @@ local function check(handle)
       refuse(handle, "400", "INVALID_ARGUMENT", "a gRPC call is a POST without a query")
     elseif not is_one_grpc_message(body) then
       refuse(handle, "400", "INVALID_ARGUMENT", "the call must have one message")
+    else
+      handle:clearRouteCache() -- places.lua decides when the token is checked
     end
     return
   end

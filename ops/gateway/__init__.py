@@ -34,7 +34,7 @@ LIMITS = {
     "MAX_SUBJECTS": 10_000,
     "LOGGED_REFUSALS_PERCENT": 1,
 }
-# How many calls may be at a service at once.
+# How many calls may be at a service at once (fewer while many are refused: envoy/places.lua), and how many streams.
 MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
 NOT_TRIED_BEFORE = {
     "name": "envoy.retry_host_predicates.previous_hosts",
@@ -42,7 +42,7 @@ NOT_TRIED_BEFORE = {
         "@type": "type.googleapis.com/envoy.extensions.retry.host.previous_hosts.v3.PreviousHostsPredicate"
     },
 }
-ANONYMOUS = "_anonymous"  # suffix of the cluster for calls without a token
+ANONYMOUS, STREAMS = "_anonymous", "_streams"  # suffixes of the clusters for calls without a token and for streams
 
 CLUSTER = """\
     - name: {name}
@@ -66,17 +66,21 @@ CLUSTER = """\
             max_pending_requests: {max_requests}
             max_requests: {max_requests}
             max_retries: {max_requests}  # all that were at a replica when it died
-          # Streams: they have connections and places of their own, and after a restart all of them are tried again.
-          - priority: HIGH
-            max_connections: 64
-            max_pending_requests: {max_streams}
-            max_requests: {max_streams}
-            max_retries: {max_streams}
       load_assignment:
         cluster_name: {name}
         endpoints:
           - lb_endpoints:
               - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}
+"""
+
+
+PLACES = """\
+                    - extension:
+                        name: {name}
+                        typed_config:
+                          "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.lua.v3.LuaConfig
+                          source_code: {{inline_string: {script}}}
+                          default_cluster: {name}  # should the script fail: the breaker still counts
 """
 
 
@@ -101,12 +105,11 @@ def render(
             host=host,
             port=port,
             max_requests=max_requests,
-            max_streams=MAX_STREAMS,
             tls=mutual_tls(values["GATEWAY_TLS"], peers=[part(name)]),
         )
         for name, (host, port) in services.items()
-        for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS))
-        if not suffix or any(rpc.cluster == name and rpc.needs_no_token for rpc in rpcs)
+        for suffix, max_requests in (("", MAX_CALLS), (ANONYMOUS, MAX_ANONYMOUS_CALLS), (STREAMS, MAX_STREAMS))
+        if not suffix or any(_cluster(rpc) == name + suffix for rpc in rpcs)
     )
     clusters += "".join(map(issuer_cluster, issuers))
     pay_host, pay_port = services["pay_svc"]
@@ -121,6 +124,7 @@ def render(
         PUBLIC_CLUSTERS=clusters,
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
+        PLACES="".join(PLACES.format(name=name, script=_places(name)) for name in services),
         ROUTES="\n".join(map(_route, rpcs)),
         HEALTH_RETRIES=json.dumps(_retries(only_reads=True)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
@@ -154,21 +158,29 @@ def _retries(*, only_reads: bool, is_stream: bool = False) -> dict[str, object]:
     }
 
 
+def _cluster(rpc: PublicRpc) -> str:
+    """Calls without a token have few places of their own: they never use up those of the others. Streams last long."""
+    return rpc.cluster + (ANONYMOUS if rpc.needs_no_token else STREAMS if rpc.is_stream else "")
+
+
 def _route(rpc: PublicRpc) -> str:
-    # Calls without a token have few places of their own: they never use up those of the others.
-    cluster = rpc.cluster + (ANONYMOUS if rpc.needs_no_token else "")
+    cluster = _cluster(rpc)
+    chosen = {"cluster_specifier_plugin": cluster} if cluster == rpc.cluster else {"cluster": cluster}
     route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
     retries = _retries(only_reads=not rpc.has_side_effects, is_stream=rpc.is_stream)
     if rpc.is_stream:
-        unlimited = {"timeout": "0s", "idle_timeout": "0s"}
-        route["route"] = {"cluster": cluster, "priority": "HIGH", **unlimited, "retry_policy": retries}
+        route["route"] = {**chosen, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retries}
     else:
         # A call without a deadline gets one, and nobody gets a longer one.
         limit = {"grpc_timeout_header_max": "10s"}
-        route["route"] = {"cluster": cluster, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
+        route["route"] = {**chosen, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]
     return f"                        - {json.dumps(route)}"
+
+
+def _places(service: str) -> str:
+    return _script("places.lua", tables=f'local SERVICE, PLACES = "{service}", {MAX_CALLS}\n')
 
 
 def _script(*files: str, tables: str = "") -> str:

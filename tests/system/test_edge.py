@@ -142,10 +142,9 @@ def test_calls_without_a_token_have_places_of_their_own(hotel: Hotel) -> None:
 def test_refusals_for_want_of_a_place_fill_no_log(hotel: Hotel, tmp_path: Path) -> None:
     """One in a hundred is logged, of gRPC calls too; answers of services are all logged."""
     twin = Stack.on_free_ports(tmp_path)
-    text, found = re.subn(
-        rf"(max_(?:pending_)?requests: ){gateway.MAX_CALLS}\b", r"\g<1>0", configuration_for(twin, hotel.stack)
-    )
-    assert found
+    full = rf'(PLACES = \\"order_svc\\", ){gateway.MAX_CALLS}\b'
+    text, found = re.subn(full, r"\g<1>0", configuration_for(twin, hotel.stack))
+    assert found == 1
     (tmp_path / "envoy.yaml").write_text(text)
     log, url = tmp_path / "access.log", f"127.0.0.1:{twin.ports['gateway']}"
     statuses, codes, searches = Counter[int](), Counter[grpc.StatusCode](), Counter[int]()
@@ -164,7 +163,7 @@ def test_refusals_for_want_of_a_place_fill_no_log(hotel: Hotel, tmp_path: Path) 
                     list_orders(ListOrdersRequest(), metadata=(("authorization", token),))
                 codes[refusal.value.code()] += 1
             searches[client.get("/rooms").status_code] += 1
-        overflowed = statistic(twin, "cluster.order_svc.upstream_rq_pending_overflow")
+        overflowed = statistic(twin, "cluster.no_place.upstream_rq_pending_overflow")
     lines = Counter(json.loads(line)["flags"] for line in log.read_text().splitlines())
 
     assert statuses == {503: 200}
