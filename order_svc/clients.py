@@ -7,6 +7,7 @@ import grpc
 
 from gotohotel.pay.v1 import pay_service_pb2 as pb
 from gotohotel.rpc.client import CallFailed, RpcClient
+from gotohotel.rpc.deadline import remaining_seconds
 from gotohotel.signatures import SigningKey
 from gotohotel.wire import money_from_proto, money_to_proto
 from order_svc.domain import (
@@ -29,6 +30,34 @@ CLOSE_PAYMENT = "/gotohotel.pay.v1.PayService/ClosePayment"
 CHECK_AVAILABILITY = "/gotohotel.pay.v1.PayService/CheckAvailability"
 PROBE_SECONDS = 2.0
 UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+MOST_CHARGES, FEWEST_CHARGES = 320, 16  # at a time
+
+
+class Window:
+    """How many charges may be under way: one more for each that pay_svc answers, two fewer for each that it does not.
+
+    So while it fails for most, few are tried, and once it is well again it is not met by all at once.
+    """
+
+    def __init__(self) -> None:
+        self._size = MOST_CHARGES
+        self._under_way = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no further charge may be tried now."""
+        return self._under_way >= self._size
+
+    def begin(self) -> None:
+        """Counts a charge that is tried now."""
+        self._under_way += 1
+
+    def end(self, *, answered: bool | None) -> None:
+        """Ends a charge. With None it is not known whether pay_svc would have answered."""
+        self._under_way -= 1
+        if answered is not None:
+            size = self._size + 1 if answered else self._size - 2
+            self._size = min(max(size, FEWEST_CHARGES), MOST_CHARGES)
 
 
 class GrpcPayments:
@@ -38,9 +67,15 @@ class GrpcPayments:
         self._client = client
         self._key = key
         self._timeout_seconds = timeout_seconds
+        self._window = Window()
 
     async def process(self, order: Order, card_no: str) -> PaymentOutcome:
-        """Charges the order's current attempt at most once. If pay_svc can't be reached the order is paid later."""
+        """Charges the order's current attempt at most once.
+
+        If pay_svc can't be reached, or enough is tried while it fails, the order is paid later.
+        """
+        if self._window.is_full:
+            return PaymentOutcome(error=PAY_LATER)
         booking, amount = booking_to_proto(order.booking), money_to_proto(order.amount)
         self._key.sign(booking, order.id, amount.currency_code, amount.units, amount.nanos)
         request = pb.ProcessPaymentRequest(
@@ -50,11 +85,18 @@ class GrpcPayments:
             amount=amount,
             booking=booking,
         )
+        answered: bool | None = None
+        self._window.begin()
         try:
             payment = await self._client.call(
                 PROCESS_PAYMENT, request, pb.Payment, timeout_seconds=self._timeout_seconds
             )
+            answered = True
         except CallFailed as error:
+            if error.code not in UNREACHABLE:
+                answered = True
+            elif remaining_seconds() > 0:  # otherwise it is the caller who could not wait
+                answered = False
             if error.reason == TOO_MANY_ATTEMPTS:
                 return PaymentOutcome(error=too_many_attempts(error.retry_after_seconds))
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)
@@ -63,6 +105,8 @@ class GrpcPayments:
             # It may have been charged: then PaymentApproved will arrive, and expiry asks pay_svc before it releases the
             # room.
             return PaymentOutcome(error=IN_PROGRESS, settled=False)
+        finally:
+            self._window.end(answered=answered)
         return _outcome(payment)
 
     async def close(self, order_id: str) -> PaymentClosure:

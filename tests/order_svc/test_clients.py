@@ -1,5 +1,6 @@
 """How the Payments port translates pay_svc's answers and failures."""
 
+import asyncio
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any
@@ -11,10 +12,11 @@ from grpc.aio import AioRpcError, Metadata
 
 from gotohotel.domain import Money
 from gotohotel.pay.v1 import pay_service_pb2 as pb
+from gotohotel.rpc import deadline
 from gotohotel.rpc.client import CallFailed
 from gotohotel.signatures import SigningKey
-from order_svc.clients import GrpcPayments
-from order_svc.domain import Booking, Order, PaymentOutcome, PaymentsUnreachable, RoomType, Stay
+from order_svc.clients import FEWEST_CHARGES, MOST_CHARGES, GrpcPayments
+from order_svc.domain import PAY_LATER, Booking, Order, PaymentOutcome, PaymentsUnreachable, RoomType, Stay
 
 NOON = datetime(2026, 1, 1, 12, tzinfo=UTC)
 
@@ -45,14 +47,77 @@ def payments(answer: Message | CallFailed) -> GrpcPayments:
 
 async def outcome_of(answer: Message | CallFailed) -> PaymentOutcome:
     """The outcome of an attempt if the client gives this answer."""
+    return await payments(answer).process(an_order(), "4242424242424242")
+
+
+def an_order() -> Order:
+    """An order that is not paid."""
     booking = Booking(
         owner="a", name="A", phone_no="", room_type="P", guest_cnt=1, stay=Stay(date(2026, 1, 1), date(2026, 1, 2))
     )
     room_type = RoomType(
         id="P", version=1, display_name="P", capacity=1, max_guests=1, nightly_rate=Money("KRW", Decimal(1))
     )
-    order = Order.place("o", booking, room_type, placed_at=NOON, expires_at=NOON)
-    return await payments(answer).process(order, "4242424242424242")
+    return Order.place("o", booking, room_type, placed_at=NOON, expires_at=NOON)
+
+
+class Answerable:
+    """A client whose calls wait until the test answers them."""
+
+    def __init__(self) -> None:
+        self.calls: list[asyncio.Future[Message]] = []
+
+    async def call(self, *_: Any, **__: Any) -> Message:
+        """Like RpcClient.call."""
+        self.calls.append(asyncio.get_running_loop().create_future())
+        return await self.calls[-1]
+
+    async def answer_all(self, answer: Message | CallFailed) -> None:
+        """Ends the calls that wait."""
+        waiting, self.calls = self.calls, []
+        for call in waiting:
+            if isinstance(answer, CallFailed):
+                call.set_exception(answer)
+            else:
+                call.set_result(answer)
+        await asyncio.sleep(0)
+
+
+async def tried_at_once(port: GrpcPayments, client: Answerable, answer: Message | CallFailed) -> int:
+    """How many of very many charges at once are tried; all of them get this answer."""
+    charges = [asyncio.create_task(port.process(an_order(), "4242424242424242")) for _ in range(2 * MOST_CHARGES)]
+    await asyncio.sleep(0)
+    tried = len(client.calls)
+    await client.answer_all(answer)
+    outcomes = await asyncio.gather(*charges)
+    assert sum(outcome.error == PAY_LATER for outcome in outcomes) >= 2 * MOST_CHARGES - tried
+    return tried
+
+
+async def test_few_charges_are_tried_while_pay_svc_fails_and_more_for_each_that_it_answers() -> None:
+    """So a pay_svc that has just come back is not met by all guests at once."""
+    client: Any = Answerable()
+    port = GrpcPayments(client, SigningKey("a secret of this test, 32 letters"), timeout_seconds=1)
+    approved, away = pb.Payment(status=pb.Payment.APPROVED), failed(grpc.StatusCode.UNAVAILABLE, never_sent=True)
+
+    assert await tried_at_once(port, client, away) == MOST_CHARGES
+    assert await tried_at_once(port, client, away) == FEWEST_CHARGES
+    assert await tried_at_once(port, client, approved) == FEWEST_CHARGES
+    assert await tried_at_once(port, client, approved) == 2 * FEWEST_CHARGES
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.RESOURCE_EXHAUSTED)) == 4 * FEWEST_CHARGES
+    for _ in range(3):
+        tried = await tried_at_once(port, client, approved)
+    assert tried == MOST_CHARGES
+
+
+async def test_a_charge_that_the_caller_could_not_wait_for_is_no_failure_of_pay_svc() -> None:
+    """Guests with short deadlines must not take from others what these may try."""
+    client: Any = Answerable()
+    port = GrpcPayments(client, SigningKey("a secret of this test, 32 letters"), timeout_seconds=1)
+    deadline.enter(0.01)
+
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.DEADLINE_EXCEEDED)) == MOST_CHARGES
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.DEADLINE_EXCEEDED)) == MOST_CHARGES
 
 
 async def test_only_a_call_that_was_never_sent_means_pay_later() -> None:
