@@ -1,6 +1,7 @@
 """Calls to pay_svc, through the gateway's egress listener, whose outlier detection ejects a failing pay_svc."""
 
 import logging
+import time
 from datetime import UTC
 
 import grpc
@@ -30,7 +31,9 @@ CLOSE_PAYMENT = "/gotohotel.pay.v1.PayService/ClosePayment"
 CHECK_AVAILABILITY = "/gotohotel.pay.v1.PayService/CheckAvailability"
 PROBE_SECONDS = 2.0
 UNREACHABLE = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
+OVERTAXED = (*UNREACHABLE, grpc.StatusCode.RESOURCE_EXHAUSTED)
 MOST_CHARGES, FEWEST_CHARGES = 320, 16  # at a time
+WELL_SECONDS = 5.0  # without a failure, and the window is open again
 
 
 class Window:
@@ -42,10 +45,13 @@ class Window:
     def __init__(self) -> None:
         self._size = MOST_CHARGES
         self._under_way = 0
+        self._failed_at = 0.0
 
     @property
     def is_full(self) -> bool:
         """Whether no further charge may be tried now."""
+        if time.monotonic() > self._failed_at + WELL_SECONDS:
+            self._size = MOST_CHARGES
         return self._under_way >= self._size
 
     def begin(self) -> None:
@@ -55,9 +61,11 @@ class Window:
     def end(self, *, answered: bool | None) -> None:
         """Ends a charge. With None it is not known whether pay_svc would have answered."""
         self._under_way -= 1
-        if answered is not None:
-            size = self._size + 1 if answered else self._size - 2
-            self._size = min(max(size, FEWEST_CHARGES), MOST_CHARGES)
+        if answered:
+            self._size = min(self._size + 1, MOST_CHARGES)
+        elif answered is not None:
+            self._size = max(self._size - 2, FEWEST_CHARGES)
+            self._failed_at = time.monotonic()
 
 
 class GrpcPayments:
@@ -93,10 +101,8 @@ class GrpcPayments:
             )
             answered = True
         except CallFailed as error:
-            if error.code not in UNREACHABLE:
-                answered = True
-            elif remaining_seconds() > 0:  # otherwise it is the caller who could not wait
-                answered = False
+            if remaining_seconds() > 0:  # otherwise it is the caller who could not wait
+                answered = error.code not in OVERTAXED or error.reason == TOO_MANY_ATTEMPTS
             if error.reason == TOO_MANY_ATTEMPTS:
                 return PaymentOutcome(error=too_many_attempts(error.retry_after_seconds))
             logger.warning("order %s: pay_svc did not answer: %s", order.id, error)

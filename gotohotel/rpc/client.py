@@ -21,6 +21,7 @@ from gotohotel.rpc.tls import EGRESS, client_credentials
 # The marker that Envoy's egress listener adds to its own errors when the call was never sent.
 NEVER_SENT_HEADER = "x-gotohotel-never-sent"
 MAX_ATTEMPTS = 3
+UNDISTURBED_SECONDS = 3.0  # a call has as much, or its timeout, whatever its caller's deadline
 SLOW_SECONDS = 0.5  # who says UNAVAILABLE after this long has waited for something, and would wait again
 
 CHANNEL_OPTIONS = [
@@ -86,8 +87,8 @@ class CallFailed(Exception):
 class RpcClient:
     """Calls another service's idempotent RPCs through the gateway's egress listener.
 
-    It waits no longer than the current call's deadline, but the other service has all of its time: broken off at the
-    deadline of whoever calls this service, a call would count as a failure of the other one, which would be ejected.
+    It waits no longer than the current call's deadline, but the other service has its time: broken off at the deadline
+    of whoever calls this service, a call would count as a failure of the other one, which would be ejected.
 
     The listener tells the other service who calls: the name in the caller's certificate.
     """
@@ -105,9 +106,11 @@ class RpcClient:
 
         Raises CallFailed. Unless it was never sent, fetch the resource or repeat the call.
         """
-        now = time.monotonic()
-        ends = now + timeout_seconds
-        waits_until = min(ends, now + remaining_seconds())
+        now, remaining = time.monotonic(), remaining_seconds()
+        if remaining <= 0:
+            raise CallFailed(_out_of_time(), never_sent=True)
+        ends = now + min(timeout_seconds, max(remaining, UNDISTURBED_SECONDS))
+        waits_until = min(ends, now + remaining)
         if path not in self._methods:
             self._methods[path] = self._channel.unary_unary(
                 path,
@@ -154,9 +157,7 @@ class RpcClient:
         await asyncio.wait((answer,), timeout=max(seconds, 0))
         if answer.done():
             return answer.result()
-        raise grpc.aio.AioRpcError(
-            grpc.StatusCode.DEADLINE_EXCEEDED, grpc.aio.Metadata(), grpc.aio.Metadata(), "the caller has no more time"
-        )
+        raise _out_of_time()
 
     def _forget(self, answer: asyncio.Future[Any]) -> None:
         self._unattended.discard(answer)
@@ -164,7 +165,9 @@ class RpcClient:
             answer.exception()  # nobody may be left who asks for it
 
     async def close(self) -> None:
-        """Closes the channel."""
+        """Closes the channel, when the calls that nobody waits for have ended."""
+        if self._unattended:
+            await asyncio.wait(self._unattended, timeout=UNDISTURBED_SECONDS)
         await self._channel.close()
 
 
@@ -176,6 +179,11 @@ async def open_client(target: str, *, tls_folder: Path) -> AsyncIterator[RpcClie
         yield client
     finally:
         await client.close()
+
+
+def _out_of_time() -> grpc.aio.AioRpcError:
+    nothing = grpc.aio.Metadata()
+    return grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "the caller has no more time")
 
 
 def _never_sent(error: grpc.aio.AioRpcError) -> bool:

@@ -396,6 +396,39 @@ async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
     assert not failure.value.never_sent
 
 
+async def test_a_call_is_not_begun_without_time(tls: Path) -> None:
+    """Nobody would wait for it."""
+    [port] = ports.reserve(1)
+    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
+        deadline.enter(deadline.RESERVED_FOR_THE_ANSWER_SECONDS)
+        with pytest.raises(CallFailed, match="DEADLINE_EXCEEDED") as failure:
+            await search(client)
+
+    assert failure.value.never_sent
+
+
+async def test_closing_a_client_waits_for_calls_that_nobody_waits_for(tls: Path) -> None:
+    """A restart breaks off none of them."""
+    finished = asyncio.Event()
+
+    async def work(_: Any, __: Caller) -> pb.Order:
+        await asyncio.sleep(0.5)
+        finished.set()
+        return pb.Order()
+
+    [port] = ports.reserve(1)
+    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "egress")
+    server.add(SERVICE, implementation(work))
+    await server.start()
+    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
+        deadline.enter(0.2)
+        with pytest.raises(CallFailed):
+            await search(client)
+
+    assert finished.is_set()
+    await server.stop(grace_seconds=1)
+
+
 async def search(client: RpcClient) -> pb.SearchRoomsResponse:
     """Calls SearchRooms, which names no caller, as one service calls another."""
     path = "/gotohotel.order.v1.OrderService/SearchRooms"

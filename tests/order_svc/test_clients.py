@@ -104,10 +104,24 @@ async def test_few_charges_are_tried_while_pay_svc_fails_and_more_for_each_that_
     assert await tried_at_once(port, client, away) == FEWEST_CHARGES
     assert await tried_at_once(port, client, approved) == FEWEST_CHARGES
     assert await tried_at_once(port, client, approved) == 2 * FEWEST_CHARGES
-    assert await tried_at_once(port, client, failed(grpc.StatusCode.RESOURCE_EXHAUSTED)) == 4 * FEWEST_CHARGES
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.ABORTED)) == 4 * FEWEST_CHARGES
     for _ in range(3):
         tried = await tried_at_once(port, client, approved)
     assert tried == MOST_CHARGES
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.RESOURCE_EXHAUSTED)) == MOST_CHARGES
+    assert await tried_at_once(port, client, approved) == FEWEST_CHARGES
+
+
+async def test_all_charges_are_tried_when_pay_svc_has_not_failed_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if few guests pay, so that few answers open the window."""
+    client: Any = Answerable()
+    port = GrpcPayments(client, SigningKey("a secret of this test, 32 letters"), timeout_seconds=1)
+    assert await tried_at_once(port, client, failed(grpc.StatusCode.UNAVAILABLE)) == MOST_CHARGES
+    assert await tried_at_once(port, client, pb.Payment(status=pb.Payment.APPROVED)) == FEWEST_CHARGES
+
+    monkeypatch.setattr("order_svc.clients.WELL_SECONDS", 0.0)
+
+    assert await tried_at_once(port, client, pb.Payment(status=pb.Payment.APPROVED)) == MOST_CHARGES
 
 
 async def test_a_charge_that_the_caller_could_not_wait_for_is_no_failure_of_pay_svc() -> None:
