@@ -52,7 +52,7 @@ class Answer:
 
 def main(
     seconds: Annotated[int, typer.Option(min=1, help="Of overload.")] = 60,
-    warm_up: Annotated[int, typer.Option(min=1, help="Seconds in which the sustainable rate is measured.")] = 10,
+    warm_up: Annotated[int, typer.Option(min=1, help="Seconds in which the sustainable rate is measured.")] = 20,
 ) -> None:
     """Orders arrive at five times the sustainable rate; the report says what became of them."""
     home = Path(".run/overload")
