@@ -10,9 +10,12 @@ _deadline: ContextVar[float] = ContextVar("deadline")
 
 
 def enter(time_remaining: float | None) -> None:
-    """Starts a call that may take this many seconds, at most MAX_CALL_SECONDS."""
-    seconds = MAX_CALL_SECONDS if time_remaining is None else min(time_remaining, MAX_CALL_SECONDS)
-    _deadline.set(time.monotonic() + seconds)
+    """Starts a call that may take this many seconds, at most MAX_CALL_SECONDS.
+
+    None left means that nobody waits for this call, or that this machine's clock is ahead of gRPC's: then it may take
+    MAX_CALL_SECONDS.
+    """
+    _deadline.set(time.monotonic() + min(time_remaining or MAX_CALL_SECONDS, MAX_CALL_SECONDS))
 
 
 def remaining_seconds() -> float:

@@ -396,6 +396,13 @@ async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
     assert not failure.value.never_sent
 
 
+def test_a_deadline_that_is_over_may_be_that_of_a_wrong_clock() -> None:
+    """A machine whose clock is ahead sees no time left for calls that have all of it: it does not give up."""
+    deadline.enter(0.0)
+
+    assert deadline.remaining_seconds() > deadline.MAX_CALL_SECONDS - 1
+
+
 async def test_a_call_is_not_begun_without_time(tls: Path) -> None:
     """Nobody would wait for it."""
     [port] = ports.reserve(1)
