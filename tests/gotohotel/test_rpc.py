@@ -370,8 +370,9 @@ async def test_a_client_does_not_repeat_what_has_waited_in_vain(tls: Path) -> No
     assert attempts == 1
 
 
-async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
-    """The caller is answered in time, and the other service finishes its work."""
+@asynccontextmanager
+async def hurried(tls: Path) -> AsyncIterator[tuple[CallFailed, asyncio.Event]]:
+    """How a call fails whose caller has no time for it, and when its work is done. In the end the client is closed."""
     finished = asyncio.Event()
 
     async def work(_: Any, __: Caller) -> pb.Order:
@@ -387,13 +388,27 @@ async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
         deadline.enter(0.2)
         with pytest.raises(CallFailed) as failure:
             await search(client)
+        yield failure.value, finished
+    await server.stop(grace_seconds=1)
+
+
+async def test_a_call_goes_on_when_the_callers_time_is_up(tls: Path) -> None:
+    """The caller is answered in time, and the other service finishes its work."""
+    async with hurried(tls) as (failure, finished):
         assert not finished.is_set()
         async with asyncio.timeout(2):
             await finished.wait()
-    await server.stop(grace_seconds=1)
 
-    assert failure.value.code == grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not failure.value.never_sent
+    assert failure.code == grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not failure.never_sent
+
+
+async def test_closing_a_client_waits_for_calls_that_nobody_waits_for(tls: Path) -> None:
+    """A restart breaks off none of them."""
+    async with hurried(tls) as (_, finished):
+        assert not finished.is_set()
+
+    assert finished.is_set()
 
 
 def test_a_deadline_that_is_over_may_be_that_of_a_wrong_clock() -> None:
@@ -412,28 +427,6 @@ async def test_a_call_is_not_begun_without_time(tls: Path) -> None:
             await search(client)
 
     assert failure.value.never_sent
-
-
-async def test_closing_a_client_waits_for_calls_that_nobody_waits_for(tls: Path) -> None:
-    """A restart breaks off none of them."""
-    finished = asyncio.Event()
-
-    async def work(_: Any, __: Caller) -> pb.Order:
-        await asyncio.sleep(0.5)
-        finished.set()
-        return pb.Order()
-
-    [port] = ports.reserve(1)
-    server = RpcServer(port=port, host="127.0.0.1", tls_folder=tls / "egress")
-    server.add(SERVICE, implementation(work))
-    await server.start()
-    async with open_client(f"127.0.0.1:{port}", tls_folder=tls / "egress") as client:
-        deadline.enter(0.2)
-        with pytest.raises(CallFailed):
-            await search(client)
-
-    assert finished.is_set()
-    await server.stop(grace_seconds=1)
 
 
 async def search(client: RpcClient) -> pb.SearchRoomsResponse:
