@@ -107,8 +107,6 @@ class RpcClient:
         Raises CallFailed. Unless it was never sent, fetch the resource or repeat the call.
         """
         now, remaining = time.monotonic(), remaining_seconds()
-        if remaining <= 0:
-            raise CallFailed(_out_of_time(), never_sent=True)
         ends = now + min(timeout_seconds, max(remaining, UNDISTURBED_SECONDS))
         waits_until = min(ends, now + remaining)
         if path not in self._methods:
@@ -157,7 +155,8 @@ class RpcClient:
         await asyncio.wait((answer,), timeout=max(seconds, 0))
         if answer.done():
             return answer.result()
-        raise _out_of_time()
+        nothing = grpc.aio.Metadata()
+        raise grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "the caller has no more time")
 
     def _forget(self, answer: asyncio.Future[Any]) -> None:
         self._unattended.discard(answer)
@@ -179,11 +178,6 @@ async def open_client(target: str, *, tls_folder: Path) -> AsyncIterator[RpcClie
         yield client
     finally:
         await client.close()
-
-
-def _out_of_time() -> grpc.aio.AioRpcError:
-    nothing = grpc.aio.Metadata()
-    return grpc.aio.AioRpcError(grpc.StatusCode.DEADLINE_EXCEEDED, nothing, nothing, "the caller has no more time")
 
 
 def _never_sent(error: grpc.aio.AioRpcError) -> bool:
