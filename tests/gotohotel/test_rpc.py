@@ -411,7 +411,7 @@ async def test_closing_a_client_waits_for_calls_that_nobody_waits_for(tls: Path)
     assert finished.is_set()
 
 
-def test_a_deadline_that_is_over_may_be_that_of_a_wrong_clock() -> None:
+async def test_a_deadline_that_is_over_may_be_that_of_a_wrong_clock() -> None:
     """A machine whose clock is ahead sees no time left for calls that have all of it: it does not give up."""
     deadline.enter(0.0)
 
