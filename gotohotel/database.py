@@ -3,9 +3,9 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
-from typing import Any, Protocol, cast
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
@@ -62,6 +62,7 @@ BATCHING_CONNECTIONS = 3  # a service has about as many statements whose calls s
 
 
 Row = asyncpg.Record
+T = TypeVar("T")
 
 
 class Connection(Protocol):
@@ -110,38 +111,38 @@ class _Autocommit:
         self._committed = committed
 
     async def _send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
-        async with _acquired(self._batching) as connection, _replacing_dead(self._batching):
-            return await connection.fetchmany(query, arguments)
+        async with _Acquired(self._batching) as connection:
+            return await _replacing_dead(self._batching, connection.fetchmany(query, arguments))
 
     async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:
         row: Row | None = await self._batches.fetch_one(query, args, lock_order)
         if row is None:
-            async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
-                [row] = await connection.fetch(query, *args)
+            async with _Acquired(self._pool) as connection:
+                [row] = await _replacing_dead(self._pool, connection.fetch(query, *args))
         self._committed()
         return row
 
     async def fetch(self, query: str, *args: object) -> list[Row]:
-        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
-            rows = await connection.fetch(query, *args)
+        async with _Acquired(self._pool) as connection:
+            rows = await _replacing_dead(self._pool, connection.fetch(query, *args))
         self._note(query, bool(rows))
         return rows
 
     async def fetchrow(self, query: str, *args: object) -> Row | None:
-        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
-            row = await connection.fetchrow(query, *args)
+        async with _Acquired(self._pool) as connection:
+            row = await _replacing_dead(self._pool, connection.fetchrow(query, *args))
         self._note(query, row is not None)
         return row
 
     async def fetchval(self, query: str, *args: object) -> Any:
-        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
-            value = await connection.fetchval(query, *args)
+        async with _Acquired(self._pool) as connection:
+            value = await _replacing_dead(self._pool, connection.fetchval(query, *args))
         self._note(query, bool(value))
         return value
 
     async def execute(self, query: str, *args: object) -> str:
-        async with _acquired(self._pool) as connection, _replacing_dead(self._pool):
-            status = await connection.execute(query, *args)
+        async with _Acquired(self._pool) as connection:
+            status = await _replacing_dead(self._pool, connection.execute(query, *args))
         self._note(query, not status.endswith(" 0"))
         return status
 
@@ -177,51 +178,55 @@ class Database:
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Connection]:
         """Opens a transaction: committed at the end, rolled back on an exception."""
-        async with _acquired(self._pool) as connection, AsyncExitStack() as begun:
-            async with _replacing_dead(self._pool):
-                await begun.enter_async_context(connection.transaction())
+        async with _Acquired(self._pool) as connection, AsyncExitStack() as begun:
+            await _replacing_dead(self._pool, begun.enter_async_context(connection.transaction()))
             yield cast(Connection, connection)
         self._committed()
 
 
-@contextmanager
-def _connecting() -> Iterator[None]:
-    """A server that does not let this service in counts as away, whatever its reason: no statement was sent yet. For
-    example, a database that is being restored takes no connections.
-    """
-    try:
-        yield
-    except asyncpg.PostgresError as error:
-        raise ConnectionRefusedError(f"PostgreSQL refuses the connection: {error}") from error
-
-
 async def connect(url: str, session: dict[str, str]) -> "asyncpg.Connection[Row]":
     """A connection outside the pools, for a lock or for notifications. Raises what is TRANSIENT."""
-    with _connecting():
+    try:
         return await asyncpg.connect(
             url, timeout=3, command_timeout=5, connection_class=Session, server_settings=session
         )
+    except asyncpg.PostgresError as error:
+        raise _refusal(error) from error
 
 
-@asynccontextmanager
-async def _acquired(pool: "asyncpg.Pool[Row]") -> AsyncIterator["PoolConnectionProxy[Row]"]:
-    with _connecting():
-        connection = await pool.acquire(timeout=ACQUIRE_SECONDS)
-    try:
-        yield connection
-    finally:
+def _refusal(error: asyncpg.PostgresError) -> ConnectionRefusedError:
+    """A server that does not let this service in counts as away, whatever its reason: no statement was sent yet. For
+    example, a database that is being restored takes no connections.
+    """
+    return ConnectionRefusedError(f"PostgreSQL refuses the connection: {error}")
+
+
+class _Acquired:
+    """A pool's connection, for some statements."""
+
+    __slots__ = ("_connection", "_pool")
+
+    def __init__(self, pool: "asyncpg.Pool[Row]") -> None:
+        self._pool = pool
+
+    async def __aenter__(self) -> "PoolConnectionProxy[Row]":
+        try:
+            self._connection = await self._pool.acquire(timeout=ACQUIRE_SECONDS)
+        except asyncpg.PostgresError as error:
+            raise _refusal(error) from error
+        return self._connection
+
+    async def __aexit__(self, *_: object) -> None:
         # A frozen server does not even answer a cancel request: then the connection is discarded.
-        await pool.release(connection, timeout=RELEASE_SECONDS)
+        await self._pool.release(self._connection, timeout=RELEASE_SECONDS)
 
 
-@asynccontextmanager
-async def _replacing_dead(pool: "asyncpg.Pool[Row]") -> AsyncIterator[None]:
-    """Around statements alone. A server that is slow answers with an error of its own; one that does not answer is
-    away, and after an outage its other connections may be dead without knowing it: each would cost a call its time
-    limit.
+async def _replacing_dead(pool: "asyncpg.Pool[Row]", statement: Awaitable[T]) -> T:
+    """A statement's result. A server that is slow answers with an error of its own; one that does not answer is away,
+    and after an outage its other connections may be dead without knowing it: each would cost a call its time limit.
     """
     try:
-        yield
+        return await statement
     except (OSError, TimeoutError, asyncpg.PostgresConnectionError):
         await pool.expire_connections()
         raise
