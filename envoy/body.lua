@@ -254,6 +254,11 @@ local function fault_of_token(headers)
   end
 end
 
+-- The route is found again: places.lua looks for a place, now that the call is known to be good.
+local function find_place(handle)
+  handle:clearRouteCache()
+end
+
 local function check(handle)
   local headers = handle:headers()
   if headers:get(":method") == "OPTIONS" then
@@ -279,7 +284,7 @@ local function check(handle)
     elseif not is_one_grpc_message(body) then
       refuse(handle, "400", "INVALID_ARGUMENT", "the call must have one message")
     else
-      handle:clearRouteCache() -- places.lua decides when the token is checked
+      find_place(handle)
     end
     return
   end
@@ -290,6 +295,7 @@ local function check(handle)
   end
   local passed, refusal = pcall(check_call, handle:headers(), text) -- those from before the wait are no longer valid
   if passed then
+    find_place(handle)
     return
   elseif type(refusal) == "string" then
     error(refusal, 0)

@@ -176,7 +176,8 @@ function envoy_on_request(handle)
   guarded(check, handle)
 end
 
--- Clients without knowledge of google.rpc.RetryInfo find the time to wait in the header that HTTP has for it.
+-- Clients without knowledge of google.rpc.RetryInfo find the time to wait in the header that HTTP has for it, also in a
+-- service's answers.
 local function add_retry_after(handle)
   local body = handle:body() -- waits: header objects from before are no longer valid
   local text = body and body:getBytes(0, body:length()) or ""
@@ -211,7 +212,9 @@ local function answer(handle)
   end
   local status = headers:get(":status")
   if status == "429" or status == "503" then
-    add_retry_after(handle)
+    if headers:get("retry-after") == nil then
+      add_retry_after(handle)
+    end
     return
   elseif headers:get("x-gotohotel-refused") == nil then
     return

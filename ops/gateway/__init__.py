@@ -9,7 +9,7 @@ metrics   the statistics, for Prometheus
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from string import Template
 
@@ -18,7 +18,7 @@ from ops.gateway.jwt import issuer_cluster, render_jwt
 from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.gateway.pages import PAGES, page_route
 from ops.gateway.refusals import LOCAL_REPLIES, mappers, upgrade_mapper
-from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, public_rpcs
+from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, path_regex, public_rpcs
 from ops.gateway.tls import mutual_tls, transport
 from ops.services import SERVICES, part
 
@@ -125,7 +125,7 @@ def render(
         METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
         METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
         PLACES="".join(PLACES.format(name=name, script=_places(name)) for name in services),
-        ROUTES="\n".join(map(_route, rpcs)),
+        ROUTES="\n".join(route for rpc in rpcs for route in _routes(rpc)),
         HEALTH_RETRIES=json.dumps(_retries(only_reads=True)),
         PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
         CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
@@ -163,11 +163,13 @@ def _cluster(rpc: PublicRpc) -> str:
     return rpc.cluster + (ANONYMOUS if rpc.needs_no_token else STREAMS if rpc.is_stream else "")
 
 
-def _route(rpc: PublicRpc) -> str:
+def _routes(rpc: PublicRpc) -> Iterator[str]:
+    """One for its gRPC path, and one for each of its JSON paths."""
     cluster = _cluster(rpc)
-    chosen = {"cluster_specifier_plugin": cluster} if cluster == rpc.cluster else {"cluster": cluster}
-    route: dict[str, object] = {"name": rpc.name, "match": {"path": rpc.paths[0]}}
+    looks_for_place = cluster == rpc.cluster
+    chosen = {"cluster_specifier_plugin": cluster} if looks_for_place else {"cluster": cluster}
     retries = _retries(only_reads=not rpc.has_side_effects, is_stream=rpc.is_stream)
+    route: dict[str, object] = {"name": rpc.name}
     if rpc.is_stream:
         route["route"] = {**chosen, "timeout": "0s", "idle_timeout": "0s", "retry_policy": retries}
     else:
@@ -176,7 +178,13 @@ def _route(rpc: PublicRpc) -> str:
         route["route"] = {**chosen, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]
-    return f"                        - {json.dumps(route)}"
+    paths: list[dict[str, object]] = [{"path": rpc.paths[0]}]
+    paths += [{"safe_regex": {"regex": path_regex(each.path)}} for each in rpc.bindings]
+    for path, verb in zip(paths, ["POST", *(each.verb.upper() for each in rpc.bindings)], strict=True):
+        headers: list[dict[str, object]] = [{"name": ":method", "string_match": {"exact": verb}}]
+        if looks_for_place:  # not before the token is checked
+            headers.append({"name": "x-gotohotel-subject", "present_match": True})
+        yield f"                        - {json.dumps({**route, 'match': {**path, 'headers': headers}})}"
 
 
 def _places(service: str) -> str:

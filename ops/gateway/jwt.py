@@ -1,14 +1,13 @@
 """Fills in envoy/jwt.yaml: how tokens are checked, and where other issuers' keys are fetched."""
 
 import json
-import re
 from collections.abc import Iterable
 from string import Template
 from urllib.parse import urlsplit
 
 from ops import tokens
 from ops.gateway.pages import PAGES
-from ops.gateway.rpcs import FOLDER, public_rpcs
+from ops.gateway.rpcs import FOLDER, path_regex, public_rpcs
 from ops.gateway.tls import tls_socket
 
 # What is demanded of a token of any issuer.
@@ -74,6 +73,5 @@ def issuer_cluster(issuer: tokens.Issuer) -> str:
 
 
 def _rule(path: str) -> str:
-    """The JWT rule of a path that needs no token; {field} matches any text without a slash."""
-    regex = re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path))
-    return f"        - {json.dumps({'match': {'safe_regex': {'regex': regex}}})}"
+    """The JWT rule of a path that needs no token."""
+    return f"        - {json.dumps({'match': {'safe_regex': {'regex': path_regex(path)}}})}"

@@ -40,7 +40,8 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
         status.details.add().Pack(detail)
     encoded = base64.b64encode(status.SerializeToString()).decode().rstrip("=")
     by_envoy = {"and_filter": {"filters": [_has_status(http), _word('!= "lua_response"')]}}  # our scripts write bodies
-    as_body: dict[str, object] = {"filter": by_envoy, "body_format_override": _body(code, message, details)}
+    waits = {"headers_to_add": [{"header": {"key": "retry-after", "value": str(wait)}}]} if wait is not None else {}
+    as_body: dict[str, object] = {"filter": by_envoy, "body_format_override": _body(code, message, details), **waits}
     if message == ENVOYS_WORDS and http == 400:  # envoy/edge.lua rewrites it
         as_body["headers_to_add"] = [{"header": {"key": "x-gotohotel-refused", "value": "1"}}]
     as_header: dict[str, object] = {
@@ -54,7 +55,7 @@ def mappers(http: int, code: int, reason: str, message: str, wait: int | None) -
         as_body["status_code"] = as_header["status_code"] = 401
     if http == 503:
         text = {"text_format_source": {"inline_string": OUTCOME_UNKNOWN}}
-        broken = {"filter": _has_broken(), "body_format_override": _body(code, OUTCOME_UNKNOWN, details)}
+        broken = {"filter": _has_broken(), "body_format_override": _body(code, OUTCOME_UNKNOWN, details), **waits}
         broken_grpc = {
             **as_header,
             "filter": {"and_filter": {"filters": [_is_grpc_with(http), _has_broken()]}},

@@ -82,6 +82,11 @@ def contract_tables(rpcs: Iterable[PublicRpc], pages: Iterable[str]) -> str:
     return f"local CALLS = {_lua(calls)}\nlocal FIELDS = {_lua(fields)}\n"
 
 
+def path_regex(path: str) -> str:
+    """A regular expression for a path in which {field} stands for any text without a slash or a colon."""
+    return re.sub(r"\\{\w+\\}", "[^/:]+", re.escape(path))
+
+
 def _lua_pattern(path: str) -> str:
     return re.sub(r"[-.:]", r"%\g<0>", path)
 

@@ -163,14 +163,14 @@ def test_refusals_for_want_of_a_place_fill_no_log(hotel: Hotel, tmp_path: Path) 
                     list_orders(ListOrdersRequest(), metadata=(("authorization", token),))
                 codes[refusal.value.code()] += 1
             searches[client.get("/rooms").status_code] += 1
-        overflowed = statistic(twin, "cluster.no_place.upstream_rq_pending_overflow")
+        overflowed = statistic(twin, "http.public.fault.aborts_injected")
     lines = Counter(json.loads(line)["flags"] for line in log.read_text().splitlines())
 
     assert statuses == {503: 200}
     assert codes == {grpc.StatusCode.UNAVAILABLE: 200}
     assert searches == {200: 5}
     assert overflowed == 400
-    assert lines["UO"] < 40
+    assert lines["FI"] < 40
     assert lines["-"] == 5
 
 
