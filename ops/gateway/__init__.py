@@ -178,10 +178,15 @@ def _routes(rpc: PublicRpc) -> Iterator[str]:
         route["route"] = {**chosen, "timeout": "12s", "max_stream_duration": limit, "retry_policy": retries}
         deadline = {"header": {"key": "grpc-timeout", "value": "10S"}, "append_action": "ADD_IF_ABSENT"}
         route["request_headers_to_add"] = [deadline]
-    paths: list[dict[str, object]] = [{"path": rpc.paths[0]}]
-    paths += [{"safe_regex": {"regex": path_regex(each.path)}} for each in rpc.bindings]
-    for path, verb in zip(paths, ["POST", *(each.verb.upper() for each in rpc.bindings)], strict=True):
-        headers: list[dict[str, object]] = [{"name": ":method", "string_match": {"exact": verb}}]
+    as_grpc: tuple[dict[str, object], str] = {"path": rpc.paths[0]}, "POST"
+    as_json: list[tuple[dict[str, object], str]] = [
+        ({"safe_regex": {"regex": path_regex(each.path)}}, each.verb.upper()) for each in rpc.bindings
+    ]
+    for path, verb in (as_grpc, *as_json):
+        headers: list[dict[str, object]] = [
+            {"name": ":method", "string_match": {"exact": verb}},
+            {"name": "x-gotohotel-native-grpc", "present_match": (path, verb) == as_grpc},
+        ]
         if looks_for_place:  # not before the token is checked
             headers.append({"name": "x-gotohotel-subject", "present_match": True})
         yield f"                        - {json.dumps({**route, 'match': {**path, 'headers': headers}})}"

@@ -24,7 +24,7 @@ import grpc
 import httpx
 import pytest
 
-from gotohotel.order.v1.order_service_pb2 import ListOrdersRequest
+from gotohotel.order.v1.order_service_pb2 import ListOrdersRequest, SearchRoomsRequest
 from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ops import gateway
 from ops.stack import Stack
@@ -197,6 +197,37 @@ def test_a_flood_of_refusals_fills_no_log(hotel: Hotel) -> None:
     wait_for(lambda: log.read_text().count("\n") >= before + 20)
     lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
     assert len([line for line in lines if line["status"] == 401]) < 40
+
+
+def test_a_flood_of_refused_grpc_calls_fills_no_log(hotel: Hotel) -> None:
+    """Their HTTP status is 200. Without a token, at a path that does not exist, too many, or without a message."""
+    log = hotel.stack.home / "log" / "access.log"
+    before = len(log.read_text().splitlines())
+    token = (("authorization", f"Bearer {hotel.caller().token}"),)
+    codes = Counter[grpc.StatusCode]()
+
+    with grpc.insecure_channel(f"127.0.0.1:{hotel.stack.ports['gateway']}") as channel:
+        list_orders = OrderServiceStub(channel).ListOrders
+        nothing: Any = channel.unary_unary("/gotohotel.no.Such/Call")
+        no_message: Any = channel.stream_unary("/gotohotel.order.v1.OrderService/ListOrders")
+        searches = [OrderServiceStub(channel).SearchRooms(SearchRoomsRequest()) for _ in range(20)]
+        for _ in range(200):
+            for refused in (
+                lambda: list_orders(ListOrdersRequest()),
+                lambda: nothing(b"", metadata=token),
+                lambda: no_message(iter(()), metadata=token),
+            ):
+                with pytest.raises(grpc.RpcError) as refusal:
+                    refused()
+                codes[refusal.value.code()] += 1
+
+    assert codes[grpc.StatusCode.UNAUTHENTICATED] == 200
+    refusals = (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.RESOURCE_EXHAUSTED)
+    assert all(codes[code] > 40 for code in refusals)
+    wait_for(lambda: log.read_text().count("\n") >= before + 20)
+    lines = [json.loads(line) for line in log.read_text().splitlines()[before:]]
+    assert len([line for line in lines if line["details"] == "via_upstream"]) >= len(searches)
+    assert len([line for line in lines if line["details"] != "via_upstream"]) < 40
 
 
 def test_callers_who_leave_before_the_answer_are_logged(hotel: Hotel) -> None:

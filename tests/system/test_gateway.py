@@ -24,6 +24,8 @@ from gotohotel.mypage.v1.mypage_service_pb2 import GetMyPageRequest, MyPage
 from gotohotel.order.v1.order_service_pb2 import SearchRoomsRequest, SearchRoomsResponse
 from gotohotel.pay.v1.pay_service_pb2 import CancelPaymentRequest, Payment
 from gotohotel.reservation.v1.reservation_service_pb2 import ListReservationsRequest, ListReservationsResponse
+from ops.gateway.rpcs import public_rpcs
+from ops.services import SERVICES
 from ops.tokens import AUDIENCE, ISSUER, key_id
 from pay_svc.sandbox import APPROVED
 from tests.conftest import Client, Hotel, wait_for
@@ -541,6 +543,20 @@ def test_grpc_clients_use_the_same_gateway(hotel: Hotel, guest: Client, channel:
 
     assert len(rooms.rooms) >= 5
     assert page.order_id == order["id"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    sorted({each.path for rpc in public_rpcs(SERVICES) for each in rpc.bindings if each.verb == "post"}),
+)
+def test_grpc_at_a_json_path_is_refused(guest: Client, channel: Any, path: str) -> None:
+    """It has a route of its own, but no service has anything there."""
+    with pytest.raises(grpc.RpcError) as refusal:
+        call(channel, re.sub(r"{\w+}", "x", path), SearchRoomsRequest(), SearchRoomsResponse, guest.token)
+
+    assert refusal.value.code() == grpc.StatusCode.NOT_FOUND
+    metadata: Any = refusal.value.trailing_metadata()
+    assert b"NO_SUCH_PATH" in dict(metadata)["grpc-status-details-bin"]
 
 
 @pytest.mark.parametrize("name", ["CancelPayment", "ProcessPayment", "ClosePayment", "CheckAvailability"])
