@@ -1,6 +1,7 @@
 """Attacks on the gateway's availability, each beside an honest client that must see no error.
 
 The numbers are those that took the first release offline: more sockets than a service accepts calls.
+Long because each attack speaks in its own way, mostly over bare sockets.
 """
 
 import json
