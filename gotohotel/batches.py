@@ -3,6 +3,9 @@
 While a statement is running, further calls of the same statement wait, and then go to the server together, as one
 transaction. If that fails, none of it has happened, and each call runs its statement again by itself: no call sees
 another's error. A call that has to wait for a lock is taken out of the batch in the same way, so that it delays nobody.
+
+After a batch of several calls there is a pause in which more calls gather. It costs time and saves work, so it is short
+as long as there is processor time to spare, and longer the longer this process has to wait for the processor.
 """
 
 import asyncio
@@ -13,7 +16,9 @@ from typing import Any, Protocol, TypeVar
 import asyncpg
 
 MAX_CALLS = 32
-GATHER_SECONDS = 0.008  # after a batch of several calls; a first call goes at once
+LEAST_PAUSE, MOST_PAUSE = 0.008, 0.03
+TIMES_LATE = 13  # a pause takes so many times as long as pauses have ended late, between these two
+MEMORY = 16  # pauses over which that is averaged
 LOCK_TIMEOUT = "100ms"  # shorter than PostgreSQL's deadlock_timeout
 
 T = TypeVar("T")
@@ -32,6 +37,27 @@ class _Call:
     row: "asyncio.Future[Any]"
 
 
+class Pause:
+    """The pause after a batch, in seconds."""
+
+    def __init__(self) -> None:
+        self._late = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """How long the next one is."""
+        return min(max(LEAST_PAUSE, TIMES_LATE * self._late), MOST_PAUSE)
+
+    async def take(self) -> None:
+        """Sleeps, and notes how late the event loop continues."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self.seconds
+        await asyncio.sleep(self.seconds)
+        # However long the process stood still, that was one pause.
+        late = min(loop.time() - due, MOST_PAUSE)
+        self._late += (late - self._late) / MEMORY
+
+
 class Batches:
     """The calls that wait to share a transaction, by statement.
 
@@ -41,6 +67,7 @@ class Batches:
     def __init__(self, send: Sender, *, unknown: tuple[type[Exception], ...]) -> None:
         self._send = send
         self._unknown = unknown
+        self._pause = Pause()
         self._waiting: dict[str, list[_Call]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -71,7 +98,7 @@ class Batches:
                 if batch:
                     await self._send_batch(query, batch)
                 if len(batch) > 1:
-                    await asyncio.sleep(GATHER_SECONDS)
+                    await self._pause.take()
         finally:
             del self._waiting[query]
             for call in (*batch, *waiting):
