@@ -53,7 +53,7 @@ class Pause:
         loop = asyncio.get_running_loop()
         due = loop.time() + self.seconds
         await asyncio.sleep(self.seconds)
-        # However long the process stood still, that was one pause.
+        # However long the process stood still, it counts as a late end like any other.
         late = min(loop.time() - due, MOST_PAUSE)
         self._late += (late - self._late) / MEMORY
 

@@ -1,6 +1,5 @@
 """Fills in envoy/envoy.yaml and envoy/jwt.yaml.
 
-sources   limits for the connections from one address
 rpcs      the public RPCs, as the compiled protos declare them
 refusals  Envoy's own errors, in the shape of the contract
 tls       TLS settings of listeners and clusters
@@ -20,7 +19,6 @@ from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.gateway.pages import PAGES, page_route
 from ops.gateway.refusals import LOCAL_REPLIES, mappers, upgrade_mapper
 from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, path_regex, public_rpcs
-from ops.gateway.sources import source_chains, source_matchers
 from ops.gateway.tls import mutual_tls, transport
 from ops.services import SERVICES, part
 
@@ -36,7 +34,6 @@ LIMITS = {
     "MAX_SUBJECTS": 10_000,
     "LOGGED_REFUSALS_PERCENT": 1,
 }
-MAX_SOURCE_CONNECTIONS = 2500  # of 10,000, for each group of source addresses
 # How many calls may be at a service at once (fewer while many are refused: envoy/places.lua), and how many streams.
 MAX_CALLS, MAX_ANONYMOUS_CALLS, MAX_STREAMS = 320, 64, 2000
 NOT_TRIED_BEFORE = {
@@ -120,8 +117,6 @@ def render(
     replies = "\n".join([upgrade_mapper(), *(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())])
     return Template((FOLDER / "envoy.yaml").read_text()).substitute(
         {**LIMITS, **values, "PUBLIC_TRANSPORT": transport(public_tls)},
-        SOURCE_MATCHERS=source_matchers(),
-        SOURCE_CHAINS=source_chains(MAX_SOURCE_CONNECTIONS),
         DESCRIPTORS=DESCRIPTORS,
         EDGE_LUA=_script("refusal.lua", "edge.lua"),
         BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),
