@@ -17,8 +17,8 @@ import asyncpg
 
 MAX_CALLS = 32
 LEAST_PAUSE, MOST_PAUSE = 0.008, 0.03
-TIMES_LATE = 13  # a pause takes so many times as long as pauses have ended late, between these two
-MEMORY = 16  # pauses over which that is averaged
+TIMES_LATE = 13  # a pause is so many times as long as the delay with which pauses have lately ended
+MEMORY = 16  # pauses over which that delay is averaged
 LOCK_TIMEOUT = "100ms"  # shorter than PostgreSQL's deadlock_timeout
 
 T = TypeVar("T")
@@ -53,7 +53,7 @@ class Pause:
         loop = asyncio.get_running_loop()
         due = loop.time() + self.seconds
         await asyncio.sleep(self.seconds)
-        # However long the process stood still, it counts as a late end like any other.
+        # As late as one longest pause at most, even if the process stood still for an hour.
         late = min(loop.time() - due, MOST_PAUSE)
         self._late += (late - self._late) / MEMORY
 
