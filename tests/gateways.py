@@ -20,12 +20,12 @@ from tests.conftest import wait_for
 
 
 @contextmanager
-def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[str]:
-    """Starts a second gateway on free ports with a changed configuration; yields its URL."""
+def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[Stack]:
+    """Starts a second gateway on free ports with a changed configuration; nothing else of the yielded stack runs."""
     twin = Stack.on_free_ports(folder)
     (folder / "envoy.yaml").write_text(change(configuration_for(twin, stack)))
     with running_envoy(twin):
-        yield twin.gateway_url
+        yield twin
 
 
 def configuration_for(twin: Stack, stack: Stack) -> str:

@@ -151,8 +151,8 @@ def test_prometheus_reads_the_gateway_s_statistics_and_nothing_else(hotel: Hotel
         return f"{before}\n{listener}\n  clusters:\n{metrics_cluster(folder / 'envoy.sock')}\n{clusters}"
 
     try:
-        with another_gateway(hotel.stack, folder, with_metrics) as url:
-            assert httpx.get(f"{url}/rooms").is_success
+        with another_gateway(hotel.stack, folder, with_metrics) as twin:
+            assert httpx.get(f"{twin.gateway_url}/rooms").is_success
             here = f"http://127.0.0.1:{port}"
             told = httpx.get(f"{here}/stats/prometheus")
             assert told.is_success
@@ -160,6 +160,6 @@ def test_prometheus_reads_the_gateway_s_statistics_and_nothing_else(hotel: Hotel
             assert httpx.get(f"{here}/ready").is_success
             for method, path in (("POST", "/stats/prometheus"), ("POST", "/quitquitquit"), ("GET", "/config_dump")):
                 assert httpx.request(method, here + path).status_code == 404
-            assert httpx.get(f"{url}/rooms").is_success
+            assert httpx.get(f"{twin.gateway_url}/rooms").is_success
     finally:
         shutil.rmtree(folder)

@@ -648,5 +648,5 @@ def strict_gateway(hotel: Hotel, folder: Path, *, burst: int) -> Iterator[str]:
         assert found == 1
         return changed
 
-    with another_gateway(hotel.stack, folder, change) as url:
-        yield url
+    with another_gateway(hotel.stack, folder, change) as twin:
+        yield twin.gateway_url

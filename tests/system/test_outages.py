@@ -185,9 +185,9 @@ async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tm
     await server.start()
     order_port = str(hotel.stack.ports["order"])
     try:
-        with another_gateway(hotel.stack, tmp_path, lambda text: text.replace(order_port, str(port))) as url:
+        with another_gateway(hotel.stack, tmp_path, lambda text: text.replace(order_port, str(port))) as twin:
             async with httpx.AsyncClient(timeout=10) as client:
-                answer = await client.get(f"{url}/healthz")
+                answer = await client.get(f"{twin.gateway_url}/healthz")
     finally:
         await server.stop(grace=None)
 

@@ -18,7 +18,7 @@ from gotohotel.rpc.tls import client_credentials
 from ops import gateway
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import configuration_for, named, running_envoy, statistic
+from tests.gateways import another_gateway, named, statistic
 
 PLACES = 20
 CONNECTIONS = "http.public.downstream_cx_active"
@@ -28,11 +28,13 @@ ONE, ANOTHER = "127.0.0.2", "127.0.0.3"
 @contextmanager
 def changed_gateway(hotel: Hotel, folder: Path, pattern: str, replacement: str) -> Iterator[Stack]:
     """A gateway of its own, with a part of the configuration replaced; nobody is connected to it."""
-    twin = Stack.on_free_ports(folder)
-    text, found = re.subn(pattern, replacement, configuration_for(twin, hotel.stack))
-    assert found
-    (folder / "envoy.yaml").write_text(text)
-    with running_envoy(twin):
+
+    def change(configuration: str) -> str:
+        changed, found = re.subn(pattern, replacement, configuration)
+        assert found == 1
+        return changed
+
+    with another_gateway(hotel.stack, folder, change) as twin:
         wait_for(lambda: statistic(twin, CONNECTIONS) == 0)  # what tried whether it listens has gone
         yield twin
 
@@ -118,5 +120,6 @@ def test_ended_connections_hold_nothing(hotel: Hotel, tmp_path: Path) -> None:
             kept.sendall(ends)
             with connect(own, ONE) as refused, suppress(OSError):
                 refused.sendall(upload)
+        assert statistic(own, "http.public.downstream_cx_total") >= 10
         wait_for(lambda: statistic(own, CONNECTIONS) == 0)
         wait_for(lambda: statistic(own, rf"listener\.[^a-z]*_{own.ports['gateway']}\.downstream_cx_active") == 0)
