@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import pytest
+from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from gotohotel.bus.connection import Bus
@@ -40,6 +41,15 @@ async def pages_in_nats(database: Database, stack: Stack) -> AsyncIterator[InNat
             await bus.close()
             with suppress(NotFoundError):  # the test has deleted it
                 await js.delete_key_value(bucket)
+
+
+async def keys_in(js: JetStreamContext, bucket: str) -> list[str]:
+    """All keys of a bucket. nats-py's own `keys` sometimes finds none: it asks whether anything is still to come after
+    all has come, and before it has read it.
+    """
+    prefix = f"$KV.{bucket}."
+    state = (await js.stream_info(f"KV_{bucket}", subjects_filter=f"{prefix}>")).state
+    return [subject.removeprefix(prefix) for subject in state.subjects or {}]
 
 
 @pytest.fixture(params=["postgres", "nats"])

@@ -17,7 +17,7 @@ from mypage_svc.domain import MyPageNotFound, Pages
 from mypage_svc.store import Buckets, Changes, NatsPages, PageBucket, PostgresMessages, PostgresPages
 from ops.stack import Stack
 from tests.conftest import within
-from tests.mypage_svc.conftest import pages_in_nats
+from tests.mypage_svc.conftest import keys_in, pages_in_nats
 from tests.mypage_svc.test_domain import STORY, fact
 from tests.mypage_svc.test_messages import told
 
@@ -181,7 +181,7 @@ async def test_what_a_newer_release_wrote_into_a_bucket_stays(mypage_database: D
     async with pages_in_nats(mypage_database, stack) as kept:
         await kept.pages.merge({order: list(STORY[:3])})
         bucket = await kept.bus.js.key_value(kept.bucket)
-        [key] = [each for each in await bucket.keys() if each.startswith("page.")]
+        [key] = [each for each in await keys_in(kept.bus.js, kept.bucket) if each.startswith("page.")]
         value = json.loads((await bucket.get(key)).value or b"")
         value["facts"]["order/1"]["extra"] = 1
         value["facts"]["desk/1"] = NEWER

@@ -26,6 +26,7 @@ from ops.stack import Stack
 from tests.command_line import gotohotel
 from tests.conftest import Client, Hotel, freeze, wait_for
 from tests.gateways import statistic
+from tests.mypage_svc.conftest import keys_in
 from tests.system.test_forget import forget
 from tests.watching import watching
 
@@ -126,9 +127,10 @@ def test_the_audit_sees_what_is_missing_in_nats(nats_hotel: Hotel) -> None:
 
     async def damage() -> None:
         async with nats_server.as_operator(nats_hotel.stack.nats_url()) as js:
-            bucket = await js.key_value(await fetch(nats_hotel, "SELECT place FROM pages_in"))
+            name = await fetch(nats_hotel, "SELECT place FROM pages_in")
+            bucket, keys = await js.key_value(name), await keys_in(js, name)
             for order, lost in ((gone, "order/1"), (poorer, "reservation/1")):
-                key = next(key for key in await bucket.keys() if key.startswith("page.") and order in key)
+                key = next(key for key in keys if key.startswith("page.") and order in key)
                 page = json.loads((await bucket.get(key)).value or b"")
                 del page["facts"][lost]
                 await bucket.put(key, json.dumps(page).encode())
@@ -149,8 +151,7 @@ def test_the_audit_sees_damage_and_a_page_that_is_in_no_list(nats_hotel: Hotel) 
     async def damage() -> None:
         async with nats_server.as_operator(nats_hotel.stack.nats_url()) as js:
             name = await fetch(nats_hotel, "SELECT place FROM pages_in")
-            bucket = await js.key_value(name)
-            keys = await bucket.keys()
+            bucket, keys = await js.key_value(name), await keys_in(js, name)
             await bucket.put(next(key for key in keys if key.startswith("page.") and damaged in key), b"{")
             page = next(key for key in keys if key.startswith("page.") and odd in key)
             value = ((await bucket.get(page)).value or b"").replace(b'"name"', b'"noname"').replace(b'"80000"', b'"x"')
