@@ -229,7 +229,7 @@ class Fleet:
             "JWT_FILE": stack.home / "jwt.yaml",
         }
         hosts = {name: (_name(part(name)), stack.ports[part(name)]) for name in SERVICES}
-        (folder / "envoy.yaml").write_text(gateway.render(values, hosts))
+        gateway.write(folder, values, hosts)
         ours = {"typed_dns_resolver_config": self._names.envoy_resolver()}
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "10"]
         config = ["--config-path", str(folder / "envoy.yaml"), "--config-yaml", json.dumps(ours)]

@@ -115,14 +115,15 @@ def patiently() -> Retrying:
 
 
 def write_gateway(folder: Path) -> None:
-    """Writes the configuration of a gateway in a cluster: envoy.yaml and jwt.yaml. It needs no secret.
+    """Writes the configuration of a gateway in a cluster: envoy.yaml, routes.yaml and jwt.yaml. It needs no secret.
 
     Tokens are accepted whose key is in one of the certificates of TOKEN_CERTIFICATES, or of the issuer in the settings.
     """
     issuers = [issuer] if (issuer := issuer_setting()) else []
     public = TLS / "public"
     services = {name: (_setting("HOST_PREFIX") + part(name), service.port) for name, service in SERVICES.items()}
-    text = gateway.render(
+    gateway.write(
+        folder,
         {
             "ADMIN_SOCKET": folder / "envoy.sock",
             "PAGES_SOCKET": folder / "pages.sock",
@@ -142,7 +143,6 @@ def write_gateway(folder: Path) -> None:
     )
     keys = [tokens.public_key(file.read_bytes()) for file in sorted(TOKEN_CERTIFICATES.glob("*.crt"))]
     (folder / "jwt.yaml").write_text(gateway.render_jwt(json.dumps({"keys": keys}), SERVICES, issuers=issuers))
-    (folder / "envoy.yaml").write_text(text)
 
 
 def _setting(name: str) -> str:

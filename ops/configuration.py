@@ -59,10 +59,8 @@ def write_gateway(addresses: Addresses) -> None:
     }
     issuers = [issuer] if (issuer := issuer_setting()) else []
     (addresses.home / ISSUERS).write_text(json.dumps([vars(each) for each in issuers], default=str))
-    text = gateway.render(
-        values, services, public_tls=_public_certificate(addresses), issuers=issuers, origins=origins_setting()
-    )
-    (addresses.home / "envoy.yaml").write_text(text)
+    public_tls, origins = _public_certificate(addresses), origins_setting()
+    gateway.write(addresses.home, values, services, public_tls=public_tls, issuers=issuers, origins=origins)
     write_keys(addresses)
 
 

@@ -1,10 +1,12 @@
 """Further gateways and services, and gRPC channels to gateways and services."""
 
 import os
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -19,25 +21,40 @@ from ops.stack import Stack
 from tests.conftest import wait_for
 
 
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What stands instead of a pattern (a regular expression) in a gateway's configuration."""
+
+    pattern: str
+    replacement: str
+    times: int = 1  # how often the pattern is there
+
+
 @contextmanager
-def another_gateway(stack: Stack, folder: Path, change: Callable[[str], str]) -> Iterator[Stack]:
+def another_gateway(stack: Stack, folder: Path, *changes: Change) -> Iterator[Stack]:
     """Starts a second gateway on free ports with a changed configuration; nothing else of the yielded stack runs."""
     twin = Stack.on_free_ports(folder)
-    (folder / "envoy.yaml").write_text(change(configuration_for(twin, stack)))
+    configure(twin, stack, *changes)
     with running_envoy(twin):
         yield twin
 
 
-def configuration_for(twin: Stack, stack: Stack) -> str:
-    """The configuration of a stack's gateway for another one beside it, with ports and sockets of its own: a gateway
-    removes its sockets when it ends.
+def configure(twin: Stack, stack: Stack, *changes: Change) -> None:
+    """Writes the configuration of a stack's gateway for another one beside it, with ports and sockets of its own: a
+    gateway removes its sockets when it ends.
     """
-    text = (stack.home / "envoy.yaml").read_text()
-    for name in ("gateway", "egress"):
-        text = text.replace(str(stack.ports[name]), str(twin.ports[name]))
-    for ours, its in ((stack.admin_socket, twin.admin_socket), (stack.home / "pages.sock", twin.home / "pages.sock")):
-        text = text.replace(str(ours), str(its))
-    return text
+    texts = {name: (stack.home / name).read_text() for name in ("envoy.yaml", "routes.yaml")}
+    own = [Change(rf"\b{stack.ports[name]}\b", str(twin.ports[name])) for name in ("gateway", "egress")]
+    for name, times in (("routes.yaml", 1), ("envoy.sock", 1), ("pages.sock", 2)):
+        own.append(Change(re.escape(str(stack.home / name)), str(twin.home / name), times))
+    for change in (*own, *changes):
+        found = 0
+        for name, text in texts.items():
+            texts[name], here = re.subn(change.pattern, change.replacement, text)
+            found += here
+        assert found == change.times, change
+    for name, text in texts.items():
+        (twin.home / name).write_text(text)
 
 
 @contextmanager

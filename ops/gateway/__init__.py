@@ -1,5 +1,6 @@
-"""Fills in envoy/envoy.yaml and envoy/jwt.yaml.
+"""Fills in envoy/envoy.yaml, envoy/routes.yaml and envoy/jwt.yaml.
 
+sources   the groups of source addresses
 rpcs      the public RPCs, as the compiled protos declare them
 refusals  Envoy's own errors, in the shape of the contract
 tls       TLS settings of listeners and clusters
@@ -19,13 +20,15 @@ from ops.gateway.metrics import metrics_cluster, metrics_listener
 from ops.gateway.pages import PAGES, page_route
 from ops.gateway.refusals import LOCAL_REPLIES, mappers, upgrade_mapper
 from ops.gateway.rpcs import DESCRIPTORS, FOLDER, PublicRpc, contract_tables, path_regex, public_rpcs
+from ops.gateway.sources import further_chains, source_matchers
 from ops.gateway.tls import mutual_tls, transport
 from ops.services import SERVICES, part
 
-__all__ = ["render", "render_jwt"]
+__all__ = ["render_jwt", "write"]
 
-# Per second; in a cluster each replica of the gateway counts for itself.
+# Connections, and calls per second; in a cluster each replica of the gateway counts for itself.
 LIMITS = {
+    "MAX_GROUP_CONNECTIONS": 2500,  # of 10,000, for each group of source addresses
     "RATE_LIMIT": 5000,
     "SOURCE_RATE_LIMIT": 2000,
     "MAX_SOURCES": 10_000,
@@ -75,16 +78,17 @@ CLUSTER = """\
 
 
 PLACES = """\
-                    - extension:
-                        name: {name}
-                        typed_config:
-                          "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.lua.v3.LuaConfig
-                          source_code: {{inline_string: {script}}}
-                          default_cluster: {name}  # should the script fail: the breaker still counts
+      - extension:
+          name: {name}
+          typed_config:
+            "@type": type.googleapis.com/envoy.extensions.router.cluster_specifiers.lua.v3.LuaConfig
+            source_code: {{inline_string: {script}}}
+            default_cluster: {name}  # should the script fail: the breaker still counts
 """
 
 
-def render(
+def write(
+    folder: Path,
     values: Mapping[str, object],
     services: Mapping[str, tuple[str, int]],
     *,
@@ -92,8 +96,8 @@ def render(
     issuers: Iterable[tokens.Issuer] = (),
     origins: Iterable[str] = (),
     metrics_port: int | None = None,
-) -> str:
-    """The configuration for these values and services. Raises KeyError for a missing value.
+) -> None:
+    """Writes envoy.yaml and routes.yaml for these values and services. Raises KeyError for a missing value.
 
     With the folder of a certificate the public listener speaks TLS. `issuers` are asked for their keys. Web pages of
     these `origins` may call; "*" stands for all. On the metrics port, if there is one, Prometheus reads the statistics.
@@ -115,27 +119,34 @@ def render(
     pay_host, pay_port = services["pay_svc"]
     callers = [part(name) for name, service in SERVICES.items() if service.calls_pay]
     replies = "\n".join([upgrade_mapper(), *(mappers(http, *reply) for http, reply in LOCAL_REPLIES.items())])
-    return Template((FOLDER / "envoy.yaml").read_text()).substitute(
-        {**LIMITS, **values, "PUBLIC_TRANSPORT": transport(public_tls)},
-        DESCRIPTORS=DESCRIPTORS,
-        EDGE_LUA=_script("refusal.lua", "edge.lua"),
-        BODY_LUA=_script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),
-        HEALTHZ_LUA=FOLDER / "healthz.lua",
-        PUBLIC_CLUSTERS=clusters,
-        METRICS_LISTENER=metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
-        METRICS_CLUSTER=metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
-        PLACES="".join(PLACES.format(name=name, script=_places(name)) for name in services),
-        ROUTES="\n".join(route for rpc in rpcs for route in _routes(rpc)),
-        HEALTH_RETRIES=json.dumps(_retries(only_reads=True)),
-        PAGES="\n".join(page_route(path, *page) for path, page in PAGES.items()),
-        CORS_ORIGINS=json.dumps([_origin(origin) for origin in origins]),
-        TRANSCODED_SERVICES=json.dumps(sorted({rpc.service for rpc in rpcs})),
-        LOCAL_REPLY_MAPPERS=replies,
-        PAY_HOST=pay_host,
-        PAY_PORT=pay_port,
-        EGRESS_SERVER_TLS=mutual_tls(values["EGRESS_TLS"], peers=callers),
-        EGRESS_CLIENT_TLS=mutual_tls(values["EGRESS_TLS"], peers=["pay"]),
-    )
+    filled_in = {
+        **LIMITS,
+        **values,
+        "ROUTES_FILE": folder / "routes.yaml",
+        "PUBLIC_TRANSPORT": transport(public_tls),
+        "SOURCE_MATCHERS": source_matchers(),
+        "FURTHER_CHAINS": further_chains(),
+        "DESCRIPTORS": DESCRIPTORS,
+        "EDGE_LUA": _script("refusal.lua", "edge.lua"),
+        "BODY_LUA": _script("refusal.lua", "body.lua", tables=contract_tables(rpcs, [*PAGES, "/healthz"])),
+        "HEALTHZ_LUA": FOLDER / "healthz.lua",
+        "PUBLIC_CLUSTERS": clusters,
+        "METRICS_LISTENER": metrics_listener(values["PUBLIC_HOST"], metrics_port) if metrics_port else "",
+        "METRICS_CLUSTER": metrics_cluster(values["ADMIN_SOCKET"]) if metrics_port else "",
+        "PLACES": "".join(PLACES.format(name=name, script=_places(name)) for name in services),
+        "ROUTES": "\n".join(route for rpc in rpcs for route in _routes(rpc)),
+        "HEALTH_RETRIES": json.dumps(_retries(only_reads=True)),
+        "PAGES": "\n".join(page_route(path, *page) for path, page in PAGES.items()),
+        "CORS_ORIGINS": json.dumps([_origin(origin) for origin in origins]),
+        "TRANSCODED_SERVICES": json.dumps(sorted({rpc.service for rpc in rpcs})),
+        "LOCAL_REPLY_MAPPERS": replies,
+        "PAY_HOST": pay_host,
+        "PAY_PORT": pay_port,
+        "EGRESS_SERVER_TLS": mutual_tls(values["EGRESS_TLS"], peers=callers),
+        "EGRESS_CLIENT_TLS": mutual_tls(values["EGRESS_TLS"], peers=["pay"]),
+    }
+    for name in ("envoy.yaml", "routes.yaml"):
+        (folder / name).write_text(Template((FOLDER / name).read_text()).substitute(filled_in))
 
 
 def _origin(origin: str) -> dict[str, object]:
@@ -189,7 +200,7 @@ def _routes(rpc: PublicRpc) -> Iterator[str]:
         ]
         if looks_for_place:  # not before the token is checked
             headers.append({"name": "x-gotohotel-subject", "present_match": True})
-        yield f"                        - {json.dumps({**route, 'match': {**path, 'headers': headers}})}"
+        yield f"          - {json.dumps({**route, 'match': {**path, 'headers': headers}})}"
 
 
 def _places(service: str) -> str:

@@ -34,7 +34,8 @@ def render_jwt(key_set: str, services: Iterable[str], *, issuers: Iterable[token
             "remote_jwks": {
                 "http_uri": {"uri": issuer.keys_url, "cluster": issuer.keys_url, "timeout": "5s"},
                 "cache_duration": "300s",
-                "async_fetch": {"fast_listener": True},
+                # Each of the gateway's filter chains fetches them.
+                "async_fetch": {"fast_listener": True, "failed_refetch_duration": "5s"},
                 "retry_policy": {"num_retries": 3},
             },
             **PROVIDER,

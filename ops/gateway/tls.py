@@ -19,9 +19,10 @@ def mutual_tls(folder: object, *, peers: Iterable[str]) -> str:
 def transport(folder: Path | None) -> str:
     """How the public listener's connections are secured."""
     if folder is None:
-        return "name: plain"
+        kind = "type.googleapis.com/envoy.extensions.transport_sockets.raw_buffer.v3.RawBuffer"
+        return json.dumps({"name": "envoy.transport_sockets.raw_buffer", "typed_config": {"@type": kind}})
     context = {"tls_certificates": [_certificate(folder)], "alpn_protocols": ["h2", "http/1.1"]}
-    return f"transport_socket: {json.dumps(tls_socket('Downstream', context))}"
+    return json.dumps(tls_socket("Downstream", context))
 
 
 def _certificate(folder: object) -> dict[str, object]:

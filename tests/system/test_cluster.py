@@ -22,7 +22,7 @@ from ops.services import SANDBOX
 from ops.settings import SECRETS
 from tests.command_line import Done, run
 from tests.conftest import Hotel
-from tests.gateways import another_gateway
+from tests.gateways import Change, another_gateway
 from tests.gotohotel.test_signatures import certificate
 
 Command = Callable[..., Done]
@@ -144,12 +144,8 @@ def test_prometheus_reads_the_gateway_s_statistics_and_nothing_else(hotel: Hotel
     """The admin interface behind it could end the gateway."""
     [port] = ports.reserve(1)
     folder = Path(tempfile.mkdtemp(prefix="gotohotel-"))  # short enough for a socket
-
-    def with_metrics(configuration: str) -> str:
-        before, clusters = configuration.split("\n  clusters:\n")
-        listener = metrics_listener("127.0.0.1", port)
-        return f"{before}\n{listener}\n  clusters:\n{metrics_cluster(folder / 'envoy.sock')}\n{clusters}"
-
+    listener, cluster_before = metrics_listener("127.0.0.1", port), metrics_cluster(folder / "envoy.sock")
+    with_metrics = Change(r"\n  clusters:\n", rf"\n{listener}\n  clusters:\n{cluster_before}\n")
     try:
         with another_gateway(hotel.stack, folder, with_metrics) as twin:
             assert httpx.get(f"{twin.gateway_url}/rooms").is_success

@@ -2,7 +2,6 @@
 
 import json
 import random
-import re
 import shutil
 import socket
 import tempfile
@@ -30,7 +29,7 @@ from gotohotel.rpc.tls import client_credentials
 from ops import audit
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import configuration_for, further_process, grpc_channel, named, running_envoy, statistic
+from tests.gateways import Change, configure, further_process, grpc_channel, named, running_envoy, statistic
 
 SERVICE = pb.DESCRIPTOR.services_by_name["PayService"]
 CHECK = "/gotohotel.pay.v1.PayService/CheckAvailability"
@@ -68,16 +67,13 @@ def egress_to(stack: Stack, folder: Path, *, port: int, names: Names) -> Stack:
     """The configuration of another gateway, whose egress listener finds the instances of pay_svc by a name."""
     free = Stack.on_free_ports(folder).ports
     twin = Stack(folder, {**stack.ports, "gateway": free["gateway"], "egress": free["egress"]})
-    text = configuration_for(twin, stack)
     instance = f"{{endpoint: {{address: {{socket_address: {{address: {NAME}, port_value: {port}}}}}}}}}"
     resolver = json.dumps(names.envoy_resolver())
-    text, found = re.subn(
+    found_by_name = Change(
         r"(cluster_name: pay_svc_egress\s+endpoints: )\[.*\]",
         rf"\g<1>[{{lb_endpoints: [{instance}]}}]\n      typed_dns_resolver_config: {resolver}",
-        text,
     )
-    assert found == 1
-    (folder / "envoy.yaml").write_text(text)
+    configure(twin, stack, found_by_name)
     return twin
 
 

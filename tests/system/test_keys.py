@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
@@ -167,6 +167,12 @@ def test_a_key_that_the_gateway_does_not_take_is_not_used(
                 assert client.get("/orders", headers=bearer(token)).status_code == 200
 
 
+class Issuer(ThreadingHTTPServer):
+    """Takes many connections at once: the gateway's filter chains all ask at the same time."""
+
+    request_queue_size = 128
+
+
 @contextmanager
 def issuer(certificate: Path, key_set: dict[str, object]) -> Iterator[str]:
     """A small OIDC issuer over HTTPS; yields the URL of its keys."""
@@ -183,7 +189,7 @@ def issuer(certificate: Path, key_set: dict[str, object]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), Keys)
+    server = Issuer(("127.0.0.1", 0), Keys)
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate / "tls.crt", certificate / "tls.key")
     server.socket = context.wrap_socket(server.socket, server_side=True)

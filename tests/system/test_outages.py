@@ -26,7 +26,7 @@ from ops.configuration import PROCESSES
 from ops.services import ORDER_SIGNING
 from tests.command_line import separately
 from tests.conftest import Client, Hotel, freeze, wait_for
-from tests.gateways import another_gateway
+from tests.gateways import Change, another_gateway
 from tests.system.test_journey import CHARGES, query
 
 
@@ -183,9 +183,9 @@ async def test_healthz_knows_an_order_svc_of_the_release_before(hotel: Hotel, tm
     add_HealthServicer_to_server(HealthServicer(), server)
     port = server.add_secure_port("127.0.0.1:0", server_credentials(hotel.stack.tls_folder("order")))
     await server.start()
-    order_port = str(hotel.stack.ports["order"])
+    before = Change(rf"\b{hotel.stack.ports['order']}\b", str(port), times=2)
     try:
-        with another_gateway(hotel.stack, tmp_path, lambda text: text.replace(order_port, str(port))) as twin:
+        with another_gateway(hotel.stack, tmp_path, before) as twin:
             async with httpx.AsyncClient(timeout=10) as client:
                 answer = await client.get(f"{twin.gateway_url}/healthz")
     finally:

@@ -13,9 +13,10 @@ import httpx
 from gotohotel.order.v1 import order_service_pb2 as pb
 from gotohotel.rpc.server import RpcServer
 from ops import gateway, ports
+from ops.services import SERVICES
 from ops.stack import Stack
 from tests.conftest import Hotel
-from tests.gateways import configuration_for, running_envoy, statistic
+from tests.gateways import Change, another_gateway, statistic
 
 SERVICE = pb.DESCRIPTOR.services_by_name["OrderService"]
 PLACES, FEWEST, LATELY = 30, 10, 100  # less than a hotel's, so that the test needs few calls
@@ -48,15 +49,14 @@ async def gateway_before(work: Work, stack: Stack, folder: Path) -> AsyncIterato
     [port] = ports.reserve(1)
     server = RpcServer(port=port, host="127.0.0.1", tls_folder=stack.tls_folder("order"))
     server.add(SERVICE, type("Working", (), {method.name: staticmethod(work) for method in SERVICE.methods})())
-    twin = Stack.on_free_ports(folder)
-    text = configuration_for(twin, stack).replace(str(stack.ports["order"]), str(port))
-    for name, usual, here in (('PLACES = \\"order_svc\\", ', gateway.MAX_CALLS, PLACES), ("LATELY = ", 1000, LATELY)):
-        assert f"{name}{usual}" in text
-        text = text.replace(f"{name}{usual}", f"{name}{here}")
-    (folder / "envoy.yaml").write_text(text)
+    changes = [
+        Change(rf"\b{stack.ports['order']}\b", str(port), times=2),
+        Change(rf'(PLACES = \\"order_svc\\", ){gateway.MAX_CALLS}\b', rf"\g<1>{PLACES}"),
+        Change(r"(LATELY = )1000\b", rf"\g<1>{LATELY}", times=len(SERVICES)),
+    ]
     await server.start()
     try:
-        with running_envoy(twin):
+        with another_gateway(stack, folder, *changes) as twin:
             yield twin
     finally:
         await server.stop(grace_seconds=1)

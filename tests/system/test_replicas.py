@@ -1,6 +1,5 @@
 """Calls reach a replica that lives, beside some that do not."""
 
-import re
 import socket
 from collections import Counter
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from gotohotel.order.v1.order_service_pb2_grpc import OrderServiceStub
 from ops import ports
 from ops.stack import Stack
 from tests.conftest import Client, Hotel, freeze, wait_for
-from tests.gateways import configuration_for, further_process, running_envoy, statistic
+from tests.gateways import Change, another_gateway, further_process, statistic
 
 CALLS = 16
 CLUSTERS = ("order_svc", "order_svc_anonymous")
@@ -28,17 +27,12 @@ SEARCHING = "cluster.order_svc_anonymous"
 @contextmanager
 def gateway_with(stack: Stack, folder: Path, *further: tuple[str, int]) -> Iterator[Stack]:
     """A gateway that knows further replicas of order_svc beside the stack's own."""
-    twin = Stack.on_free_ports(folder)
     endpoints = "".join(
         f"\n              - endpoint: {{address: {{socket_address: {{address: {host}, port_value: {port}}}}}}}"
         for host, port in further
     )
-    text, found = re.subn(
-        r"(cluster_name: order_svc\w*\n.*\n +- lb_endpoints:)", rf"\g<1>{endpoints}", configuration_for(twin, stack)
-    )
-    assert found == 2
-    (folder / "envoy.yaml").write_text(text)
-    with running_envoy(twin):
+    known = r"(cluster_name: order_svc\w*\n.*\n +- lb_endpoints:)"
+    with another_gateway(stack, folder, Change(known, rf"\g<1>{endpoints}", times=2)) as twin:
         yield twin
 
 

@@ -1,4 +1,4 @@
-"""Clients of one address: their calls are limited together, and what becomes of their connections."""
+"""Clients of one address: their calls and connections are limited together, and what becomes of their connections."""
 
 import re
 import socket
@@ -18,23 +18,18 @@ from gotohotel.rpc.tls import client_credentials
 from ops import gateway
 from ops.stack import Stack
 from tests.conftest import Hotel, wait_for
-from tests.gateways import another_gateway, named, statistic
+from tests.gateways import Change, another_gateway, named, statistic
 
 PLACES = 20
 CONNECTIONS = "http.public.downstream_cx_active"
 ONE, ANOTHER = "127.0.0.2", "127.0.0.3"
+MANY = [f"127.0.1.{number}" for number in range(1, 65)]
 
 
 @contextmanager
 def changed_gateway(hotel: Hotel, folder: Path, pattern: str, replacement: str) -> Iterator[Stack]:
     """A gateway of its own, with a part of the configuration replaced; nobody is connected to it."""
-
-    def change(configuration: str) -> str:
-        changed, found = re.subn(pattern, replacement, configuration)
-        assert found == 1
-        return changed
-
-    with another_gateway(hotel.stack, folder, change) as twin:
+    with another_gateway(hotel.stack, folder, Change(pattern, replacement)) as twin:
         wait_for(lambda: statistic(twin, CONNECTIONS) == 0)  # what tried whether it listens has gone
         yield twin
 
@@ -51,6 +46,44 @@ def is_answered(stack: Stack, address: str) -> bool:
             return client.get("/rooms").is_success
         except httpx.TransportError:
             return False
+
+
+def test_one_address_cannot_take_the_connections_of_others(hotel: Hotel, tmp_path: Path) -> None:
+    """It takes those of its group. Most of 64 other addresses are in other groups, and do not notice."""
+    limit = rf"(max_connections: ){gateway.LIMITS['MAX_GROUP_CONNECTIONS']}\b"
+    with changed_gateway(hotel, tmp_path, limit, rf"\g<1>{PLACES}") as narrow:
+        with ExitStack() as opened:
+            for _ in range(10 * PLACES):
+                opened.enter_context(connect(narrow, ONE))
+            wait_for(lambda: statistic(narrow, "connection_limit.sources.limited_connections") == 9 * PLACES)
+            assert statistic(narrow, CONNECTIONS) == PLACES
+            assert not is_answered(narrow, ONE)
+            assert sum(is_answered(narrow, address) for address in MANY) > 55
+
+        wait_for(lambda: is_answered(narrow, ONE))
+        assert all(is_answered(narrow, address) for address in MANY)
+
+
+@pytest.mark.parametrize(
+    ("before", "tokens", "per_second"),
+    [(r"stat_prefix: public\s+", "RATE_LIMIT", "RATE_LIMIT"), ("", "SUBJECT_BURST", "SUBJECT_RATE_LIMIT")],
+    ids=["all callers", "one caller"],
+)
+def test_calls_from_all_addresses_are_counted_together(
+    hotel: Hotel, tmp_path: Path, before: str, tokens: str, per_second: str
+) -> None:
+    """Whichever filter chain they come through."""
+    usual = rf"max_tokens: {gateway.LIMITS[tokens]}, tokens_per_fill: {gateway.LIMITS[per_second]}, fill_interval: 1s"
+    slow = f"max_tokens: {PLACES}, tokens_per_fill: 1, fill_interval: 60s"
+    headers = {"Authorization": f"Bearer {hotel.caller().token}"}
+    statuses = Counter[int]()
+    with changed_gateway(hotel, tmp_path, rf"({before}token_bucket: {{){usual}", rf"\g<1>{slow}") as narrow:
+        for address in MANY:
+            transport = httpx.HTTPTransport(local_address=address)
+            with httpx.Client(transport=transport, base_url=narrow.gateway_url) as client:
+                statuses[client.get("/orders", headers=headers).status_code] += 1
+
+    assert statuses == {200: PLACES, 429: len(MANY) - PLACES}
 
 
 def test_each_address_has_calls_of_its_own(hotel: Hotel, tmp_path: Path) -> None:
