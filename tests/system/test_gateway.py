@@ -644,3 +644,10 @@ def strict_gateway(hotel: Hotel, folder: Path, *, burst: int) -> Iterator[str]:
     bucket = r"(entries: \[{key: subject}\]\s+token_bucket: {max_tokens: )\d+(, tokens_per_fill: )\d+"
     with another_gateway(hotel.stack, folder, Change(bucket, rf"\g<1>{burst}\g<2>1")) as twin:
         yield twin.gateway_url
+
+
+def test_a_misspelt_setting_is_not_passed_over(hotel: Hotel, tmp_path: Path) -> None:
+    """Envoy ignores unknown fields of files that it reads later, by default: the limit would not be there."""
+    misspelt = Change("max_request_body_size: ", "max_request_body_sise: ")
+    with another_gateway(hotel.stack, tmp_path, misspelt) as twin:
+        assert httpx.get(f"{twin.gateway_url}/rooms").status_code == 404  # it has no routes at all
