@@ -7,7 +7,7 @@
 --   CALLS   {method, Lua pattern of the path, message or false if the call has no body, names of the path's fields}
 --   FIELDS  message → JSON or proto name of a field → {JSON name, message of its value or false}
 
-local MAX_BODY_BYTES = 65536 -- as max_request_body_size in envoy.yaml
+local MAX_BODY_BYTES = 65536 -- as max_request_body_size in routes.yaml
 local MAX_DEPTH = 8
 local MAX_SUBJECT = 255 -- characters
 local MAX_LIFETIME_SECONDS = 86400 + 60 -- as max_lifetime in ops/gateway/jwt.py, plus the clock skew that it allows

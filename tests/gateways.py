@@ -20,6 +20,8 @@ from ops.services import part
 from ops.stack import Stack
 from tests.conftest import wait_for
 
+ADDRESSES = [f"127.0.1.{number}" for number in range(1, 65)]  # of clients: they come through most filter chains
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -78,6 +80,11 @@ def running_envoy(stack: Stack, access_log: IO[str] | None = None) -> Iterator[N
             yield
         finally:
             envoy.terminate()
+
+
+def client_from(stack: Stack, address: str) -> httpx.Client:
+    """A client whose connections come from this address."""
+    return httpx.Client(transport=httpx.HTTPTransport(local_address=address), base_url=stack.gateway_url)
 
 
 def statistic(stack: Stack, name: str) -> int:

@@ -15,7 +15,9 @@ PROVIDER: dict[str, object] = {
     "audiences": [tokens.AUDIENCE],
     "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
     "require_expiration": True,
-    "jwt_cache_config": {"jwt_cache_size": 1000},  # signatures are checked once, times at each call
+    # Signatures are checked once, times at each call. So many tokens are kept for each filter chain of the gateway, of
+    # up to 4 kB, which then take 28 kB each: 90 MB at most.
+    "jwt_cache_config": {"jwt_cache_size": 100},
     "max_lifetime": "86400s",
     "claim_to_headers": [
         {"header_name": "x-gotohotel-subject", "claim_name": "sub"},
@@ -61,7 +63,7 @@ def issuer_cluster(issuer: tokens.Issuer) -> str:
     address = {"socket_address": {"address": host, "port_value": url.port or 443}}
     cluster = {
         "name": issuer.keys_url,
-        "type": "STRICT_DNS",
+        "type": "LOGICAL_DNS",  # tries all addresses of a name at once (happy eyeballs): one may not answer
         "connect_timeout": "2s",
         "dns_lookup_family": "ALL",
         "transport_socket": tls_socket("Upstream", {"validation_context": trusted}, sni=host),

@@ -2,7 +2,7 @@
 
 import json
 
-GROUPS = 32  # each costs Envoy 1.4 MB
+GROUPS = 32  # each costs Envoy 1.7 MB, and up to 3 MB of checked tokens for each issuer
 TYPES = "type.googleapis.com/envoy.extensions.matching"
 
 

@@ -235,6 +235,67 @@ def test_a_flood_of_refused_grpc_calls_fills_no_log(hotel: Hotel) -> None:
     assert len([line for line in lines if line["details"] != "via_upstream"]) < 40
 
 
+@pytest.mark.parametrize("path", ["/rooms%2f", "/rooms%5c", "/rooms#part"])
+def test_what_envoy_refuses_before_it_looks_for_a_route_is_complete(hotel: Hotel, path: str) -> None:
+    """The answer is as of any other refusal: JSON with a message, for no cache, and without headers of ours."""
+    port = hotel.stack.ports["gateway"]
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection, connection.makefile("rb") as received:
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: hotel\r\n\r\n".encode())
+        head, _, body = received.read().partition(b"\r\n\r\n")
+
+    assert head.split()[1] == b"400"
+    assert b"\r\ncache-control: no-store" in head
+    assert b"x-gotohotel" not in head
+    assert json.loads(body)["message"]
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header"),
+    [
+        (b"GET /4111111111111111", b"Connection: upgrade\r\nUpgrade: connect-udp"),
+        (b"CONNECT 4111111111111111:1", b"Accept: */*"),
+    ],
+    ids=["connect-udp", "CONNECT"],
+)
+def test_the_gateways_own_log_does_not_grow_with_requests(hotel: Hotel, request_line: bytes, header: bytes) -> None:
+    """Neither with what was typed there, nor with a line for each."""
+    log = hotel.stack.home / "log" / "envoy.log"
+    before = log.read_text()
+    for _ in range(20):
+        with socket.create_connection(("127.0.0.1", hotel.stack.ports["gateway"]), timeout=10) as connection:
+            connection.sendall(b"%s HTTP/1.1\r\nHost: hotel\r\n%s\r\n\r\n" % (request_line, header))
+            assert connection.recv(1000).split()[1] in {b"400", b"404"}
+    httpx.get(f"{hotel.stack.gateway_url}/rooms").raise_for_status()
+
+    assert log.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header", "status"),
+    [
+        (b"POST /rooms%2f", b"Content-Type: application/grpc", b"200"),
+        (b"GET /rooms%2f", b"Accept: */*", b"400"),
+        (b"GET /rooms", b"Transfer-Encoding: gzip", b"501"),
+    ],
+    ids=["gRPC at a bad path", "JSON at a bad path", "unknown encoding"],
+)
+def test_a_flood_of_what_envoy_refuses_first_fills_no_log(
+    hotel: Hotel, request_line: bytes, header: bytes, status: bytes
+) -> None:
+    """These calls are refused before any limit or filter sees them."""
+    log = hotel.stack.home / "log" / "access.log"
+    before = len(log.read_text().splitlines())
+    for _ in range(400):
+        with socket.create_connection(("127.0.0.1", hotel.stack.ports["gateway"]), timeout=10) as connection:
+            connection.sendall(b"%s HTTP/1.1\r\nHost: hotel\r\n%s\r\n\r\n" % (request_line, header))
+            assert connection.recv(1000).split()[1] == status
+    for _ in range(20):
+        httpx.get(f"{hotel.stack.gateway_url}/rooms").raise_for_status()
+
+    wait_for(lambda: log.read_text().count("\n") >= before + 20)
+    assert log.read_text().count("\n") < before + 60
+
+
 def test_callers_who_leave_before_the_answer_are_logged(hotel: Hotel) -> None:
     """Their calls have no status, and only these lines show that a service was too slow for them."""
     log = hotel.stack.home / "log" / "access.log"
