@@ -15,9 +15,6 @@ PROVIDER: dict[str, object] = {
     "audiences": [tokens.AUDIENCE],
     "from_headers": [{"name": "Authorization", "value_prefix": "Bearer "}],
     "require_expiration": True,
-    # Signatures are checked once, times at each call. Each filter chain of the gateway remembers this many tokens for
-    # each issuer. One of 4 kB, the largest kept, takes 28 kB: 90 MB at most for an issuer.
-    "jwt_cache_config": {"jwt_cache_size": 100},
     "max_lifetime": "86400s",
     "claim_to_headers": [
         {"header_name": "x-gotohotel-subject", "claim_name": "sub"},
@@ -26,10 +23,17 @@ PROVIDER: dict[str, object] = {
     ],
 }
 
+# Signatures are checked once, times at each call: each filter chain of the gateway remembers so many tokens, of so many
+# bytes at most. A remembered token takes 6 (of 0.5 kB) to 28 kB (of 4): at most 200 MB for all chains, and 90 MB for
+# each other issuer, whose tokens are longer.
+OWN_CACHE = {"jwt_cache_size": 1000, "jwt_max_token_size": 512}
+CACHE_OF_OTHERS = {"jwt_cache_size": 100, "jwt_max_token_size": 4096}
+
 
 def render_jwt(key_set: str, services: Iterable[str], *, issuers: Iterable[tokens.Issuer] = ()) -> str:
     """How tokens are checked: those of the stack's own key set, and those of other issuers."""
-    own = {"issuer": tokens.ISSUER, "local_jwks": {"inline_string": key_set}, **PROVIDER}
+    key_source = {"inline_string": key_set}
+    own = {"issuer": tokens.ISSUER, "local_jwks": key_source, "jwt_cache_config": OWN_CACHE, **PROVIDER}
     others = {
         f"issuer_{number}": {
             "issuer": issuer.name,
@@ -40,6 +44,7 @@ def render_jwt(key_set: str, services: Iterable[str], *, issuers: Iterable[token
                 "async_fetch": {"fast_listener": True, "failed_refetch_duration": "5s"},
                 "retry_policy": {"num_retries": 3},
             },
+            "jwt_cache_config": CACHE_OF_OTHERS,
             **PROVIDER,
         }
         for number, issuer in enumerate(issuers)
