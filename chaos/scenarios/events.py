@@ -204,11 +204,11 @@ async def ack_lost(rig: Rig) -> None:
                 handled = await _some_are_handled(rig, orders)
                 if handled:
                     await rig.nemesis.kill("reservation_svc")
+            await rig.received(orders)  # before another try its connection to NATS has to be whole again
             if handled:
                 break
         else:
             raise NoHarmDone("nothing was handled while the acknowledgements were lost")
-        await rig.received(orders)
     rows = "SELECT count(*) FROM outbox WHERE aggregate_id = ANY($1) AND type LIKE '%ReservationTaken'"
     rig.demand(await rig.sql("reservation_svc", rows, orders) == len(orders), "a reservation was taken twice")
 
