@@ -58,8 +58,8 @@ SESSION = {
 
 KEEPALIVE = {"TCP_KEEPIDLE": 2, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 5000}  # s, s, times, ms
 
-BATCHING_CONNECTIONS = 3  # a service has about as many statements whose calls share transactions
-
+# Errors after which a connection may be dead, and others to the same server too.
+BROKEN = (OSError, TimeoutError, asyncpg.PostgresConnectionError)
 
 Row = asyncpg.Record
 T = TypeVar("T")
@@ -101,18 +101,56 @@ class Session(asyncpg.Connection):
         return row
 
 
+class _Kept:
+    """A connection for each statement whose calls share transactions, kept for its next batch: there is one batch of a
+    statement at a time, and a pool would cost almost as much as a short statement.
+    """
+
+    def __init__(self, url: str, session: dict[str, str]) -> None:
+        self._url = url
+        self._session = session
+        self._idle: dict[str, asyncpg.Connection[Row]] = {}
+
+    async def send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
+        """Runs a statement once for each of some parameter lists, in one transaction; returns all rows."""
+        connection = self._idle.pop(query, None)
+        if connection is None or connection.is_closed():
+            connection = await connect(
+                self._url, self._session, connect_seconds=ACQUIRE_SECONDS, command_seconds=COMMAND_SECONDS
+            )
+        try:
+            if len(arguments) == 1:
+                rows = await connection.fetch(query, *arguments[0])
+            else:
+                rows = await connection.fetchmany(query, arguments)
+        except BaseException as error:
+            if isinstance(error, asyncpg.PostgresError) and not isinstance(error, BROKEN):
+                self._idle[query] = connection  # the statement has failed, not the connection
+            else:
+                connection.terminate()
+                self.terminate()
+            raise
+        self._idle[query] = connection
+        return rows
+
+    def terminate(self) -> None:
+        """Ends the connections without a word to the server."""
+        while self._idle:
+            self._idle.popitem()[1].terminate()
+
+    async def close(self) -> None:
+        """Closes the connections."""
+        while self._idle:
+            await self._idle.popitem()[1].close()
+
+
 class _Autocommit:
     """The pool as a Connection: each statement takes a connection of its own, unless it shares a transaction."""
 
-    def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]", committed: Callable[[], None]) -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", kept: _Kept, committed: Callable[[], None]) -> None:
         self._pool = pool
-        self._batching = batching
-        self._batches = Batches(self._send, unknown=TRANSIENT)
+        self._batches = Batches(kept.send, unknown=TRANSIENT)
         self._committed = committed
-
-    async def _send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
-        async with _Acquired(self._batching) as connection:
-            return await _replacing_dead(self._batching, connection.fetchmany(query, arguments))
 
     async def fetch_one(self, query: str, *args: object, lock_order: tuple[Any, ...]) -> Row:
         row: Row | None = await self._batches.fetch_one(query, args, lock_order)
@@ -157,9 +195,9 @@ class Database:
     Waiting for a connection, running a statement and returning the connection each have a time limit.
     """
 
-    def __init__(self, pool: "asyncpg.Pool[Row]", batching: "asyncpg.Pool[Row]") -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", kept: _Kept) -> None:
         self._pool = pool
-        self._autocommit = _Autocommit(pool, batching, self._committed)
+        self._autocommit = _Autocommit(pool, kept, self._committed)
         self._listeners: list[Callable[[], None]] = []
 
     def after_commits(self, listener: Callable[[], None]) -> None:
@@ -184,11 +222,17 @@ class Database:
         self._committed()
 
 
-async def connect(url: str, session: dict[str, str]) -> "asyncpg.Connection[Row]":
-    """A connection outside the pools, for a lock or for notifications. Raises what is TRANSIENT."""
+async def connect(
+    url: str, session: dict[str, str], *, connect_seconds: float = 3, command_seconds: float = 5
+) -> "asyncpg.Connection[Row]":
+    """A connection outside the pool: for a lock, for notifications, for batches. Raises what is TRANSIENT."""
     try:
         return await asyncpg.connect(
-            url, timeout=3, command_timeout=5, connection_class=Session, server_settings=session
+            url,
+            timeout=connect_seconds,
+            command_timeout=command_seconds,
+            connection_class=Session,
+            server_settings=session,
         )
     except asyncpg.PostgresError as error:
         raise _refusal(error) from error
@@ -227,7 +271,7 @@ async def _replacing_dead(pool: "asyncpg.Pool[Row]", statement: Awaitable[T]) ->
     """
     try:
         return await statement
-    except (OSError, TimeoutError, asyncpg.PostgresConnectionError):
+    except BROKEN:
         await pool.expire_connections()
         raise
 
@@ -238,21 +282,13 @@ async def _keep_session(_: object) -> None:
 
 @asynccontextmanager
 async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator[Database]:
-    """Opens the pools. Raises OSError or asyncpg's errors if the server can't be reached."""
+    """Opens the pool. Raises OSError or asyncpg's errors if the server can't be reached."""
     session = {"application_name": name, **SESSION}
-    async with (
-        _open_pool(url, pool_size, session) as pool,
-        _open_pool(url, BATCHING_CONNECTIONS, {**session, "lock_timeout": LOCK_TIMEOUT}) as batching,
-    ):
-        yield Database(pool, batching)
-
-
-@asynccontextmanager
-async def _open_pool(url: str, size: int, session: dict[str, str]) -> AsyncIterator["asyncpg.Pool[Row]"]:
+    kept = _Kept(url, {**session, "lock_timeout": LOCK_TIMEOUT})
     pool = await asyncpg.create_pool(
         url,
         min_size=2,
-        max_size=size,
+        max_size=pool_size,
         timeout=3,
         command_timeout=COMMAND_SECONDS,
         reset=_keep_session,
@@ -260,12 +296,14 @@ async def _open_pool(url: str, size: int, session: dict[str, str]) -> AsyncItera
         server_settings=session,
     )
     try:
-        yield pool
+        yield Database(pool, kept)
     finally:
         try:
             async with asyncio.timeout(5):
+                await kept.close()
                 await pool.close()
         except TimeoutError:
+            kept.terminate()
             pool.terminate()
 
 

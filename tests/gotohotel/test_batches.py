@@ -190,3 +190,39 @@ async def test_replicas_with_opposite_orders_do_not_deadlock(scratch_url: str, d
     assert {row["beds"] for row in await database.autocommit.fetch("SELECT beds FROM rooms")} == {42}
     deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
     assert await database.autocommit.fetchval(deadlocks) == 0
+
+
+async def test_a_statement_keeps_its_connection(database: Database) -> None:
+    """Also after calls that failed: a sold-out night must not cost a new connection."""
+    pids = set()
+    for room in range(10):
+        pids.add((await add(database, room))["pid"])
+        with pytest.raises(asyncpg.CheckViolationError):
+            await add(database, 100 + room, beds=0)
+        await asyncio.gather(*(add(database, 1000 + 10 * room + more) for more in range(5)))
+
+    assert len(pids) == 1
+
+
+async def test_a_connection_that_the_server_has_ended_is_replaced(database: Database) -> None:
+    """No call gets an error."""
+    pid = (await add(database, 1))["pid"]
+    await database.autocommit.execute("SELECT pg_terminate_backend($1)", pid)
+    async with within(10):
+        while await database.autocommit.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", pid):  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    assert (await add(database, 2))["pid"] != pid
+
+
+async def test_after_a_broken_connection_the_others_are_replaced_too(database: Database) -> None:
+    """They may be dead without knowing it, and each would cost a call its time limit."""
+    pid = (await add(database, 1))["pid"]
+    broken = asyncio.create_task(database.autocommit.fetch_one(SLEEP, 1, 30, lock_order=()))
+    async with within(10):
+        while not await database.autocommit.fetchval(TERMINATE_SLEEPING):  # noqa: ASYNC110 - the server changes
+            await asyncio.sleep(0.01)
+    with pytest.raises(TRANSIENT):
+        await broken
+
+    assert (await add(database, 2))["pid"] != pid

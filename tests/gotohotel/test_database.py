@@ -116,10 +116,13 @@ async def test_a_server_that_refuses_connections_is_away(stack: Stack, scratch_u
                 with pytest.raises(TRANSIENT) as raised:
                     await database.autocommit.fetchval("SELECT 1")
                 refused.append(str(raised.value))
+            with pytest.raises(TRANSIENT, match="PostgreSQL refuses the connection"):
+                await database.autocommit.fetch_one("SELECT 1 AS one", lock_order=())
         assert any(
             "PostgreSQL refuses the connection" in text and "not currently accepting" in text for text in refused
         )
         assert await database.autocommit.fetchval("SELECT 1") == 1
+        assert (await database.autocommit.fetch_one("SELECT 1 AS one", lock_order=()))["one"] == 1
 
 
 async def test_whatever_the_reason_a_refused_connection_is_an_outage(scratch_url: str) -> None:
