@@ -3,11 +3,12 @@
 import asyncio
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 from google.protobuf.message import Message
@@ -26,7 +27,14 @@ KEEP_PUBLISHED = timedelta(days=3)  # kept so that events can be published again
 
 # An active relay queries every quarter of a second: if its session is idle for this long, its process is frozen or its
 # machine is gone. (TCP keepalive would not notice a frozen process: its kernel still answers.)
-RELAY_SESSION = {"idle_session_timeout": "3s", "tcp_keepalives_idle": "3", "tcp_keepalives_interval": "1"}
+RELAY_SESSION = {
+    "idle_session_timeout": "3s",
+    "tcp_keepalives_idle": "3",
+    "tcp_keepalives_interval": "1",
+    # It only notes what is published. Events whose note a crash of PostgreSQL has lost are published again, with the
+    # same ids.
+    "synchronous_commit": "off",
+}
 HAND_OVER_SECONDS = 2.0  # if no event of a backlog was acknowledged for this long, another replica may try
 RETRY_LOCK_SECONDS = 0.5
 STEP_BACK_SECONDS = 3 * RETRY_LOCK_SECONDS  # pause before competing for the lock again
@@ -49,8 +57,14 @@ WHERE locktype = 'advisory'
   AND query_start < now() - interval '3 seconds'
 """
 
-# One event per aggregate: the next one is sent only after this one is acknowledged.
+# Notes the events of the former batch, and returns those of the next one. One event per aggregate: the next one is sent
+# only after this one is acknowledged. (A statement does not see its own updates.)
 NEXT_BATCH = """
+WITH published AS (
+    UPDATE outbox
+    SET published_at = now()
+    WHERE event_id = ANY($1::uuid[])
+)
 SELECT DISTINCT ON (aggregate_id)
     event_id,
     aggregate_id,
@@ -61,14 +75,9 @@ SELECT DISTINCT ON (aggregate_id)
     occurred_at
 FROM outbox
 WHERE published_at IS NULL
+  AND event_id <> ALL($1::uuid[])
 ORDER BY aggregate_id, aggregate_version
-LIMIT $1
-"""
-
-MARK_PUBLISHED = """
-UPDATE outbox
-SET published_at = now()
-WHERE event_id = ANY($1::uuid[])
+LIMIT $2
 """
 
 # Event ids are UUIDv7, so the oldest are found by the primary key. The publish time is compared too: events that waited
@@ -173,11 +182,14 @@ class Relay:
     async def _relay(self, connection: "asyncpg.Connection[Row]") -> None:
         """Publishes rows as long as they are acknowledged."""
         stuck_since: float | None = None  # since when nothing was acknowledged
+        published: list[UUID] = []
         while True:
             last = self._last_batch
             self._work.clear()
             asked = time.monotonic()
-            waiting, sent = await self._send_batch(connection)
+            rows = await connection.fetch(NEXT_BATCH, published, BATCH_SIZE)
+            published = await self._send(rows)
+            waiting, sent = len(rows), len(published)
             if sent:
                 stuck_since = None
             if sent == BATCH_SIZE:
@@ -204,18 +216,15 @@ class Relay:
                     async with asyncio.timeout(POLL_SECONDS):
                         await self._work.wait()
 
-    async def _send_batch(self, connection: "asyncpg.Connection[Row]") -> tuple[int, int]:
-        """Publishes one batch. Returns how many events there were, and how many of them the stream acknowledged."""
-        rows = await connection.fetch(NEXT_BATCH, BATCH_SIZE)
+    async def _send(self, rows: Sequence[Row]) -> list[UUID]:
+        """Publishes events. Returns the ids of those that the stream acknowledged."""
         if not rows or not self._bus.is_connected:
-            return len(rows), 0
+            return []
         sent = await self._bus.publish_all([(row["type"], row["payload"], self._headers(row)) for row in rows])
-        published = [row["event_id"] for row, done in zip(rows, sent, strict=True) if done]
-        if published:
-            await connection.execute(MARK_PUBLISHED, published)
+        published: list[UUID] = [row["event_id"] for row, done in zip(rows, sent, strict=True) if done]
         if len(published) < len(rows):
             logger.error("relay: %d events were not acknowledged and wait", len(rows) - len(published))
-        return len(rows), len(published)
+        return published
 
     def _headers(self, row: Row) -> dict[str, str]:
         event_id = str(row["event_id"])

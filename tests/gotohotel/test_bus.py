@@ -23,6 +23,7 @@ import pytest
 from google.protobuf.message import Message
 from nats.js.api import AckPolicy, ConsumerConfig
 
+from gotohotel import outbox
 from gotohotel.bus import streams
 from gotohotel.bus.connection import Bus
 from gotohotel.bus.consumer import (
@@ -621,12 +622,42 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
     assert len(await messages(server, str(EVENTS.name))) == 2
 
 
+END_LOCKER = """
+SELECT pg_terminate_backend(pid)
+FROM pg_stat_activity
+JOIN pg_locks USING (pid)
+WHERE locktype = 'advisory'
+  AND objid = $1
+  AND datname = current_database()
+"""
+
+
 async def all_sent(database: Database, *, but: int = 0) -> None:
     """Waits until at most `but` events are not published yet."""
     count = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
     async with within(9):
         while await database.autocommit.fetchval(count) > but:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
+
+
+async def test_an_event_that_is_not_noted_as_published_is_in_the_stream_once(
+    server: Server, order_database: Database, order_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is published is noted with the next look into the outbox. If the relay loses its session before, it
+    publishes the event again, with the same id.
+    """
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 1.0)
+    async with running(server.url) as bus, relaying(order_url, bus):
+        await announce(order_database, "a")
+        async with within(PATIENCE_SECONDS):
+            while not await messages(server, str(EVENTS.name)):
+                pass
+        unsent = "SELECT count(*) FROM outbox WHERE published_at IS NULL"
+        assert await order_database.autocommit.fetchval(unsent) == 1
+        await order_database.autocommit.execute(END_LOCKER, RELAY_LOCK)
+        await all_sent(order_database)
+
+    assert len(await messages(server, str(EVENTS.name))) == 1
 
 
 async def test_a_relay_that_is_not_let_in_goes_on(
