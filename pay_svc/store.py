@@ -124,9 +124,7 @@ SELECT (SELECT count(*) FROM added) AS stored, {MAY_GO_ON} AS admitted
 """)
 
 # Keys that a newer release has added to a stored booking are kept.
-SAVE = Statement(f"""
-WITH {ADMITTED},
-saved AS (
+_SAVED = f"""
     UPDATE payments
     SET revision = revision + 1,
         booking = coalesce(payments.booking || new.booking, new.booking, payments.booking),
@@ -136,13 +134,31 @@ saved AS (
     FROM (SELECT {COLUMNS.parameters}) AS new ({COLUMNS.listed})
     WHERE order_id = :order_id::uuid
       AND revision = :revision::bigint
-      AND {MAY_GO_ON}
+"""
+
+SAVE = Statement(f"""
+WITH saved AS (
+    {_SAVED}
     RETURNING order_id
 ),
 announced AS (
     {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
 )
-SELECT (SELECT count(*) FROM saved) AS stored, {MAY_GO_ON} AS admitted
+SELECT (SELECT count(*) FROM saved) AS stored
+""")
+
+# The same, if the change starts an attempt.
+SAVE_ATTEMPT = Statement(f"""
+WITH {ADMITTED},
+saved AS (
+    {_SAVED}
+      AND EXISTS (SELECT FROM admitted)
+    RETURNING order_id
+),
+announced AS (
+    {INSERT_OUTBOX} WHERE EXISTS (SELECT FROM saved)
+)
+SELECT (SELECT count(*) FROM saved) AS stored, EXISTS (SELECT FROM admitted) AS admitted
 """)
 
 PRUNE_GUESTS = """
@@ -244,7 +260,8 @@ class PostgresPayments:
 
         Raises TooManyAttempts if `limits` are given and the guest has reached one.
         """
-        if not await self._store(SAVE, payment, limits, payment.revision + 1, revision=payment.revision):
+        statement = SAVE_ATTEMPT if limits else SAVE
+        if not await self._store(statement, payment, limits, payment.revision + 1, revision=payment.revision):
             raise PaymentChanged()
         payment.revision += 1
 

@@ -144,6 +144,14 @@ GUARDS = [
         test=test_attempts.test_of_many_cards_at_once_ten_are_tried,
     ),
     Guard(
+        name="an attempt that is not admitted is not stored",
+        owner=pay_store,
+        attribute="SAVE_ATTEMPT",
+        line="      AND EXISTS (SELECT FROM admitted)\n",
+        without="",
+        test=test_attempts.test_of_many_further_cards_at_once_ten_are_tried,
+    ),
+    Guard(
         name="the inbox claim",
         owner=inbox,
         attribute="CLAIM",
