@@ -85,12 +85,15 @@ class Connection(Protocol):
 class Session(asyncpg.Connection):
     """A connection as a Connection: inside a transaction nothing is shared.
 
-    If the server's machine is away for five seconds it is closed, even if nobody uses it.
+    If the server's machine is away for five seconds it is closed, even if nobody uses it. (At the other end of a Unix
+    socket is our own machine.)
     """
 
     def __init__(self, protocol: Any, transport: Any, *rest: Any) -> None:
         super().__init__(protocol, transport, *rest)
         opened = transport.get_extra_info("socket")
+        if opened.family == socket.AF_UNIX:
+            return
         for name, value in KEEPALIVE.items():
             if option := getattr(socket, name, None):  # not on every system
                 opened.setsockopt(socket.IPPROTO_TCP, option, value)

@@ -46,6 +46,11 @@ class Addresses:
         return self.home / "envoy.sock"
 
     @property
+    def database_sockets(self) -> Path:
+        """The folder of PostgreSQL's socket. The name is short: a socket's path has at most 107 bytes."""
+        return self.home / "pg"
+
+    @property
     def archive(self) -> Path:
         """The folder of events that were moved out of the stream."""
         return self.home / "archive"
@@ -55,8 +60,11 @@ class Addresses:
         return self.home / "tls" / part_name
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:
-        """The URL of a database for a role."""
-        return f"postgresql://{role}:{self.credentials[role]}@127.0.0.1:{self.port('postgres', caller)}/{database}"
+        """The URL of a database for a role. A service reaches it through a socket, which costs less than TCP."""
+        known, port = f"{role}:{self.credentials[role]}", self.port("postgres", caller)
+        if caller and port == self.ports["postgres"]:
+            return f"postgresql://{known}@/{database}?host={self.database_sockets}&port={port}"
+        return f"postgresql://{known}@127.0.0.1:{port}/{database}"
 
     def nats_url(self, user: str = OPERATOR) -> str:
         """The URL of NATS for a service or an operator."""

@@ -106,7 +106,8 @@ def programs(addresses: Addresses) -> dict[str, Program]:
     interrupting = f"{sys.executable} -m ops.interrupting"
     return {
         "postgres": Program(
-            f"{postgres.program('postgres')} -D {home}/postgres -p {addresses.ports['postgres']}",
+            f"{postgres.program('postgres')} -D {home}/postgres -p {addresses.ports['postgres']} "
+            f"-k {addresses.database_sockets}",
             stopsignal="INT",
             user=postgres.user(),
         ),

@@ -81,14 +81,20 @@ def make_cluster(home: Path, password: str) -> None:
     folder.rename(home / "postgres")
 
 
-def give(cluster: Path) -> None:
-    """Makes the user that PostgreSQL runs as the owner of a cluster's files."""
+def give(owned: Path) -> None:
+    """Makes the user that PostgreSQL runs as the owner of a folder and its files."""
     if os.geteuid() == 0:
         group = pwd.getpwnam(STAND_IN).pw_gid
-        for path in (cluster, *cluster.rglob("*")):
+        for path in (owned, *owned.rglob("*")):
             shutil.chown(path, STAND_IN, group)
         _let_through(Path(program("initdb")).resolve().parent)
-        _let_through(cluster.parent)
+        _let_through(owned.parent)
+
+
+def make_socket_folder(folder: Path) -> None:
+    """Makes the folder of the server's socket. Only its own user may look into it, and root."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    give(folder)
 
 
 async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:

@@ -76,6 +76,7 @@ class Stack(Addresses):
                 configuration.write(self)
                 self._supervisor.configure(configuration.programs(self))
                 postgres.make_cluster(self.home, self.credentials["postgres"])
+                postgres.make_socket_folder(self.database_sockets)
                 self._supervisor.run()
             else:
                 configuration.make_certificates(self)  # a process reads its own when it starts

@@ -10,6 +10,7 @@ import re
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -29,6 +30,7 @@ from ops import services
 from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
 from ops.ports import accepts
+from ops.settings import MAX_HOME_LENGTH
 from ops.stack import Stack
 from ops.supervision import Supervisor
 from tests.command_line import gotohotel, separately
@@ -112,6 +114,28 @@ def test_only_the_gateway_and_nats_interrupt_other_processes(hotel: Hotel) -> No
             with suppress(ProcessLookupError):  # it has just ended
                 found.add(os.sched_getscheduler(each) if is_linux else None)
         assert found == {normal if name in ("envoy", "nats") else batch}, name
+
+
+SESSIONS = """
+SELECT application_name, bool_and(client_addr IS NULL) AS through_the_socket
+FROM pg_stat_activity
+WHERE application_name <> ALL('{"", test}')
+GROUP BY application_name
+"""
+
+
+async def test_services_reach_postgresql_through_a_socket(hotel: Hotel) -> None:
+    """It costs less than TCP. Other users may not look into its folder; the longest permitted home has room for it."""
+    sessions = await asyncpg.connect(hotel.stack.database_url("postgres", "postgres"))
+    try:
+        found = {row["application_name"]: row["through_the_socket"] for row in await sessions.fetch(SESSIONS)}
+    finally:
+        await sessions.close()
+
+    assert found == dict.fromkeys((*services.SERVICES, "sandbox processor"), True)
+    assert stat.S_IMODE(hotel.stack.database_sockets.stat().st_mode) == 0o700
+    sockets = Stack(Path("/" + "x" * (MAX_HOME_LENGTH - 1)), hotel.stack.ports).database_sockets
+    assert len(str(sockets / ".s.PGSQL.65535")) <= 107
 
 
 def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
