@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import Self
@@ -92,7 +92,8 @@ class Fleet:
     """A stack whose services and gateway run several times."""
 
     def __init__(self, stack: Stack, *, replicas: int, release: Release) -> None:
-        self._stack = stack
+        # As in a cluster, services reach PostgreSQL over TCP.
+        self._stack = replace(stack, detours={(name, "postgres"): stack.ports["postgres"] for name in SERVICES})
         self._count = replicas
         self._release = release
         self._names = Names()

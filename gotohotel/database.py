@@ -105,18 +105,19 @@ class Session(asyncpg.Connection):
 
 
 class _Kept:
-    """A connection for each statement whose calls share transactions, kept for its next batch: there is one batch of a
-    statement at a time, and a pool would cost almost as much as a short statement.
+    """Connections for batches, kept for the next ones: a pool would cost almost as much as a short statement. There are
+    as many as there are statements whose batches run at the same time.
     """
 
     def __init__(self, url: str, session: dict[str, str]) -> None:
         self._url = url
         self._session = session
-        self._idle: dict[str, asyncpg.Connection[Row]] = {}
+        self._idle: list[asyncpg.Connection[Row]] = []
+        self._closed = False
 
     async def send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
         """Runs a statement once for each of some parameter lists, in one transaction; returns all rows."""
-        connection = self._idle.pop(query, None)
+        connection = self._idle.pop() if self._idle else None
         if connection is None or connection.is_closed():
             connection = await connect(
                 self._url, self._session, connect_seconds=ACQUIRE_SECONDS, command_seconds=COMMAND_SECONDS
@@ -128,23 +129,40 @@ class _Kept:
                 rows = await connection.fetchmany(query, arguments)
         except BaseException as error:
             if isinstance(error, asyncpg.PostgresError) and not isinstance(error, BROKEN):
-                self._idle[query] = connection  # the statement has failed, not the connection
+                self._keep(connection)  # the statement has failed, not the connection
             else:
-                connection.terminate()
                 self.terminate()
+                await _cancel(connection)
             raise
-        self._idle[query] = connection
+        self._keep(connection)
         return rows
 
+    def _keep(self, connection: "asyncpg.Connection[Row]") -> None:
+        if self._closed:
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
     def terminate(self) -> None:
-        """Ends the connections without a word to the server."""
+        """Ends the idle connections without a word to the server."""
         while self._idle:
-            self._idle.popitem()[1].terminate()
+            self._idle.pop().terminate()
 
     async def close(self) -> None:
-        """Closes the connections."""
+        """Closes the idle connections; no others are kept from now on."""
+        self._closed = True
         while self._idle:
-            await self._idle.popitem()[1].close()
+            await self._idle.pop().close()
+
+
+async def _cancel(connection: "asyncpg.Connection[Row]") -> None:
+    """Closes a connection, after telling the server to cancel what it is doing for it: a batch must not be committed
+    long after its calls were told that it failed, and hold its locks until then.
+    """
+    try:
+        await connection.close(timeout=RELEASE_SECONDS)
+    except (*TRANSIENT, asyncpg.PostgresError):
+        connection.terminate()  # a frozen server does not even answer a cancel request
 
 
 class _Autocommit:

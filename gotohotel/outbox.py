@@ -75,7 +75,7 @@ SELECT DISTINCT ON (aggregate_id)
     occurred_at
 FROM outbox
 WHERE published_at IS NULL
-  AND event_id <> ALL($1::uuid[])
+  AND event_id NOT IN (SELECT unnest($1::uuid[]))
 ORDER BY aggregate_id, aggregate_version
 LIMIT $2
 """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 from gotohotel.signatures import SigningKey
 from ops import kakao, page_store, tokens
@@ -60,10 +61,10 @@ class Addresses:
         return self.home / "tls" / part_name
 
     def database_url(self, database: str, role: str, *, caller: str = "") -> str:
-        """The URL of a database for a role. A service reaches it through a socket, which costs less than TCP."""
+        """The URL of a database for a role. A service without a detour reaches it through a socket: that costs less."""
         known, port = f"{role}:{self.credentials[role]}", self.port("postgres", caller)
-        if caller and port == self.ports["postgres"]:
-            return f"postgresql://{known}@/{database}?host={self.database_sockets}&port={port}"
+        if caller and (caller, "postgres") not in self.detours:
+            return f"postgresql://{known}@/{database}?host={quote(str(self.database_sockets))}&port={port}"
         return f"postgresql://{known}@127.0.0.1:{port}/{database}"
 
     def nats_url(self, user: str = OPERATOR) -> str:

@@ -81,20 +81,23 @@ def make_cluster(home: Path, password: str) -> None:
     folder.rename(home / "postgres")
 
 
-def give(owned: Path) -> None:
-    """Makes the user that PostgreSQL runs as the owner of a folder and its files."""
+def give(cluster: Path) -> None:
+    """Makes the user that PostgreSQL runs as the owner of a cluster's files."""
     if os.geteuid() == 0:
         group = pwd.getpwnam(STAND_IN).pw_gid
-        for path in (owned, *owned.rglob("*")):
+        for path in (cluster, *cluster.rglob("*")):
             shutil.chown(path, STAND_IN, group)
         _let_through(Path(program("initdb")).resolve().parent)
-        _let_through(owned.parent)
+        _let_through(cluster.parent)
 
 
 def make_socket_folder(folder: Path) -> None:
     """Makes the folder of the server's socket. Only its own user may look into it, and root."""
     folder.mkdir(mode=0o700, exist_ok=True)
-    give(folder)
+    folder.chmod(0o700)
+    if os.geteuid() == 0:
+        # Nothing in it: its owner could have put a link to any file there.
+        os.chown(folder, *pwd.getpwnam(STAND_IN)[2:4], follow_symlinks=False)
 
 
 async def provision(url: Callable[[str, str], str], passwords: Mapping[str, str]) -> None:

@@ -1,6 +1,6 @@
 """Payments in PostgreSQL.
 
-Long because its statements are: each stores a payment with its events and the guest's limits in one round trip.
+Long because its statements are: each stores a payment with its events, and counts an attempt, in one round trip.
 """
 
 import base64

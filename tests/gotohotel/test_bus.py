@@ -646,7 +646,7 @@ async def test_an_event_that_is_not_noted_as_published_is_in_the_stream_once(
     """What is published is noted with the next look into the outbox. If the relay loses its session before, it
     publishes the event again, with the same id.
     """
-    monkeypatch.setattr(outbox, "GATHER_SECONDS", 1.0)
+    monkeypatch.setattr(outbox, "GATHER_SECONDS", 2.0)
     async with running(server.url) as bus, relaying(order_url, bus):
         await announce(order_database, "a")
         async with within(PATIENCE_SECONDS):
@@ -658,6 +658,26 @@ async def test_an_event_that_is_not_noted_as_published_is_in_the_stream_once(
         await all_sent(order_database)
 
     assert len(await messages(server, str(EVENTS.name))) == 1
+
+
+async def test_an_event_is_sent_once(server: Server, order_database: Database, order_url: str) -> None:
+    """The statement that notes what is published does not return it once more; the stream would drop the copies, but
+    they cost as much as events.
+    """
+    sent: list[str] = []
+    async with running(server.url) as bus:
+        publish_all = bus.publish_all
+
+        async def note(messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
+            sent.extend(header["ce-id"] for _, _, header in messages)
+            return await publish_all(messages)
+
+        bus.publish_all = note  # type: ignore[method-assign]
+        async with relaying(order_url, bus):
+            await announce(order_database, "a", "b", "a", "a", "c")
+            await all_sent(order_database)
+
+    assert len(sent) == len(set(sent)) == 5
 
 
 async def test_a_relay_that_is_not_let_in_goes_on(

@@ -4,6 +4,7 @@ Long because every way in which a command can be misused has a test.
 """
 
 import asyncio
+import dataclasses
 import json
 import os
 import re
@@ -26,7 +27,7 @@ import pytest
 from nats.aio.client import Client as NatsClient
 
 import gotohotel as gotohotel_package
-from ops import services
+from ops import postgres, services
 from ops.configuration import KAKAO, PROCESSES
 from ops.errors import StackError
 from ops.ports import accepts
@@ -136,6 +137,28 @@ async def test_services_reach_postgresql_through_a_socket(hotel: Hotel) -> None:
     assert stat.S_IMODE(hotel.stack.database_sockets.stat().st_mode) == 0o700
     sockets = Stack(Path("/" + "x" * (MAX_HOME_LENGTH - 1)), hotel.stack.ports).database_sockets
     assert len(str(sockets / ".s.PGSQL.65535")) <= 107
+
+
+def test_the_folder_of_the_socket_is_closed_at_each_start(tmp_path: Path) -> None:
+    """Its owner may have put a link to a file there; that file stays whose it is."""
+    precious, folder = tmp_path / "precious", tmp_path / "pg"
+    precious.touch()
+    folder.mkdir(mode=0o755)
+    (folder / "link").symlink_to(precious)
+
+    postgres.make_socket_folder(folder)
+
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert precious.stat().st_uid == os.geteuid()
+
+
+async def test_a_home_may_have_any_permitted_name(tmp_path: Path, hotel: Hotel) -> None:
+    """A blank, into which a URL turns a plus sign, is none of them."""
+    sockets = tmp_path / "c++=@:~"
+    sockets.symlink_to(hotel.stack.home)
+    elsewhere = dataclasses.replace(hotel.stack, home=sockets)
+    connection = await asyncpg.connect(elsewhere.database_url("order_svc", "order_svc", caller="order_svc"))
+    await connection.close()
 
 
 def test_a_taken_port_is_one_clear_sentence(home: Path) -> None:
