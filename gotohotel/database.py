@@ -36,7 +36,8 @@ COMMAND_SECONDS = 1.2
 RELEASE_SECONDS = 0.3
 
 SESSION = {
-    # The server gives up before the client does, so that abandoned statements hold no locks.
+    # The server gives up before the client does, so that abandoned statements hold no locks. (In a batch each call has
+    # this limit: the client cancels a batch that takes too long.)
     "statement_timeout": "1100ms",
     "lock_timeout": "1s",
     "idle_in_transaction_session_timeout": "10s",
