@@ -9,7 +9,7 @@ as long as there is processor time to spare, and longer the longer this process 
 """
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ LEAST_PAUSE, MOST_PAUSE = 0.008, 0.03
 TIMES_LATE = 13  # a pause is so many times as long as the delay with which pauses have lately ended
 MEMORY = 16  # pauses over which that delay is averaged
 LOCK_TIMEOUT = "100ms"  # shorter than PostgreSQL's deadlock_timeout
+CANCEL_SECONDS = 0.3  # the server has so long to take the request to cancel a batch
 
 T = TypeVar("T")
 
@@ -138,3 +139,69 @@ class Batches:
 def _fail(call: _Call, error: Exception) -> None:
     if not call.row.done():
         call.row.set_exception(error)
+
+
+class KeptConnections:
+    """Connections for batches, kept for the next ones: a pool would cost almost as much as a short statement. There are
+    as many as there are statements whose batches run at the same time.
+
+    `broken`: errors after which a connection may be dead, and others to the same server too.
+    """
+
+    def __init__(
+        self,
+        connect: "Callable[[], Awaitable[asyncpg.Connection[asyncpg.Record]]]",
+        *,
+        broken: tuple[type[Exception], ...],
+    ) -> None:
+        self._connect = connect
+        self._broken = broken
+        self._idle: list[asyncpg.Connection[asyncpg.Record]] = []
+        self._closed = False
+
+    async def send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Any]:
+        """Runs a statement once for each of some parameter lists, in one transaction; returns all rows."""
+        connection = self._idle.pop() if self._idle else None
+        if connection is None or connection.is_closed():
+            connection = await self._connect()
+        try:
+            if len(arguments) == 1:
+                rows = await connection.fetch(query, *arguments[0])
+            else:
+                rows = await connection.fetchmany(query, arguments)
+        except BaseException as error:
+            if isinstance(error, asyncpg.PostgresError) and not isinstance(error, self._broken):
+                self._keep(connection)  # the statement has failed, not the connection
+            else:
+                self.terminate()
+                await _cancel(connection)
+            raise
+        self._keep(connection)
+        return rows
+
+    def _keep(self, connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+        if self._closed:
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+
+    def terminate(self) -> None:
+        """Ends the idle connections without a word to the server."""
+        while self._idle:
+            self._idle.pop().terminate()
+
+    async def close(self) -> None:
+        """Closes the idle connections; no others are kept from now on."""
+        self._closed = True
+        while self._idle:
+            await self._idle.pop().close()
+
+
+async def _cancel(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Closes a connection, after telling the server to cancel what it is doing for it: a batch must not be committed
+    long after its calls were told that it failed, and hold its locks until then.
+    """
+    try:
+        await connection.close(timeout=CANCEL_SECONDS)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+        connection.terminate()  # a frozen server does not even answer a cancel request

@@ -3,14 +3,14 @@
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Protocol, TypeVar, cast
 
 import asyncpg
 from asyncpg.pool import PoolConnectionProxy
 
-from gotohotel.batches import LOCK_TIMEOUT, Batches
+from gotohotel.batches import LOCK_TIMEOUT, Batches, KeptConnections
 
 logger = logging.getLogger(__name__)
 
@@ -105,71 +105,10 @@ class Session(asyncpg.Connection):
         return row
 
 
-class _Kept:
-    """Connections for batches, kept for the next ones: a pool would cost almost as much as a short statement. There are
-    as many as there are statements whose batches run at the same time.
-    """
-
-    def __init__(self, url: str, session: dict[str, str]) -> None:
-        self._url = url
-        self._session = session
-        self._idle: list[asyncpg.Connection[Row]] = []
-        self._closed = False
-
-    async def send(self, query: str, arguments: Sequence[Sequence[object]]) -> list[Row]:
-        """Runs a statement once for each of some parameter lists, in one transaction; returns all rows."""
-        connection = self._idle.pop() if self._idle else None
-        if connection is None or connection.is_closed():
-            connection = await connect(
-                self._url, self._session, connect_seconds=ACQUIRE_SECONDS, command_seconds=COMMAND_SECONDS
-            )
-        try:
-            if len(arguments) == 1:
-                rows = await connection.fetch(query, *arguments[0])
-            else:
-                rows = await connection.fetchmany(query, arguments)
-        except BaseException as error:
-            if isinstance(error, asyncpg.PostgresError) and not isinstance(error, BROKEN):
-                self._keep(connection)  # the statement has failed, not the connection
-            else:
-                self.terminate()
-                await _cancel(connection)
-            raise
-        self._keep(connection)
-        return rows
-
-    def _keep(self, connection: "asyncpg.Connection[Row]") -> None:
-        if self._closed:
-            connection.terminate()
-        else:
-            self._idle.append(connection)
-
-    def terminate(self) -> None:
-        """Ends the idle connections without a word to the server."""
-        while self._idle:
-            self._idle.pop().terminate()
-
-    async def close(self) -> None:
-        """Closes the idle connections; no others are kept from now on."""
-        self._closed = True
-        while self._idle:
-            await self._idle.pop().close()
-
-
-async def _cancel(connection: "asyncpg.Connection[Row]") -> None:
-    """Closes a connection, after telling the server to cancel what it is doing for it: a batch must not be committed
-    long after its calls were told that it failed, and hold its locks until then.
-    """
-    try:
-        await connection.close(timeout=RELEASE_SECONDS)
-    except (*TRANSIENT, asyncpg.PostgresError):
-        connection.terminate()  # a frozen server does not even answer a cancel request
-
-
 class _Autocommit:
     """The pool as a Connection: each statement takes a connection of its own, unless it shares a transaction."""
 
-    def __init__(self, pool: "asyncpg.Pool[Row]", kept: _Kept, committed: Callable[[], None]) -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", kept: KeptConnections, committed: Callable[[], None]) -> None:
         self._pool = pool
         self._batches = Batches(kept.send, unknown=TRANSIENT)
         self._committed = committed
@@ -217,7 +156,7 @@ class Database:
     Waiting for a connection, running a statement and returning the connection each have a time limit.
     """
 
-    def __init__(self, pool: "asyncpg.Pool[Row]", kept: _Kept) -> None:
+    def __init__(self, pool: "asyncpg.Pool[Row]", kept: KeptConnections) -> None:
         self._pool = pool
         self._autocommit = _Autocommit(pool, kept, self._committed)
         self._listeners: list[Callable[[], None]] = []
@@ -306,7 +245,12 @@ async def _keep_session(_: object) -> None:
 async def open_database(url: str, *, name: str, pool_size: int) -> AsyncIterator[Database]:
     """Opens the pool. Raises OSError or asyncpg's errors if the server can't be reached."""
     session = {"application_name": name, **SESSION}
-    kept = _Kept(url, {**session, "lock_timeout": LOCK_TIMEOUT})
+
+    async def connect_for_batches() -> "asyncpg.Connection[Row]":
+        limits = {**session, "lock_timeout": LOCK_TIMEOUT}
+        return await connect(url, limits, connect_seconds=ACQUIRE_SECONDS, command_seconds=COMMAND_SECONDS)
+
+    kept = KeptConnections(connect_for_batches, broken=BROKEN)
     pool = await asyncpg.create_pool(
         url,
         min_size=2,
