@@ -622,14 +622,15 @@ async def test_one_relay_of_two_is_at_work(server: Server, order_database: Datab
     assert len(await messages(server, str(EVENTS.name))) == 2
 
 
-END_LOCKER = """
-SELECT pg_terminate_backend(pid)
+LOCKER = """
+SELECT wait_event
 FROM pg_stat_activity
 JOIN pg_locks USING (pid)
 WHERE locktype = 'advisory'
   AND objid = $1
   AND datname = current_database()
 """
+END_LOCKER = LOCKER.replace("wait_event", "pg_terminate_backend(pid)", 1)
 
 
 async def all_sent(database: Database, *, but: int = 0) -> None:
@@ -738,16 +739,6 @@ async def main() -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 asyncio.run(main())
-"""
-
-
-LOCKER = """
-SELECT wait_event
-FROM pg_stat_activity
-JOIN pg_locks USING (pid)
-WHERE locktype = 'advisory'
-  AND objid = $1
-  AND datname = current_database()
 """
 
 

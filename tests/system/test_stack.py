@@ -152,11 +152,11 @@ def test_the_folder_of_the_socket_is_closed_at_each_start(tmp_path: Path) -> Non
     assert precious.stat().st_uid == os.geteuid()
 
 
-async def test_a_home_may_have_any_permitted_name(tmp_path: Path, hotel: Hotel) -> None:
-    """A blank, into which a URL turns a plus sign, is none of them."""
-    sockets = tmp_path / "c++=@:~"
-    sockets.symlink_to(hotel.stack.home)
-    elsewhere = dataclasses.replace(hotel.stack, home=sockets)
+async def test_a_home_may_have_any_permitted_name(home: Path, hotel: Hotel) -> None:
+    """The name goes into a URL, where a plus sign means a blank."""
+    same = home / "c++=@:~"
+    same.symlink_to(hotel.stack.home)
+    elsewhere = dataclasses.replace(hotel.stack, home=same)
     connection = await asyncpg.connect(elsewhere.database_url("order_svc", "order_svc", caller="order_svc"))
     await connection.close()
 
