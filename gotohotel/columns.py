@@ -57,6 +57,11 @@ class Columns(Generic[A]):
         return ", ".join(f":{column.name}::{column.type}" for column in self._columns)
 
     @property
+    def assigned(self) -> str:
+        """`a = :a::text, b = :b::uuid`: for SET, in the one row that an UPDATE finds."""
+        return ", ".join(f"{column.name} = :{column.name}::{column.type}" for column in self._columns)
+
+    @property
     def arrays(self) -> str:
         """`:a::text[], :b::uuid[]`: the values of any number of rows, for unnest."""
         return ", ".join(f":{column.name}::{column.type}[]" for column in self._columns)

@@ -26,20 +26,28 @@ from pay_svc.domain import (
 BOOKING_FIELDS = tuple(field.name for field in fields(Booking))
 
 
-def _booking_json(booking: Booking) -> str:
+def _owner(payment: Payment) -> str:
+    return payment.booking.owner if payment.booking else ""
+
+
+def _booking_json(booking: Booking | None) -> str | None:
+    if booking is None:
+        return None
     return json.dumps({**asdict(booking), "unknown": base64.b64encode(booking.unknown).decode()})
 
 
-COLUMNS = Columns[Payment](
-    Column("owner", "text", lambda payment: payment.booking.owner if payment.booking else ""),
-    Column("booking", "jsonb", lambda payment: _booking_json(payment.booking) if payment.booking else None),
+# What is paid for, and with which card, beside the booking itself: only the start of an attempt changes it.
+ATTEMPT = Columns[Payment](
+    Column("owner", "text", _owner),
     Column("currency", "text", lambda payment: payment.amount.currency),
     Column("amount", "numeric", lambda payment: payment.amount.amount),
-    Column("refunded", "numeric", lambda payment: payment.refunded.amount),
-    Column("status", "text", lambda payment: payment.status.value),
     Column("card_brand", "text", lambda payment: payment.card.brand if payment.card else None),
     Column("card_last4", "text", lambda payment: payment.card.last4 if payment.card else None),
     Column("card_fingerprint", "bytea", lambda payment: payment.card.fingerprint if payment.card else None),
+)
+STATE = Columns[Payment](
+    Column("refunded", "numeric", lambda payment: payment.refunded.amount),
+    Column("status", "text", lambda payment: payment.status.value),
     Column("attempt_id", "uuid", lambda payment: payment.attempt_id),
     Column("attempt_open_since", "timestamptz", lambda payment: payment.attempt_open_since),
     Column("created_attempt_id", "uuid", lambda payment: payment.created_attempt_id),
@@ -54,8 +62,7 @@ COLUMNS = Columns[Payment](
     Column("version", "bigint", lambda payment: payment.version),
     Column("updated_at", "timestamptz", lambda payment: payment.updated_at),
 )
-STORED = f"order_id, id, created_at, revision, {COLUMNS.listed}"
-CHANGED = ", ".join(f"{column} = new.{column}" for column in COLUMNS.names if column != "booking")
+STORED = f"order_id, id, created_at, revision, booking, {ATTEMPT.listed}, {STATE.listed}"
 
 # Of payments whose stay ended before a date.
 ERASE_NUMBERS = """
@@ -111,8 +118,9 @@ MAY_GO_ON = "(:max_declines::integer IS NULL OR EXISTS (SELECT FROM admitted))"
 ADD = Statement(f"""
 WITH {ADMITTED},
 added AS (
-    INSERT INTO payments (order_id, id, created_at, {COLUMNS.listed})
-    SELECT :order_id::uuid, :id::uuid, :created_at::timestamptz, {COLUMNS.parameters}
+    INSERT INTO payments (order_id, id, created_at, booking, {ATTEMPT.listed}, {STATE.listed})
+    SELECT
+        :order_id::uuid, :id::uuid, :created_at::timestamptz, :booking::jsonb, {ATTEMPT.parameters}, {STATE.parameters}
     WHERE {MAY_GO_ON}
     ON CONFLICT DO NOTHING
     RETURNING order_id
@@ -123,22 +131,16 @@ announced AS (
 SELECT (SELECT count(*) FROM added) AS stored, {MAY_GO_ON} AS admitted
 """)
 
-# Keys that a newer release has added to a stored booking are kept.
-_SAVED = f"""
-    UPDATE payments
-    SET revision = revision + 1,
-        booking = coalesce(payments.booking || new.booking, new.booking, payments.booking),
-        {CHANGED},
-        next_try_at = now(),
-        tries = 0
-    FROM (SELECT {COLUMNS.parameters}) AS new ({COLUMNS.listed})
-    WHERE order_id = :order_id::uuid
-      AND revision = :revision::bigint
-"""
+_IS_CURRENT = "order_id = :order_id::uuid AND revision = :revision::bigint"
 
 SAVE = Statement(f"""
 WITH saved AS (
-    {_SAVED}
+    UPDATE payments
+    SET revision = revision + 1,
+        {STATE.assigned},
+        next_try_at = now(),
+        tries = 0
+    WHERE {_IS_CURRENT}
     RETURNING order_id
 ),
 announced AS (
@@ -147,11 +149,18 @@ announced AS (
 SELECT (SELECT count(*) FROM saved) AS stored
 """)
 
-# The same, if the change starts an attempt.
+# The same, if the change starts an attempt. Keys that a newer release has added to a stored booking are kept.
 SAVE_ATTEMPT = Statement(f"""
 WITH {ADMITTED},
 saved AS (
-    {_SAVED}
+    UPDATE payments
+    SET revision = revision + 1,
+        booking = coalesce(payments.booking || :booking::jsonb, :booking::jsonb),
+        {ATTEMPT.assigned},
+        {STATE.assigned},
+        next_try_at = now(),
+        tries = 0
+    WHERE {_IS_CURRENT}
       AND EXISTS (SELECT FROM admitted)
     RETURNING order_id
 ),
@@ -231,7 +240,7 @@ class PostgresPayments:
 
         Raises TooManyAttempts if `limits` are given and the guest has reached one.
         """
-        stored = await self._store(ADD, payment, limits, 1, id=payment.id, created_at=payment.created_at)
+        stored = await self._store(ADD, payment, limits)
         payment.revision = 1
         return stored
 
@@ -260,30 +269,26 @@ class PostgresPayments:
 
         Raises TooManyAttempts if `limits` are given and the guest has reached one.
         """
-        statement = SAVE_ATTEMPT if limits else SAVE
-        if not await self._store(statement, payment, limits, payment.revision + 1, revision=payment.revision):
+        if not await self._store(SAVE_ATTEMPT if limits else SAVE, payment, limits):
             raise PaymentChanged()
         payment.revision += 1
 
-    async def _store(
-        self,
-        statement: Statement,
-        payment: Payment,
-        limits: AttemptLimits | None,
-        attempt_revision: int,
-        **keys: object,
-    ) -> bool:
+    async def _store(self, statement: Statement, payment: Payment, limits: AttemptLimits | None) -> bool:
         values = {
             "order_id": payment.order_id,
+            "id": payment.id,
+            "created_at": payment.created_at,
+            "revision": payment.revision,
+            "attempt_revision": payment.revision + 1,
             "max_declines": limits.declines_of_a_guest if limits else None,
-            "attempt_revision": attempt_revision,
             "since": payment.updated_at - limits.window if limits else None,
-            **keys,
-            **COLUMNS.values(payment),
+            **STATE.values(payment),
             **outbox_values(wire.outbox_rows(payment)),
         }
+        if statement is not SAVE:
+            values |= {"booking": _booking_json(payment.booking), **ATTEMPT.values(payment)}
         # By guest, then by order: the rows that these statements lock.
-        lock_order = (values["owner"], payment.order_id)
+        lock_order = (_owner(payment), payment.order_id)
         row = await self._connection.fetch_one(*statement.bind(values), lock_order=lock_order)
         if limits and not row["admitted"]:
             raise TooManyAttempts(retry_after_seconds=limits.window.total_seconds())

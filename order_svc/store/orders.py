@@ -51,30 +51,31 @@ PLACED = Columns[Order](
     Column("created_at", "timestamptz", lambda order: order.created_at),
     Column("expires_at", "timestamptz", lambda order: order.expires_at),
 )
-CHANGES = Columns[Order](
-    Column("id", "uuid", lambda order: order.id),
-    Column("revision", "bigint", lambda order: order.revision),
-    Column("version", "bigint", lambda order: order.version),
-    Column("status", "text", lambda order: order.status.value),
-    Column("refunded", "numeric", lambda order: order.refunded.amount),
+STATE = (
+    Column[Order]("version", "bigint", lambda order: order.version),
+    Column[Order]("status", "text", lambda order: order.status.value),
+    Column[Order]("refunded", "numeric", lambda order: order.refunded.amount),
     *(Column[Order](fact, "timestamptz", attrgetter(f"facts.{fact}")) for fact in FACTS),
-    Column("confirmation_no", "text", lambda order: order.confirmation_no),
-    Column("payment_error_reason", "text", lambda order: order.payment_error and order.payment_error.reason),
-    Column("payment_error_message", "text", lambda order: order.payment_error and order.payment_error.message),
-    Column(
+    Column[Order]("confirmation_no", "text", lambda order: order.confirmation_no),
+    Column[Order]("payment_error_reason", "text", lambda order: order.payment_error and order.payment_error.reason),
+    Column[Order]("payment_error_message", "text", lambda order: order.payment_error and order.payment_error.message),
+    Column[Order](
         "payment_error_retry_after",
         "integer",
         lambda order: order.payment_error and order.payment_error.retry_after_seconds,
     ),
-    Column("attempt_id", "uuid", lambda order: order.attempt_id),
-    Column("attempt_until", "timestamptz", lambda order: order.attempt_until),
-    Column("canceled_by", "jsonb", lambda order: actor_json(order.canceled_by)),
-    Column("updated_at", "timestamptz", lambda order: order.updated_at),
+    Column[Order]("attempt_id", "uuid", lambda order: order.attempt_id),
+    Column[Order]("attempt_until", "timestamptz", lambda order: order.attempt_until),
+    Column[Order]("canceled_by", "jsonb", lambda order: actor_json(order.canceled_by)),
+    Column[Order]("updated_at", "timestamptz", lambda order: order.updated_at),
+)
+CHANGES = Columns[Order](
+    Column("id", "uuid", lambda order: order.id),
+    Column("revision", "bigint", lambda order: order.revision),
+    *STATE,
     Column("holds_nights", "boolean", lambda order: order.holds_nights),
 )
-CHANGED = ", ".join(
-    f"{column} = change.{column}" for column in CHANGES.names if column not in ("id", "revision", "holds_nights")
-)
+CHANGED = ", ".join(f"{column.name} = change.{column.name}" for column in STATE)
 
 # A new order is one statement, so one transaction and one round trip: the request id, the guest's limit, the nights,
 # the order and its event, or none of them. The room type's version is compared, because the price comes from a cached
@@ -220,6 +221,21 @@ SELECT count(*) AS saved FROM saved
 """)
 
 
+# One order that keeps its nights and announces nothing, as when the outcome of its payment is recorded: for less than
+# half the work.
+SAVE_QUIETLY = Statement(f"""
+WITH saved AS (
+    UPDATE orders
+    SET revision = revision + 1,
+        {Columns(*STATE).assigned}
+    WHERE id = :id::uuid
+      AND revision = :revision::bigint
+    RETURNING id
+)
+SELECT count(*) AS saved FROM saved
+""")
+
+
 class PostgresOrders(PostgresExpiry):
     """The Orders port, on a transaction or on the pool."""
 
@@ -293,10 +309,12 @@ class PostgresOrders(PostgresExpiry):
             return
         # Two batches that save the same orders wait for one another instead of deadlocking.
         orders = tuple(sorted(orders, key=lambda order: order.id))
-        events = outbox_values(row for order in orders for row in wire.outbox_rows(order))
-        row = await self._connection.fetch_one(
-            *SAVE.bind({**CHANGES.columns(orders), **events}), lock_order=_lock_order(orders[0])
-        )
+        rows = [row for order in orders for row in wire.outbox_rows(order)]
+        if len(orders) == 1 and orders[0].holds_nights and not rows:
+            statement = SAVE_QUIETLY.bind(CHANGES.values(orders[0]))
+        else:
+            statement = SAVE.bind({**CHANGES.columns(orders), **outbox_values(rows)})
+        row = await self._connection.fetch_one(*statement, lock_order=_lock_order(orders[0]))
         if row["saved"] != len(orders):
             raise OrderChanged()
         for order in orders:

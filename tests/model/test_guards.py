@@ -165,7 +165,23 @@ GUARDS = [
         attribute="SAVE",
         line="AND orders.revision = change.revision",
         without="",
+        test=test_store.test_an_end_that_comes_second_is_refused,
+    ),
+    Guard(
+        name="the version guard of an order that keeps its nights",
+        owner=order_store,
+        attribute="SAVE_QUIETLY",
+        line="AND revision = :revision::bigint",
+        without="AND :revision::bigint IS NOT NULL",
         test=test_store.test_of_two_changes_at_once_one_is_refused,
+    ),
+    Guard(
+        name="an order that ends gives its nights back, also if it announces nothing",
+        owner=order_store.PostgresOrders,
+        attribute="save",
+        line="and orders[0].holds_nights and",
+        without="and",
+        test=test_store.test_an_end_that_is_no_event_of_the_order_gives_its_nights_back,
     ),
     Guard(
         name="the version guard of a payment",
@@ -321,9 +337,9 @@ GUARDS = [
     Guard(
         name="what only a newer release has stored of a booking is kept",
         owner=pay_store,
-        attribute="SAVE",
-        line="coalesce(payments.booking || new.booking, new.booking, payments.booking)",
-        without="new.booking",
+        attribute="SAVE_ATTEMPT",
+        line="coalesce(payments.booking || :booking::jsonb, :booking::jsonb)",
+        without=":booking::jsonb",
         test=test_payments.test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept,
     ),
     Guard(

@@ -280,6 +280,36 @@ async def test_of_two_changes_at_once_one_is_refused(order_database: Database) -
     assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox") == 2
 
 
+async def test_an_end_that_comes_second_is_refused(order_database: Database) -> None:
+    """The same, if the save that comes too late ends the order: no nights are given back, no event is stored."""
+    room_type = await change_room_type(order_database, 1)
+    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
+    await orders.place(order, room_type, None)
+    one, other = await orders.get(order.id, owner=None), await orders.get(order.id, owner=None)
+    one.note_payment_approved(NOW)
+    other.cancel("", by=DESK, at=NOW, today=DAY)
+    await orders.save(one)
+
+    with pytest.raises(OrderChanged):
+        await orders.save(other)
+
+    assert (await orders.get(order.id, owner=None)).status == Status.PAID
+    assert await held(order_database) == {0: (1, 1)}
+    assert await order_database.autocommit.fetchval("SELECT count(*) FROM outbox") == 1
+
+
+async def test_an_end_that_is_no_event_of_the_order_gives_its_nights_back(order_database: Database) -> None:
+    """The desk announces that it rejects; the order itself announces nothing."""
+    room_type = await change_room_type(order_database, 1)
+    orders, order = PostgresOrders(order_database.autocommit), an_order(room_type)
+    await orders.place(order, room_type, None)
+    order.note_rejected(NOW)
+
+    await orders.save(order)
+
+    assert await held(order_database) == {}
+
+
 class LostRace(PostgresOrders):
     """Another connection saves the order after it was loaded for the first time."""
 
