@@ -9,7 +9,7 @@ as long as there is processor time to spare, and longer the longer this process 
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,9 @@ LEAST_PAUSE, MOST_PAUSE = 0.008, 0.03
 TIMES_LATE = 13  # a pause is so many times as long as the delay with which pauses have lately ended
 MEMORY = 16  # pauses over which that delay is averaged
 LOCK_TIMEOUT = "100ms"  # shorter than PostgreSQL's deadlock_timeout
+# Errors of a statement that has to wait for others: outside of a batch it delays nobody.
+CALL_GOES_ALONE = (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError)
+ONE_ROW = "a statement that shares transactions returns exactly one row"
 CANCEL_SECONDS = 0.3  # the server has so long to take the request to cancel a batch
 
 T = TypeVar("T")
@@ -69,6 +72,7 @@ class Batches:
         self._send = send
         self._unknown = unknown
         self._pause = Pause()
+        self._has_company = False  # whether the last batch had several calls: their next statements share one again
         self._waiting: dict[str, list[_Call]] = {}
         self._running: set[asyncio.Task[None]] = set()
 
@@ -77,15 +81,42 @@ class Batches:
 
         Raises the statement's own error.
         """
+        if query not in self._waiting and not self._has_company:
+            return await self._run_alone(query, arguments)
         call = _Call(arguments, lock_order, asyncio.get_running_loop().create_future())
         if query in self._waiting:
             self._waiting[query].append(call)
         else:
             self._waiting[query] = [call]
-            task = asyncio.create_task(self._run(query))
-            self._running.add(task)
-            task.add_done_callback(self._running.discard)
+            self._start(query)
         return await call.row
+
+    async def _run_alone(self, query: str, arguments: Sequence[object]) -> Any:
+        """Runs the statement in the caller's own task, for which the event loop has less to do. Others that come
+        meanwhile wait.
+        """
+        waiting = self._waiting[query] = []
+        try:
+            rows = await self._send(query, [arguments])
+        except CALL_GOES_ALONE:
+            return None
+        except self._unknown as error:
+            _fail_all(waiting, error)
+            waiting.clear()
+            raise
+        finally:
+            if waiting:
+                self._start(query)
+            else:
+                del self._waiting[query]
+        if len(rows) != 1:
+            raise TypeError(ONE_ROW)
+        return rows[0]
+
+    def _start(self, query: str) -> None:
+        task = asyncio.create_task(self._run(query))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
 
     async def _run(self, query: str) -> None:
         """Sends batches until no call waits."""
@@ -97,6 +128,7 @@ class Batches:
                 # Every batch, in every replica, locks its rows in the same order.
                 batch = sorted((call for call in first if not call.row.done()), key=lambda call: call.lock_order)
                 if batch:
+                    self._has_company = len(batch) > 1
                     await self._send_batch(query, batch)
                 if len(batch) > 1:
                     await self._pause.take()
@@ -108,13 +140,12 @@ class Batches:
     async def _send_batch(self, query: str, batch: list[_Call]) -> None:
         try:
             rows = await self._send(query, [call.arguments for call in batch])
-        except (asyncpg.LockNotAvailableError, asyncpg.TransactionRollbackError):
+        except CALL_GOES_ALONE:
             self._leave_alone(batch)
         except self._unknown as error:
             # The server is away or slow. Those that wait have waited long enough.
             waiting = self._waiting[query]
-            for call in (*batch, *waiting):
-                _fail(call, error)
+            _fail_all((*batch, *waiting), error)
             waiting.clear()
         except Exception as error:  # noqa: BLE001 - belongs to the call that caused it
             if len(batch) == 1:
@@ -123,8 +154,7 @@ class Batches:
                 self._leave_alone(batch)
         else:
             if len(rows) != len(batch):  # committed, but nobody knows whose rows these are
-                for call in batch:
-                    _fail(call, TypeError("a statement that shares transactions returns exactly one row"))
+                _fail_all(batch, TypeError(ONE_ROW))
                 return
             for call, row in zip(batch, rows, strict=True):
                 if not call.row.done():
@@ -139,6 +169,11 @@ class Batches:
 def _fail(call: _Call, error: Exception) -> None:
     if not call.row.done():
         call.row.set_exception(error)
+
+
+def _fail_all(calls: Iterable[_Call], error: Exception) -> None:
+    for call in calls:
+        _fail(call, error)
 
 
 class KeptConnections:
@@ -169,6 +204,9 @@ class KeptConnections:
                 rows = await connection.fetch(query, *arguments[0])
             else:
                 rows = await connection.fetchmany(query, arguments)
+        except asyncio.CancelledError:
+            await _cancel(connection)
+            raise
         except BaseException as error:
             if isinstance(error, asyncpg.PostgresError) and not isinstance(error, self._broken):
                 self._keep(connection)  # the statement has failed, not the connection

@@ -44,6 +44,11 @@ async def add(database: Database, room: int, beds: object = 2) -> Row:
     return await database.autocommit.fetch_one(ADD, room, beds, lock_order=(-room,))
 
 
+async def share_one(database: Database) -> None:
+    """After calls that shared a transaction, the first ones of another statement share one, too."""
+    await asyncio.gather(*(database.autocommit.fetch_one(SLEEP, number, 0, lock_order=()) for number in range(3)))
+
+
 async def count(database: Database) -> int:
     """How many rooms there are."""
     return int(await database.autocommit.fetchval("SELECT count(*) FROM rooms"))
@@ -62,6 +67,7 @@ async def test_concurrent_calls_share_transactions_and_get_their_own_rows(databa
 
 async def test_a_batch_locks_its_rows_in_one_order(database: Database) -> None:
     """Whatever the order of the calls: then batches of several replicas do not deadlock."""
+    await share_one(database)
     rows = await asyncio.gather(*(add(database, room) for room in (3, 1, 4, 15, 9, 2, 6)))
 
     assert len({row["transaction"] for row in rows}) == 1
@@ -124,9 +130,30 @@ async def test_a_caller_that_has_gone_takes_no_row_from_the_others(database: Dat
     assert await count(database) == 6
 
 
+async def test_a_call_that_goes_first_and_ends_early_takes_nobody_with_it(database: Database) -> None:
+    """The server stops working on its statement, those that wait for it go on, and other connections stay."""
+    kept = asyncio.create_task(database.autocommit.fetch_one(SLEEP, 1, 0.2, lock_order=()))
+    first = asyncio.create_task(database.autocommit.fetch_one(SLOWLY, 100, lock_order=(100,)))
+    await asyncio.sleep(0)
+    await kept  # its connection is idle now
+    idle = await database.autocommit.fetchval("SELECT pid FROM pg_stat_activity WHERE query = $1", SLEEP)
+    others = [asyncio.create_task(database.autocommit.fetch_one(SLOWLY, room, lock_order=(room,))) for room in (1, 2)]
+    await asyncio.sleep(0)
+    assert await database.autocommit.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 1
+
+    first.cancel()
+
+    with pytest.raises(asyncio.CancelledError):
+        await first
+    assert [row["id"] for row in await asyncio.gather(*others)] == [1, 2]
+    assert await count(database) == 2
+    assert await database.autocommit.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", idle) == 1
+
+
 async def test_a_statement_that_returns_no_row_gives_nobody_a_strangers_row(database: Database) -> None:
     """Such a statement does not belong here; its calls end with an error."""
     await add(database, 1)
+    await share_one(database)
     calls = [database.autocommit.fetch_one(CHANGE, room, lock_order=(room,)) for room in (1, 2)]
     rows = await asyncio.gather(*calls, return_exceptions=True)
 
@@ -149,6 +176,7 @@ async def test_the_time_limit_of_a_statement_holds_in_a_batch(database: Database
 
 async def test_a_batch_whose_outcome_is_unknown_is_not_run_again(database: Database) -> None:
     """If the connection breaks, every call of the batch gets that error, as it would alone."""
+    await share_one(database)
     calls = [
         asyncio.create_task(database.autocommit.fetch_one(ADD_SLOWLY, room, lock_order=(room,))) for room in range(5)
     ]
