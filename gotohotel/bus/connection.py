@@ -119,25 +119,21 @@ class Bus:
 
     async def publish_all(self, messages: Sequence[tuple[str, bytes, dict[str, str]]]) -> list[bool]:
         """Publishes (subject, payload, headers) in parallel. Returns for each whether the stream acknowledged it."""
-
-        async def publish(subject: str, payload: bytes, headers: dict[str, str]) -> asyncio.Future[Any]:
-            return await self.js.publish_async(
-                subject, payload, wait_stall=PUBLISH_SECONDS, stream=EVENTS.name, headers=headers
-            )
-
         acks: list[asyncio.Future[Any] | None] = []
-        for message in messages:
-            if self._is_too_large(*message):
-                logger.error("publish: an event of %s is larger than NATS takes; it waits", message[0])
-                acks.append(None)  # the events of other aggregates are published all the same
-                continue
-            try:
-                acks.append(await publish(*message))
-            except (OSError, TimeoutError, nats.errors.Error) as error:
-                logger.warning("publish: %s", error)
-                # Each failed publish keeps a slot among the client's pending ones, so the rest of the batch waits.
-                acks += [None] * (len(messages) - len(acks))
-                break
+        try:
+            # The client waits while too many of its publishes are pending. With a time limit of its own for each
+            # message it would make a task for each.
+            async with asyncio.timeout(PUBLISH_SECONDS):
+                for subject, payload, headers in messages:
+                    if self._is_too_large(subject, payload, headers):
+                        logger.error("publish: an event of %s is larger than NATS takes; it waits", subject)
+                        acks.append(None)  # the events of other aggregates are published all the same
+                    else:
+                        acks.append(await self.js.publish_async(subject, payload, stream=EVENTS.name, headers=headers))
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            logger.warning("publish: %r", error)
+            # Each failed publish keeps a slot among the client's pending ones, so the rest of the batch waits.
+            acks += [None] * (len(messages) - len(acks))
         pending = [ack for ack in acks if ack is not None]
         if pending:
             answered, unanswered = await asyncio.wait(pending, timeout=PUBLISH_SECONDS)

@@ -330,7 +330,7 @@ GUARDS = [
         name="an event that is too large holds up no other order",
         owner=connection.Bus,
         attribute="publish_all",
-        line="if self._is_too_large(*message):",
+        line="if self._is_too_large(subject, payload, headers):",
         without="if False:",
         test=test_bus.test_an_event_that_is_too_large_holds_up_no_other_order,
     ),
