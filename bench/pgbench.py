@@ -86,7 +86,8 @@ def order_path() -> str:
     order_id = "lpad(to_hex((:order_no)::bigint), 32, '0')::uuid"
     card = {"card_brand": "'VISA'", "card_last4": "'4242'", "card_fingerprint": PAYLOAD}
     booking = '\'{"name": "Bench", "room_type": "Bench", "guest_cnt": 2}\''
-    unset = dict.fromkeys((*orders.CHANGES.names, *orders.CLAIM_COLUMNS, *payments.COLUMNS.names), "NULL")
+    columns = (*orders.CHANGES.names, *orders.CLAIM_COLUMNS, *payments.ATTEMPT.names, *payments.STATE.names)
+    unset = dict.fromkeys(columns, "NULL")
     common = {
         **unset, **card,
         **dict.fromkeys(("id", "order_id", "attempt_id"), order_id),
@@ -106,33 +107,15 @@ def order_path() -> str:
         **common, "status": "'PENDING'", "attempt_open_since": "now()", "max_declines": "10", "attempt_revision": "1",
         "since": "now()",
     }  # fmt: skip
-    paid = {**common, "version": "1", "status": "'PAID'", FACTS[0]: "now()", "holds_nights": "true"}
-    changes = {f":{column}": f"ARRAY[{value}]" for column, value in paid.items()}
+    paid = {**common, "version": "1", "status": "'PAID'", FACTS[0]: "now()"}
     entry = [order_id, "'CHARGE'", f"{order_id}::text", "''", "'KRW'", "1::numeric", "'0123456789AB'"]
     one_event, no_event = _events(f"ARRAY[{order_id}::text]"), _events("")
     statements = [
         ("order_svc", _filled(orders.PLACE, {**order, "resource_id": "NULL", **one_event})),
-        (
-            "pay_svc",
-            _filled(payments.ADD, {**attempt, **no_event}),
-        ),
+        ("pay_svc", _filled(payments.ADD, {**attempt, **no_event})),
         ("sandbox", re.sub(r"\$(\d+)", lambda match: f"({entry[int(match[1]) - 1]})", sandbox.ENTER)),
-        (
-            "pay_svc",
-            _filled(
-                payments.SAVE,
-                {
-                    **common,
-                    "max_declines": "NULL",
-                    "attempt_revision": "1",
-                    "since": "NULL",
-                    "status": "'APPROVED'",
-                    "version": "1",
-                    **one_event,
-                },
-            ),
-        ),
-        ("order_svc", _filled(orders.SAVE, {**{name[1:]: value for name, value in changes.items()}, **no_event})),
+        ("pay_svc", _filled(payments.SAVE, {**common, "status": "'APPROVED'", "version": "1", **one_event})),
+        ("order_svc", _filled(orders.SAVE_QUIETLY, paid)),
     ]
     return HEAD + "".join(_with_schema(schema, sql) for schema, sql in statements)
 

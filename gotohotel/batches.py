@@ -92,9 +92,10 @@ class Batches:
         return await call.row
 
     async def _run_alone(self, query: str, arguments: Sequence[object]) -> Any:
-        """Runs the statement in the caller's own task, for which the event loop has less to do. Others that come
-        meanwhile wait.
+        """Runs the statement in the caller's own task, for which the event loop has less to do. If the caller is
+        canceled, so is the statement.
         """
+        # Others that come meanwhile wait. The entry stays until none does: then whoever was last deletes it.
         waiting = self._waiting[query] = []
         try:
             rows = await self._send(query, [arguments])
@@ -236,8 +237,8 @@ class KeptConnections:
 
 
 async def _cancel(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
-    """Closes a connection, after telling the server to cancel what it is doing for it: a batch must not be committed
-    long after its calls were told that it failed, and hold its locks until then.
+    """Closes a connection, after telling the server to cancel what it is doing for it: nothing must be committed long
+    after its calls were told that it failed, and hold its locks until then.
     """
     try:
         await connection.close(timeout=CANCEL_SECONDS)

@@ -68,7 +68,7 @@ STORED = f"order_id, id, created_at, revision, booking, {ATTEMPT.listed}, {STATE
 ERASE_NUMBERS = """
 UPDATE payments
 SET booking = jsonb_set(booking, '{phone_no}', '""'),
-    revision = revision + 1  -- a save that has loaded the number must not bring it back
+    revision = revision + 1  -- a save of an earlier release writes the booking as it was loaded
 WHERE order_id IN (
     SELECT order_id
     FROM payments
@@ -305,7 +305,7 @@ async def prune_guests(database: Database) -> None:
 
 
 def _booking(text: str) -> Booking:
-    """The stored booking. Keys that only a newer release knows are ignored here and kept by SAVE."""
+    """The stored booking. Keys that only a newer release knows are ignored here and kept by SAVE_ATTEMPT."""
     stored = json.loads(text)
     known = {name: stored[name] for name in BOOKING_FIELDS if name in stored}
     return Booking(**{**known, "unknown": base64.b64decode(stored.get("unknown", ""))})

@@ -1,4 +1,7 @@
-"""Concurrent calls of one statement share transactions on real PostgreSQL, and none of them notices the others."""
+"""Concurrent calls of one statement share transactions on real PostgreSQL, and none of them notices the others.
+
+Long because each way to fail is tried for the call that goes first, for those that wait, and in a batch.
+"""
 
 import asyncio
 from collections import Counter
@@ -20,6 +23,8 @@ RETURNING id, txid_current() AS transaction, pg_backend_pid() AS pid
 CHANGE = "UPDATE rooms SET beds = beds + 1 WHERE id = $1 RETURNING id, txid_current() AS transaction"
 ADD_SLOWLY = "INSERT INTO rooms SELECT $1, 2 FROM pg_sleep(CASE WHEN $1 = 4 THEN 1 ELSE 0 END) RETURNING id"
 SLOWLY = "INSERT INTO rooms SELECT $1, 2 FROM pg_sleep(0.5) RETURNING id"
+ADD_LATER = "INSERT INTO rooms SELECT $1, 2 FROM pg_sleep($2) RETURNING id"
+ASLEEP = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
 TERMINATE_SLEEPING = """
 SELECT pg_terminate_backend(pid)
 FROM pg_stat_activity
@@ -133,13 +138,15 @@ async def test_a_caller_that_has_gone_takes_no_row_from_the_others(database: Dat
 async def test_a_call_that_goes_first_and_ends_early_takes_nobody_with_it(database: Database) -> None:
     """The server stops working on its statement, those that wait for it go on, and other connections stay."""
     kept = asyncio.create_task(database.autocommit.fetch_one(SLEEP, 1, 0.2, lock_order=()))
-    first = asyncio.create_task(database.autocommit.fetch_one(SLOWLY, 100, lock_order=(100,)))
-    await asyncio.sleep(0)
+    first, *others = [
+        asyncio.create_task(database.autocommit.fetch_one(ADD_LATER, room, seconds, lock_order=(room,)))
+        for room, seconds in ((100, 1.1), (1, 0), (2, 0))
+    ]
     await kept  # its connection is idle now
     idle = await database.autocommit.fetchval("SELECT pid FROM pg_stat_activity WHERE query = $1", SLEEP)
-    others = [asyncio.create_task(database.autocommit.fetch_one(SLOWLY, room, lock_order=(room,))) for room in (1, 2)]
-    await asyncio.sleep(0)
-    assert await database.autocommit.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 1
+    async with within(10):
+        while not await database.autocommit.fetchval(ASLEEP):  # noqa: ASYNC110 - the server changes
+            await asyncio.sleep(0.01)
 
     first.cancel()
 
@@ -150,9 +157,22 @@ async def test_a_call_that_goes_first_and_ends_early_takes_nobody_with_it(databa
     assert await database.autocommit.fetchval("SELECT count(*) FROM pg_stat_activity WHERE pid = $1", idle) == 1
 
 
+async def test_a_call_that_goes_first_and_fails_takes_nobody_with_it(database: Database) -> None:
+    """Those that wait for it go on."""
+    first, *others = await asyncio.gather(
+        *(add(database, room, beds=room) for room in range(3)), return_exceptions=True
+    )
+
+    assert isinstance(first, asyncpg.CheckViolationError)
+    assert [row["id"] for row in others if not isinstance(row, BaseException)] == [1, 2]
+    assert await count(database) == 2
+
+
 async def test_a_statement_that_returns_no_row_gives_nobody_a_strangers_row(database: Database) -> None:
     """Such a statement does not belong here; its calls end with an error."""
     await add(database, 1)
+    with pytest.raises(TypeError, match="exactly one row"):
+        await database.autocommit.fetch_one(CHANGE, 2, lock_order=(2,))
     await share_one(database)
     calls = [database.autocommit.fetch_one(CHANGE, room, lock_order=(room,)) for room in (1, 2)]
     rows = await asyncio.gather(*calls, return_exceptions=True)

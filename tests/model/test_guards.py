@@ -192,6 +192,14 @@ GUARDS = [
         test=test_fakes.test_payments_are_one_an_order_and_saved_by_who_is_first,
     ),
     Guard(
+        name="the version guard of an attempt to pay",
+        owner=pay_store,
+        attribute="SAVE_ATTEMPT",
+        line="AND revision = :revision::bigint",
+        without="AND :revision::bigint IS NOT NULL",
+        test=test_payments.test_of_two_attempts_at_once_one_is_refused,
+    ),
+    Guard(
         name="the sandbox closes a key that it has not charged",
         owner=sandbox.SandboxProcessor,
         attribute="cancel",

@@ -24,6 +24,7 @@ from pay_svc.domain import (
     Charge,
     MaskedCard,
     Payment,
+    PaymentChanged,
     ProcessorUnavailable,
     Refusal,
     Status,
@@ -429,6 +430,40 @@ async def test_what_a_newer_release_knows_of_a_booking_is_passed_over_and_kept(p
     assert len(await desk.payments.page(owner=None, before="ffffffff-ffff-ffff-ffff-ffffffffffff", size=9)) == 1
 
     assert await connection.fetchval("SELECT booking ->> 'special_request' FROM payments") == "late"
+
+
+async def test_of_two_attempts_at_once_one_is_refused(pay_database: Database) -> None:
+    """Both were allowed when they were loaded: only one card is sent to the processor."""
+    desk, limits = Desk(pay_database), AttemptLimits()
+    await desk.pay(DECLINED)
+    one, other = [await desk.payments.get(desk.order_id, owner=None) for _ in range(2)]
+    for payment in (one, other):
+        assert payment.card is not None
+        assert payment.start_attempt(
+            new_id(), amount=AMOUNT, booking=desk.booking, card=payment.card, started_at=clock(), limits=limits
+        )
+    await desk.payments.save(one, limits)
+
+    with pytest.raises(PaymentChanged):
+        await desk.payments.save(other, limits)
+
+    assert (await desk.payments.get(desk.order_id, owner=None)).attempt_id == one.attempt_id
+
+
+async def test_only_an_attempt_changes_what_is_paid_for(pay_database: Database) -> None:
+    """An outcome is stored without the booking, which may have been erased since it was loaded."""
+    desk = Desk(pay_database)
+    await desk.pay(DECLINED)
+    payment = await desk.payments.get(desk.order_id, owner=None)
+    assert payment.booking is not None
+    stored = payment.booking
+    payment.booking = replace(stored, phone_no="01000000000", owner="somebody else")
+    payment.amount = Money("KRW", payment.amount.amount + 1)
+
+    await desk.payments.save(payment)
+
+    payment = await desk.payments.get(desk.order_id, owner=None)
+    assert (payment.booking, payment.amount) == (stored, AMOUNT)
 
 
 async def test_fields_that_only_a_newer_release_knows_are_handed_on(pay_database: Database) -> None:
