@@ -768,6 +768,30 @@ async def test_the_lock_of_a_frozen_relay_passes_on(
             frozen.kill()
 
 
+async def test_calls_run_while_a_backlog_is_published(server: Server) -> None:
+    """The event loop comes to other tasks between two parts of the batch."""
+    async with running(server.url) as bus:
+        await bus.publish_all([("gotohotel.order.v1.Ordered", b"", {"Nats-Msg-Id": new_id()})])  # subscribed to replies
+        publish, published, seen = bus.js.publish_async, 0, set()
+
+        async def count(*arguments: Any, **named: Any) -> Any:
+            nonlocal published
+            published += 1
+            return await publish(*arguments, **named)
+
+        async def watch() -> None:
+            while published < outbox.BATCH_SIZE:
+                seen.add(published)
+                await asyncio.sleep(0)
+
+        bus.js.publish_async = count  # type: ignore[method-assign]
+        batch = [("gotohotel.order.v1.Ordered", b"", {"Nats-Msg-Id": new_id()}) for _ in range(outbox.BATCH_SIZE)]
+        sent, _ = await asyncio.gather(bus.publish_all(batch), watch())
+
+    assert all(sent)
+    assert len(seen) >= 10
+
+
 async def test_an_event_that_is_too_large_holds_up_no_other_order(
     server: Server, order_database: Database, order_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
