@@ -221,8 +221,8 @@ SELECT count(*) AS saved FROM saved
 """)
 
 
-# One order that keeps its nights and announces nothing, as when the outcome of its payment is recorded: for less than
-# half the work.
+# One order that keeps its nights and announces nothing, as when the outcome of its payment is recorded: half the work
+# for the server.
 SAVE_QUIETLY = Statement(f"""
 WITH saved AS (
     UPDATE orders

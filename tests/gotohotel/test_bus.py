@@ -786,7 +786,8 @@ async def test_calls_run_while_a_backlog_is_published(server: Server) -> None:
 
         bus.js.publish_async = count  # type: ignore[method-assign]
         batch = [("gotohotel.order.v1.Ordered", b"", {"Nats-Msg-Id": new_id()}) for _ in range(outbox.BATCH_SIZE)]
-        sent, _ = await asyncio.gather(bus.publish_all(batch), watch())
+        async with within(10):
+            sent, _ = await asyncio.gather(bus.publish_all(batch), watch())
 
     assert all(sent)
     assert len(seen) >= 10
