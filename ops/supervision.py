@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from supervisor.xmlrpc import SupervisorTransport
+from supervisor.xmlrpc import Faults, SupervisorTransport
 
 from ops.errors import StackError
 
@@ -170,15 +170,22 @@ class Supervisor:
 
     def start(self, name: str) -> None:
         """Starts a process without waiting for it."""
-        self.call("startProcess", name, False)
+        self._tell("startProcess", name, done_already=Faults.ALREADY_STARTED)
 
     def stop(self, *names: str) -> None:
-        """Stops processes, all at once, unless they are stopped or being stopped already."""
+        """Stops processes, all at once, and waits for those that are being stopped already."""
         for name in names:
-            if self._state(name) not in (*STOPPED, "STOPPING"):
-                self.call("stopProcess", name, False)
+            self._tell("stopProcess", name, done_already=Faults.NOT_RUNNING)
         otherwise = f"{', '.join(names)} did not stop"
         wait_until(lambda: all(self._state(name) in STOPPED for name in names), otherwise, seconds=STOP_SECONDS + 10)
+
+    def _tell(self, command: str, name: str, *, done_already: int) -> None:
+        """Does not wait for the process. That another command was faster (the fault `done_already`) is no error."""
+        try:
+            self.call(command, name, False)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != done_already:
+                raise
 
     def _state(self, name: str) -> str:
         return str(self.call("getProcessInfo", name)["statename"])

@@ -218,6 +218,25 @@ def test_a_process_that_is_stopped_twice_at_once_stops(hotel: Hotel) -> None:
     assert [each.returncode for each in done] == [0, 0], done
 
 
+def test_what_somebody_else_has_just_done_to_a_process_counts_as_done(hotel: Hotel) -> None:
+    """Between the look at a process and the command to stop or start it, another command may have done so."""
+
+    class Late(Supervisor):
+        def call(self, name: str, *arguments: Any) -> Any:
+            if name in ("stopProcess", "startProcess"):
+                super().call(name, arguments[0], True)
+            return super().call(name, *arguments)
+
+    late = Late(hotel.stack.home)
+    try:
+        late.stop("reservation_svc")
+        assert not late.is_started("reservation_svc")
+        late.start("reservation_svc")
+        assert late.is_started("reservation_svc")
+    finally:
+        hotel.stack.start("reservation_svc")
+
+
 def test_two_stacks_never_get_the_same_ports(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ports are free until the stack starts: meanwhile nobody else gets them."""
     monkeypatch.setattr("random.sample", lambda population, _: list(population))
